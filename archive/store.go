@@ -1,0 +1,48 @@
+package archive
+
+import (
+	"io"
+	"iter"
+)
+
+// Store holds named, immutable objects: parts and log records. Names are
+// relative paths of plain ASCII, "/" between components. A Store is safe for
+// concurrent use by many goroutines and many processes.
+type Store interface {
+	// Create starts an object that nobody sees until it is published.
+	Create() (Draft, error)
+	// Open opens a published object; the error wraps fs.ErrNotExist where there is none.
+	Open(name string) (Object, error)
+	// List yields the published objects whose names begin with prefix, which
+	// is "" or ends with "/", in the order of their names. An object published
+	// or removed meanwhile may be missed or seen. After an error it ends: a
+	// listing that could not be read is never taken for an empty one.
+	List(prefix string) iter.Seq2[ObjectInfo, error]
+	// Remove removes a published object. Whoever has it open goes on reading.
+	Remove(name string) error
+}
+
+// ObjectInfo describes a published object.
+type ObjectInfo struct {
+	Name   string
+	Stored int64 // bytes
+}
+
+// Draft is an object being written. It is used by one goroutine. After the
+// first error of Write every later call fails too.
+type Draft interface {
+	io.Writer
+	// Publish makes the object visible under name, whole and on stable
+	// storage, or not at all. The error wraps fs.ErrExist where the name is
+	// taken: of two writers of one name exactly one succeeds.
+	Publish(name string) error
+	// Discard drops what was written. It does nothing after Publish.
+	Discard() error
+}
+
+// Object is a published object. It is safe for concurrent use until closed.
+type Object interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64 // stored bytes
+}
