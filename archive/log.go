@@ -1,0 +1,427 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+const recordSuffix = ".jsonl.zst"
+
+func recordName(number uint64) string { return fmt.Sprintf("log/%012d%s", number, recordSuffix) }
+
+// recordNumber returns the number of the record stored as name.
+func recordNumber(name string) (uint64, bool) {
+	digits, ok := strings.CutSuffix(strings.TrimPrefix(name, "log/"), recordSuffix)
+	if !ok || len(digits) < 12 {
+		return 0, false
+	}
+	number, err := strconv.ParseUint(digits, 10, 64)
+	return number, err == nil && recordName(number) == name
+}
+
+// Last returns the number of the newest record, 0 where there is none.
+func (r *Repository) Last() (uint64, error) {
+	last := uint64(0)
+	for object, err := range r.store.List("log/") {
+		if err != nil {
+			return 0, fmt.Errorf("list the log: %w", err)
+		}
+		if number, ok := recordNumber(object.Name); ok {
+			last = max(last, number)
+		}
+	}
+	return last, nil
+}
+
+// RecordDigest returns the digest of a record's stored bytes, which the next
+// record repeats.
+func (r *Repository) RecordDigest(number uint64) (Digest, error) {
+	object, err := r.store.Open(recordName(number))
+	if err != nil {
+		return Digest{}, fmt.Errorf("log record %d: %w", number, err)
+	}
+	defer object.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(object, 0, object.Size())); err != nil {
+		return Digest{}, fmt.Errorf("log record %d: %w", number, err)
+	}
+	return Digest(sum.Sum(nil)), nil
+}
+
+// RecordReader reads one record. It is used by one goroutine and must be closed.
+type RecordReader struct {
+	number uint64
+	object Object
+	stored io.Reader // the object's bytes, which sum sees
+	sum    hash.Hash
+	zstd   *zstd.Decoder
+	lines  *bufio.Scanner
+	line   int // lines read so far
+	header Header
+	ahead  *jsonLine // a line read but not returned
+	counts Counts
+	ended  bool
+}
+
+// OpenRecord opens a record and reads its header.
+func (r *Repository) OpenRecord(number uint64) (*RecordReader, error) {
+	object, err := r.store.Open(recordName(number))
+	if err != nil {
+		return nil, fmt.Errorf("log record %d: %w", number, err)
+	}
+	rr, err := newRecordReader(number, object)
+	if err != nil {
+		object.Close()
+		return nil, err
+	}
+	return rr, nil
+}
+
+func newRecordReader(number uint64, object Object) (*RecordReader, error) {
+	rr := &RecordReader{number: number, object: object, sum: sha256.New()}
+	rr.stored = io.TeeReader(bufio.NewReaderSize(io.NewSectionReader(object, 0, object.Size()), 128<<10), rr.sum)
+	var err error
+	rr.zstd, err = zstd.NewReader(rr.stored, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+	if err != nil {
+		return nil, rr.fail(err)
+	}
+	rr.lines = bufio.NewScanner(rr.zstd)
+	rr.lines.Buffer(make([]byte, 64<<10), maxLine)
+	if err := rr.readHeader(); err != nil {
+		rr.zstd.Close()
+		return nil, err
+	}
+	return rr, nil
+}
+
+func (rr *RecordReader) fail(err error) error {
+	return fmt.Errorf("log record %d, line %d: %w", rr.number, rr.line, err)
+}
+
+// scan reads the next line into v.
+func (rr *RecordReader) scan(v any) error {
+	rr.line++
+	if !rr.lines.Scan() {
+		if err := rr.lines.Err(); err != nil {
+			return rr.fail(err)
+		}
+		return rr.fail(io.ErrUnexpectedEOF)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(rr.lines.Bytes()))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(v); err != nil {
+		return rr.fail(err)
+	}
+	return nil
+}
+
+func (rr *RecordReader) readHeader() error {
+	if err := rr.scan(&rr.header); err != nil {
+		return err
+	}
+	if rr.header.Number != rr.number {
+		return rr.fail(fmt.Errorf("it calls itself record %d", rr.header.Number))
+	}
+	return rr.header.validate()
+}
+
+// Header returns the first line of the record.
+func (rr *RecordReader) Header() Header { return rr.header }
+
+// Next returns the next line of the body. It returns io.EOF once the whole
+// record was read and its counts agree; only then was it whole.
+func (rr *RecordReader) Next() (Line, error) {
+	if rr.ended {
+		return Line{}, io.EOF
+	}
+	j, err := rr.next()
+	if err != nil {
+		return Line{}, err
+	}
+	if j.End != nil {
+		return Line{}, rr.finish(*j.End)
+	}
+	line, err := j.line()
+	if err != nil {
+		return Line{}, rr.fail(err)
+	}
+	if line.Entry != nil {
+		if err := rr.completeEntry(line.Entry); err != nil {
+			return Line{}, err
+		}
+	}
+	rr.counts.add(line)
+	return line, nil
+}
+
+func (rr *RecordReader) next() (*jsonLine, error) {
+	if j := rr.ahead; j != nil {
+		rr.ahead = nil
+		return j, nil
+	}
+	j := new(jsonLine)
+	return j, rr.scan(j)
+}
+
+// completeEntry appends the extents of the "more" lines that follow an entry.
+func (rr *RecordReader) completeEntry(e *Entry) error {
+	for len(e.Data) >= extentsPerLine {
+		j, err := rr.next()
+		if err != nil {
+			return err
+		}
+		if j.More == nil {
+			rr.ahead = j
+			break
+		}
+		if e.Data = extents(e.Data, j.More); len(e.Data) > maxExtents {
+			return rr.fail(fmt.Errorf("%q: too many extents", e.Path))
+		}
+	}
+	if err := e.validate(); err != nil {
+		return rr.fail(err)
+	}
+	return nil
+}
+
+func (rr *RecordReader) finish(end Counts) error {
+	if end != rr.counts {
+		return rr.fail(fmt.Errorf("the record says that it has %+v, it has %+v", end, rr.counts))
+	}
+	if rr.lines.Scan() {
+		return rr.fail(errors.New("lines after the last one"))
+	}
+	if err := rr.lines.Err(); err != nil {
+		return rr.fail(err)
+	}
+	if _, err := io.Copy(io.Discard, rr.stored); err != nil {
+		return rr.fail(err)
+	}
+	rr.ended = true
+	return io.EOF
+}
+
+// Digest returns the digest of the record's stored bytes. It is known once Next
+// has returned io.EOF.
+func (rr *RecordReader) Digest() (Digest, error) {
+	if !rr.ended {
+		return Digest{}, rr.fail(errors.New("its digest is not known before its end"))
+	}
+	return Digest(rr.sum.Sum(nil)), nil
+}
+
+// Close ends the reading.
+func (rr *RecordReader) Close() error {
+	rr.zstd.Close()
+	return rr.object.Close()
+}
+
+// RecordDraft collects the lines of a record whose number is not known yet. It
+// keeps them compressed in two unnamed files: the parts and contents in one,
+// the changes in the other, so that a record can be committed again under
+// another number when somebody else took the first. The two halves may be
+// written by two goroutines at the same time. It must be discarded.
+type RecordDraft struct {
+	repository *Repository
+	contents   *spool
+	changes    *spool
+}
+
+// NewRecord starts a record.
+func (r *Repository) NewRecord() (*RecordDraft, error) {
+	contents, err := r.newSpool()
+	if err != nil {
+		return nil, err
+	}
+	changes, err := r.newSpool()
+	if err != nil {
+		contents.close()
+		return nil, err
+	}
+	return &RecordDraft{repository: r, contents: contents, changes: changes}, nil
+}
+
+// AddPart adds a part that is on stable storage, and its contents.
+func (d *RecordDraft) AddPart(p PublishedPart) error {
+	if err := d.contents.write(Line{Part: &p.Part}); err != nil {
+		return err
+	}
+	for _, c := range p.Contents {
+		if err := d.contents.write(Line{Content: &Placement{Part: p.Part.Name, Content: c}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Add adds a change: an entry, a path that is gone, or a forgotten generation.
+// Entries and gone paths come in path order: depth first, a directory before
+// what is in it, names in the order of their bytes.
+func (d *RecordDraft) Add(change Line) error {
+	if change.Entry != nil {
+		if err := change.Entry.validate(); err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+	}
+	return d.changes.write(change)
+}
+
+// Reset drops the changes, not the parts: to compare again against another base.
+func (d *RecordDraft) Reset() error {
+	changes, err := d.repository.newSpool()
+	if err != nil {
+		return err
+	}
+	d.changes.close()
+	d.changes = changes
+	return nil
+}
+
+// Counts returns how many lines of each kind were added so far.
+func (d *RecordDraft) Counts() Counts {
+	c, changes := d.contents.counts, d.changes.counts
+	c.Entries, c.Extents, c.Gone, c.Forgets = changes.Entries, changes.Extents, changes.Gone, changes.Forgets
+	return c
+}
+
+// Commit publishes the record as number h.Number. The error wraps fs.ErrExist
+// when somebody else took that number: give it another header and commit again.
+// It returns the digest and the stored bytes of the record.
+func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) {
+	if err := h.validate(); err != nil {
+		return Digest{}, 0, err
+	}
+	draft, err := d.repository.store.Create()
+	if err != nil {
+		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
+	}
+	defer draft.Discard()
+	sum := sha256.New()
+	if stored, err = d.writeTo(io.MultiWriter(draft, sum), h); err == nil {
+		err = draft.Publish(recordName(h.Number))
+	}
+	if err != nil {
+		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
+	}
+	return Digest(sum.Sum(nil)), stored, nil
+}
+
+// writeTo writes the whole record: four zstd streams, one behind the other.
+func (d *RecordDraft) writeTo(w io.Writer, h Header) (int64, error) {
+	first, err := compressedJSON(h)
+	if err != nil {
+		return 0, err
+	}
+	last, err := compressedJSON(struct {
+		End Counts `json:"end"`
+	}{d.Counts()})
+	if err != nil {
+		return 0, err
+	}
+	contents, err := d.contents.reader()
+	if err != nil {
+		return 0, err
+	}
+	changes, err := d.changes.reader()
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(w, io.MultiReader(bytes.NewReader(first), contents, changes, bytes.NewReader(last)))
+}
+
+func compressedJSON(v any) ([]byte, error) {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	defer encoder.Close()
+	return encoder.EncodeAll(append(line, '\n'), nil), nil
+}
+
+// Discard drops what was written.
+func (d *RecordDraft) Discard() {
+	d.contents.close()
+	d.changes.close()
+}
+
+// spool is an unnamed file of compressed lines. Its first error stays.
+type spool struct {
+	file   *os.File
+	zstd   *zstd.Encoder
+	buffer []byte
+	counts Counts
+	err    error
+}
+
+func (r *Repository) newSpool() (*spool, error) {
+	file, err := r.unnamedFile()
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	encoder, err := zstd.NewWriter(file, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return &spool{file: file, zstd: encoder}, nil
+}
+
+func (s *spool) write(l Line) error {
+	if s.err != nil {
+		return s.err
+	}
+	b := s.buffer[:0]
+	switch {
+	case l.Part != nil:
+		b = appendPart(b, *l.Part)
+	case l.Content != nil:
+		b = appendContent(b, *l.Content)
+	case l.Entry != nil:
+		b = appendEntry(b, *l.Entry)
+	case l.Gone != "":
+		b = appendGone(b, l.Gone)
+	case l.Forget != 0:
+		b = appendForget(b, l.Forget)
+	}
+	s.buffer = b
+	s.counts.add(l)
+	if _, err := s.zstd.Write(b); err != nil {
+		s.err = fmt.Errorf("log: %w", err)
+	}
+	return s.err
+}
+
+// reader returns the compressed lines from the first; nothing may be written after it.
+func (s *spool) reader() (io.Reader, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	if err := s.zstd.Close(); err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	end, err := s.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	return io.NewSectionReader(s.file, 0, end), nil
+}
+
+func (s *spool) close() {
+	s.zstd.Close()
+	s.file.Close()
+}

@@ -1,0 +1,572 @@
+package archive
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// A log record is a zstd stream of JSON lines:
+//
+//	header                        one line
+//	part, content …               what the record adds to the parts
+//	entry, more, gone, forget …   what it changes
+//	end                           counts of the lines above
+//
+// docs/FORMAT.md gives every field. A string that is not UTF-8 travels as base64
+// in a field of the same name with "64" appended.
+
+// Limits of a record. A reader refuses what exceeds them before it allocates.
+const (
+	maxLine        = 16 << 20 // raw bytes of one line
+	extentsPerLine = 1000     // the others follow in "more" lines
+	maxExtents     = 64 << 20 // of one entry
+	maxName        = 255      // bytes of one component of a path
+	maxContent     = 8 << 20  // raw bytes of one content
+)
+
+// Kind tells what a record does. The zero value is invalid.
+type Kind string
+
+// The kinds of records.
+const (
+	KindGeneration Kind = "generation"
+	KindForget     Kind = "forget"
+	KindCompaction Kind = "compaction"
+)
+
+// Header is the first line of a record.
+type Header struct {
+	Kind     Kind      `json:"kind"`
+	Number   uint64    `json:"number"` // ≥ 1, one more than the record before
+	Time     time.Time `json:"time"`
+	Source   string    `json:"source"`         // of a generation; "" is the unnamed source
+	Name     string    `json:"name,omitempty"` // of a generation
+	Base     uint64    `json:"base"`           // record that a generation's changes are against; 0: it is complete
+	Previous Digest    `json:"previous"`       // of record Number-1; zeros for record 1
+	Program  string    `json:"program"`        // name and version of the writer
+}
+
+func (h Header) validate() error {
+	switch h.Kind {
+	case KindGeneration:
+		if !ValidGenerationName(h.Name) {
+			return fmt.Errorf("record %d: bad generation name %q", h.Number, h.Name)
+		}
+	case KindForget, KindCompaction:
+	default:
+		return fmt.Errorf("record %d: unknown kind %q: written by a newer program?", h.Number, h.Kind)
+	}
+	if h.Number == 0 || h.Base >= h.Number {
+		return fmt.Errorf("record %d: impossible base %d", h.Number, h.Base)
+	}
+	if !ValidSourceName(h.Source) {
+		return fmt.Errorf("record %d: bad source name %q", h.Number, h.Source)
+	}
+	return nil
+}
+
+// ValidGenerationName reports whether name is one that mkbackup gives:
+// "2026-11-22T03-00-00Z", and ".2", ".3", … behind it for further generations
+// of the same second.
+func ValidGenerationName(name string) bool {
+	stamp, ordinal, more := strings.Cut(name, ".")
+	if _, err := time.Parse(GenerationTimeFormat, stamp); err != nil {
+		return false
+	}
+	if !more {
+		return true
+	}
+	n, err := strconv.Atoi(ordinal)
+	return err == nil && n >= 2 && strconv.Itoa(n) == ordinal
+}
+
+// GenerationTimeFormat is the layout of a generation's name, in UTC.
+const GenerationTimeFormat = "2006-01-02T15-04-05Z"
+
+// ValidSourceName reports whether name may be a source: "" (the unnamed one),
+// or letters, digits and "._-" of ASCII, at most 255, beginning with a letter.
+// So no source can be taken for a generation, "latest" apart, or a hidden file.
+func ValidSourceName(name string) bool {
+	if name == "" {
+		return true
+	}
+	if len(name) > maxName || name == "latest" || !isLetter(name[0]) {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if !isLetter(c) && (c < '0' || c > '9') && !strings.ContainsRune("._-", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+
+// Placement says in which part a content lies.
+type Placement struct {
+	Part Digest
+	Content
+}
+
+// Line is one line of a record's body. Exactly one field is set.
+type Line struct {
+	Part    *Part      // a new part
+	Content *Placement // a content in a part that this or an earlier record names
+	Entry   *Entry     // a path that is new or changed
+	Gone    string     // a path that is no more, and all below it
+	Forget  uint64     // the number of a generation that is dropped
+}
+
+// Counts is the last line of a record: how many lines of each kind it has.
+type Counts struct {
+	Parts    int64 `json:"parts"`
+	Contents int64 `json:"contents"`
+	Entries  int64 `json:"entries"`
+	Extents  int64 `json:"extents"`
+	Gone     int64 `json:"gone"`
+	Forgets  int64 `json:"forgets"`
+}
+
+func (c *Counts) add(l Line) {
+	switch {
+	case l.Part != nil:
+		c.Parts++
+	case l.Content != nil:
+		c.Contents++
+	case l.Entry != nil:
+		c.Entries++
+		c.Extents += int64(len(l.Entry.Data))
+	case l.Gone != "":
+		c.Gone++
+	case l.Forget != 0:
+		c.Forgets++
+	}
+}
+
+// jsonLine is any line but the header, as JSON spells it.
+type jsonLine struct {
+	Part       *Digest       `json:"part,omitempty"` // with Stored: a part; with Content: its place
+	Stored     int64         `json:"stored,omitempty"`
+	Raw        int64         `json:"raw,omitempty"`
+	Tail       int64         `json:"tail,omitempty"`
+	TailDigest *Digest       `json:"tail_digest,omitempty"`
+	Content    *Hash         `json:"content,omitempty"`
+	Offset     int64         `json:"offset,omitempty"`
+	Length     int64         `json:"length,omitempty"`
+	Path       *string       `json:"path,omitempty"`
+	Path64     []byte        `json:"path64,omitempty"`
+	Type       FileType      `json:"type,omitempty"`
+	Mode       jsonMode      `json:"mode,omitempty"`
+	UID        uint32        `json:"uid,omitempty"`
+	GID        uint32        `json:"gid,omitempty"`
+	Size       int64         `json:"size,omitempty"`
+	Mtime      *jsonTime     `json:"mtime,omitempty"`
+	Ctime      *jsonTime     `json:"ctime,omitempty"`
+	Inode      uint64        `json:"inode,omitempty"`
+	Nlink      uint32        `json:"nlink,omitempty"`
+	Rdev       *[2]uint32    `json:"rdev,omitempty"`
+	Target     string        `json:"target,omitempty"`
+	Target64   []byte        `json:"target64,omitempty"`
+	Xattrs     []jsonXattr   `json:"xattrs,omitempty"`
+	Data       []jsonExtent  `json:"data,omitempty"`
+	Group      string        `json:"group,omitempty"`
+	Changed    bool          `json:"changed,omitempty"`
+	More       []jsonExtent  `json:"more,omitempty"`
+	Gone       *string       `json:"gone,omitempty"`
+	Gone64     []byte        `json:"gone64,omitempty"`
+	Forget     uint64        `json:"forget,omitempty"`
+	End        *Counts       `json:"end,omitempty"`
+}
+
+type jsonXattr struct {
+	Name    string `json:"name,omitempty"`
+	Name64  []byte `json:"name64,omitempty"`
+	Value   string `json:"value,omitempty"`
+	Value64 []byte `json:"value64,omitempty"`
+}
+
+// jsonMode is a mode as an octal string: "0644".
+type jsonMode uint32
+
+func (m *jsonMode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	if err != nil || n > 0o7777 {
+		return fmt.Errorf("bad mode %q", text)
+	}
+	*m = jsonMode(n)
+	return nil
+}
+
+// jsonTime is a time as [seconds, nanoseconds].
+type jsonTime Timespec
+
+func (t *jsonTime) UnmarshalJSON(text []byte) error {
+	var pair []int64
+	if err := json.Unmarshal(text, &pair); err != nil {
+		return err
+	}
+	if len(pair) != 2 || pair[1] < 0 || pair[1] >= 1e9 {
+		return fmt.Errorf("bad time %s", text)
+	}
+	*t = jsonTime{Sec: pair[0], Nsec: uint32(pair[1])}
+	return nil
+}
+
+// jsonExtent is an extent as [offset, length, "hash"].
+type jsonExtent Extent
+
+func (e *jsonExtent) UnmarshalJSON(text []byte) error {
+	fields := [3]any{&e.Offset, &e.Len, &e.Hash}
+	list := fields[:]
+	if err := json.Unmarshal(text, &list); err != nil {
+		return err
+	}
+	if len(list) != 3 || list[2] == nil {
+		return fmt.Errorf("bad extent %s", text)
+	}
+	return nil
+}
+
+// appendString appends ,"name":"value", or the base64 form where value is not UTF-8.
+func appendString(b []byte, name, value string) []byte {
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	if !utf8.ValidString(value) {
+		b = append(b, `64":"`...)
+		b = base64.StdEncoding.AppendEncode(b, []byte(value))
+		return append(b, '"')
+	}
+	b = append(b, `":`...)
+	return appendQuoted(b, value)
+}
+
+func appendQuoted(b []byte, value string) []byte {
+	for i := range len(value) {
+		if c := value[i]; c < 0x20 || c == '"' || c == '\\' || c >= 0x7f {
+			quoted, _ := json.Marshal(value) // of a valid string, which cannot fail
+			return append(b, quoted...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, value...)
+	return append(b, '"')
+}
+
+func appendInt(b []byte, name string, value int64) []byte {
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	b = append(b, '"', ':')
+	return strconv.AppendInt(b, value, 10)
+}
+
+func appendPair(b []byte, name string, first int64, second uint32) []byte {
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	b = append(b, `":[`...)
+	b = strconv.AppendInt(b, first, 10)
+	b = append(b, ',')
+	b = strconv.AppendUint(b, uint64(second), 10)
+	return append(b, ']')
+}
+
+func appendDigest(b []byte, name string, digest [32]byte) []byte {
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	b = append(b, `":"`...)
+	b = Hash(digest).appendHex(b)
+	return append(b, '"')
+}
+
+func (h Hash) appendHex(b []byte) []byte {
+	const digits = "0123456789abcdef"
+	for _, c := range h {
+		b = append(b, digits[c>>4], digits[c&15])
+	}
+	return b
+}
+
+// finishLine turns the leading comma of the line that begins at start into its
+// brace and closes it.
+func finishLine(b []byte, start int) []byte {
+	b[start] = '{'
+	return append(b, '}', '\n')
+}
+
+func appendPart(b []byte, p Part) []byte {
+	start := len(b)
+	b = appendDigest(b, "part", p.Name)
+	b = appendInt(b, "stored", p.Stored)
+	b = appendInt(b, "raw", p.Raw)
+	b = appendInt(b, "tail", p.TailStored)
+	b = appendDigest(b, "tail_digest", p.Tail)
+	return finishLine(b, start)
+}
+
+func appendContent(b []byte, c Placement) []byte {
+	start := len(b)
+	b = appendDigest(b, "content", c.Hash)
+	b = appendDigest(b, "part", c.Part)
+	b = appendInt(b, "offset", c.RawOffset)
+	b = appendInt(b, "length", c.RawLen)
+	return finishLine(b, start)
+}
+
+func appendGone(b []byte, path string) []byte {
+	start := len(b)
+	return finishLine(appendString(b, "gone", path), start)
+}
+
+func appendForget(b []byte, number uint64) []byte {
+	start := len(b)
+	return finishLine(appendInt(b, "forget", int64(number)), start)
+}
+
+func appendEntry(b []byte, e Entry) []byte {
+	start := len(b)
+	a := e.Attr
+	b = appendString(b, "path", e.Path)
+	b = append(b, `,"type":"`...)
+	b = append(b, a.Type.String()...)
+	b = append(b, `","mode":"`...)
+	b = fmt.Appendf(b, "%04o", a.Mode)
+	b = append(b, '"')
+	b = appendInt(b, "uid", int64(a.UID))
+	b = appendInt(b, "gid", int64(a.GID))
+	b = appendInt(b, "size", a.Size)
+	b = appendPair(b, "mtime", a.Mtime.Sec, a.Mtime.Nsec)
+	b = appendPair(b, "ctime", a.Ctime.Sec, a.Ctime.Nsec)
+	b = append(b, `,"inode":`...)
+	b = strconv.AppendUint(b, a.Inode, 10)
+	b = appendInt(b, "nlink", int64(a.Nlink))
+	if a.Type == TypeChar || a.Type == TypeBlock {
+		b = appendPair(b, "rdev", int64(a.Rdev.Major), a.Rdev.Minor)
+	}
+	if a.Type == TypeSymlink {
+		b = appendString(b, "target", e.Target)
+	}
+	b = appendXattrs(b, e.Xattrs)
+	b = appendExtents(b, "data", e.Data[:min(len(e.Data), extentsPerLine)])
+	if e.Group != "" {
+		b = appendString(b, "group", e.Group)
+	}
+	if e.Changed {
+		b = append(b, `,"changed":true`...)
+	}
+	b = finishLine(b, start)
+	for rest := e.Data; len(rest) > extentsPerLine; {
+		rest = rest[extentsPerLine:]
+		start = len(b)
+		b = appendExtents(b, "more", rest[:min(len(rest), extentsPerLine)])
+		b = finishLine(b, start)
+	}
+	return b
+}
+
+func appendXattrs(b []byte, xattrs []Xattr) []byte {
+	if len(xattrs) == 0 {
+		return b
+	}
+	b = append(b, `,"xattrs":[`...)
+	for i, x := range xattrs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		start := len(b)
+		b = appendString(b, "name", x.Name)
+		b = appendString(b, "value", x.Value)
+		b[start] = '{'
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+func appendExtents(b []byte, name string, extents []Extent) []byte {
+	if len(extents) == 0 {
+		return b
+	}
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	b = append(b, `":[`...)
+	for i, e := range extents {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '[')
+		b = strconv.AppendInt(b, e.Offset, 10)
+		b = append(b, ',')
+		b = strconv.AppendInt(b, e.Len, 10)
+		b = append(b, ',', '"')
+		b = e.Hash.appendHex(b)
+		b = append(b, '"', ']')
+	}
+	return append(b, ']')
+}
+
+// line translates the JSON of a part, content, entry, gone or forget line.
+func (j *jsonLine) line() (Line, error) {
+	switch {
+	case j.Content != nil:
+		return j.contentLine()
+	case j.Part != nil:
+		return j.partLine()
+	case j.Path != nil || j.Path64 != nil:
+		return j.entryLine()
+	case j.Gone != nil || j.Gone64 != nil:
+		path, err := text(j.Gone, j.Gone64)
+		if err != nil {
+			return Line{}, err
+		}
+		return Line{Gone: path}, validatePath(path)
+	case j.Forget != 0:
+		return Line{Forget: j.Forget}, nil
+	}
+	return Line{}, errors.New("line of no known kind")
+}
+
+func (j *jsonLine) partLine() (Line, error) {
+	if j.TailDigest == nil {
+		return Line{}, errors.New("part without tail digest")
+	}
+	p := &Part{Name: *j.Part, Stored: j.Stored, Raw: j.Raw, TailStored: j.Tail, Tail: *j.TailDigest}
+	return Line{Part: p}, p.validate()
+}
+
+func (p *Part) validate() error {
+	if p.TailStored <= 0 || p.Stored <= p.TailStored || p.Raw <= 0 {
+		return fmt.Errorf("part %s: impossible sizes: stored %d, raw %d, tail %d", p.Name, p.Stored, p.Raw, p.TailStored)
+	}
+	return nil
+}
+
+func (j *jsonLine) contentLine() (Line, error) {
+	if j.Part == nil {
+		return Line{}, errors.New("content without a part")
+	}
+	c := &Placement{Part: *j.Part, Content: Content{Hash: *j.Content, RawOffset: j.Offset, RawLen: j.Length}}
+	return Line{Content: c}, c.validate()
+}
+
+func (c *Placement) validate() error {
+	if c.RawOffset < 0 || c.RawLen <= 0 || c.RawLen > maxContent {
+		return fmt.Errorf("content %s: impossible place: offset %d, length %d", c.Hash, c.RawOffset, c.RawLen)
+	}
+	return nil
+}
+
+func (j *jsonLine) entryLine() (Line, error) {
+	path, err := text(j.Path, j.Path64)
+	if err != nil {
+		return Line{}, err
+	}
+	e := &Entry{Path: path, Group: j.Group, Changed: j.Changed, Data: extents(nil, j.Data)}
+	if j.Mtime == nil || j.Ctime == nil {
+		return Line{}, fmt.Errorf("%q: no mtime or ctime", path)
+	}
+	e.Attr = Attr{Type: j.Type, Mode: uint32(j.Mode), UID: j.UID, GID: j.GID, Size: j.Size,
+		Mtime: Timespec(*j.Mtime), Ctime: Timespec(*j.Ctime), Inode: j.Inode, Nlink: j.Nlink}
+	if j.Rdev != nil {
+		e.Attr.Rdev = Device{Major: j.Rdev[0], Minor: j.Rdev[1]}
+	}
+	if e.Target, err = text(&j.Target, j.Target64); err != nil {
+		return Line{}, err
+	}
+	for _, x := range j.Xattrs {
+		name, err := text(&x.Name, x.Name64)
+		if err != nil {
+			return Line{}, err
+		}
+		value, err := text(&x.Value, x.Value64)
+		if err != nil {
+			return Line{}, err
+		}
+		e.Xattrs = append(e.Xattrs, Xattr{Name: name, Value: value})
+	}
+	return Line{Entry: e}, nil
+}
+
+// text returns the value of a field that has a plain and a base64 form.
+func text(plain *string, encoded []byte) (string, error) {
+	switch {
+	case encoded == nil && plain != nil:
+		return *plain, nil
+	case plain == nil || *plain == "":
+		return string(encoded), nil
+	}
+	return "", fmt.Errorf("%q is given twice", *plain)
+}
+
+func extents(list []Extent, more []jsonExtent) []Extent {
+	for _, e := range more {
+		list = append(list, Extent(e))
+	}
+	return list
+}
+
+// validate checks what a reader relies on; neither writer nor reader lets
+// anything else pass.
+func (e *Entry) validate() error {
+	if err := validatePath(e.Path); err != nil {
+		return err
+	}
+	if err := e.Attr.validate(); err != nil {
+		return fmt.Errorf("%q: %w", e.Path, err)
+	}
+	if err := e.validateXattrs(); err != nil {
+		return fmt.Errorf("%q: %w", e.Path, err)
+	}
+	if (e.Target != "") != (e.Attr.Type == TypeSymlink) || strings.ContainsRune(e.Target, 0) {
+		return fmt.Errorf("%q: a %s with the target %q", e.Path, e.Attr.Type, e.Target)
+	}
+	if len(e.Data) > 0 && e.Attr.Type != TypeFile {
+		return fmt.Errorf("%q: a %s with data", e.Path, e.Attr.Type)
+	}
+	if e.Group != "" && (e.Attr.Type == TypeDir || e.Attr.Whiteout()) {
+		return fmt.Errorf("%q: a %s in a hard-link group", e.Path, e.Attr.Type)
+	}
+	end := int64(0)
+	for _, x := range e.Data {
+		if x.Offset < end || x.Len <= 0 || x.Len > maxContent || x.Offset > e.Attr.Size-x.Len {
+			return fmt.Errorf("%q: impossible extent: offset %d, length %d", e.Path, x.Offset, x.Len)
+		}
+		end = x.Offset + x.Len
+	}
+	return nil
+}
+
+func (a *Attr) validate() error {
+	if !a.Type.Valid() || a.Mode > 0o7777 || a.Size < 0 || a.Nlink == 0 || a.Mtime.Nsec >= 1e9 || a.Ctime.Nsec >= 1e9 {
+		return fmt.Errorf("impossible attributes: %+v", *a)
+	}
+	return nil
+}
+
+func (e *Entry) validateXattrs() error {
+	previous := ""
+	for _, x := range e.Xattrs {
+		if x.Name <= previous || len(x.Name) > maxName || strings.ContainsRune(x.Name, 0) {
+			return fmt.Errorf("bad extended attribute name %q", x.Name)
+		}
+		previous = x.Name
+	}
+	return nil
+}
+
+func validatePath(path string) error {
+	if path == "." {
+		return nil
+	}
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.IndexByte(name, 0) >= 0 {
+			return fmt.Errorf("bad path %q", path)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,183 @@
+package archive
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// FormatVersion is the version of the format that this package reads and
+// writes. docs/FORMAT.md describes it.
+const FormatVersion = 1
+
+// DefaultPartSize is the stored size at which a part ends: 64 MiB.
+const DefaultPartSize = 64 << 20
+
+// MinPartSize is the least part size that a repository may have: 64 KiB.
+const MinPartSize = 64 << 10
+
+const configName = "repo.json"
+
+var (
+	// ErrNoRepository says that there is no repository at a place.
+	ErrNoRepository = errors.New("no repository")
+	// ErrNewerFormat says that a newer version made the repository.
+	ErrNewerFormat = errors.New("newer format")
+)
+
+// Config is what repo.json holds. It never changes.
+type Config struct {
+	Format   int       `json:"format"`    // FormatVersion
+	ID       string    `json:"id"`        // 32 hexadecimal digits, random
+	Created  time.Time `json:"created"`   // when
+	PartSize int64     `json:"part_size"` // stored bytes at which a part ends
+}
+
+// Repository is an open repository: the store of its parts and log, and the
+// place of its index. It is safe for concurrent use.
+type Repository struct {
+	Config
+	store *DirStore
+}
+
+// InitOptions are the choices made once for a repository.
+type InitOptions struct {
+	PartSize int64 // stored bytes at which a part ends; 0 means DefaultPartSize
+}
+
+// Init makes a repository in dir, which must not exist or be empty.
+func Init(dir string, o InitOptions) (*Repository, error) {
+	if o.PartSize == 0 {
+		o.PartSize = DefaultPartSize
+	}
+	if o.PartSize < MinPartSize {
+		return nil, fmt.Errorf("part size %d: the least is %d bytes", o.PartSize, MinPartSize)
+	}
+	if err := makeEmptyDir(dir); err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{"parts", "log", "index", "tmp"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o777); err != nil {
+			return nil, fmt.Errorf("make the repository: %w", err)
+		}
+	}
+	store, err := NewDirStore(dir)
+	if err != nil {
+		return nil, err
+	}
+	var id [16]byte
+	rand.Read(id[:]) // never fails, says crypto/rand
+	r := &Repository{store: store, Config: Config{Format: FormatVersion, ID: fmt.Sprintf("%x", id),
+		Created: time.Now().UTC().Truncate(time.Second), PartSize: o.PartSize}}
+	if err := r.writeConfig(); err != nil {
+		store.Close()
+		return nil, fmt.Errorf("make the repository: %w", err)
+	}
+	return r, nil
+}
+
+func makeEmptyDir(dir string) error {
+	err := os.Mkdir(dir, 0o777)
+	if err == nil {
+		return SyncDir(filepath.Dir(dir))
+	}
+	if !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == configName {
+			return fmt.Errorf("%s is a repository already", dir)
+		}
+		if e.Name() != "lost+found" {
+			return fmt.Errorf("%s is not empty: give a new or an empty directory", dir)
+		}
+	}
+	return nil
+}
+
+func (r *Repository) writeConfig() error {
+	text, err := json.MarshalIndent(r.Config, "", "  ")
+	if err != nil {
+		return err
+	}
+	draft, err := r.store.Create()
+	if err != nil {
+		return err
+	}
+	defer draft.Discard()
+	if _, err := draft.Write(append(text, '\n')); err != nil {
+		return err
+	}
+	return draft.Publish(configName)
+}
+
+// Open opens the repository in dir. The error wraps ErrNoRepository or
+// ErrNewerFormat where that is the reason.
+func Open(dir string) (*Repository, error) {
+	text, err := os.ReadFile(filepath.Join(dir, configName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+	case err != nil:
+		return nil, fmt.Errorf("open the repository: %w", err)
+	}
+	config, err := parseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, configName), err)
+	}
+	store, err := NewDirStore(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the repository: %w", err)
+	}
+	return &Repository{Config: config, store: store}, nil
+}
+
+func parseConfig(text []byte) (Config, error) {
+	var c Config
+	if err := json.Unmarshal(text, &c); err != nil {
+		return Config{}, fmt.Errorf("damaged: %w", err)
+	}
+	switch {
+	case c.Format > FormatVersion:
+		return Config{}, fmt.Errorf("%w %d, this program knows up to %d: use a newer program", ErrNewerFormat, c.Format, FormatVersion)
+	case c.Format < 1 || len(c.ID) != 32 || c.PartSize < MinPartSize:
+		return Config{}, fmt.Errorf("damaged: format %d, id %q, part size %d", c.Format, c.ID, c.PartSize)
+	}
+	return c, nil
+}
+
+// Store returns the store of the parts and the log.
+func (r *Repository) Store() Store { return r.store }
+
+// Dir returns the directory that the repository lies in.
+func (r *Repository) Dir() string { return r.store.Dir() }
+
+// IndexDir returns the directory of the sealed indexes.
+func (r *Repository) IndexDir() string { return filepath.Join(r.store.Dir(), "index") }
+
+// TempDir makes a directory for unpublished work, on the file system of
+// IndexDir. What is left of it when the process ends is removed by a later one.
+func (r *Repository) TempDir(pattern string) (string, error) { return r.store.TempDir(pattern) }
+
+// unnamedFile makes a file for unpublished work that nobody else sees.
+func (r *Repository) unnamedFile() (*os.File, error) {
+	dir, err := r.store.TempDir("spool-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return os.OpenFile(filepath.Join(dir, "spool"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// Close releases what the repository holds. Unpublished work is dropped.
+func (r *Repository) Close() error { return r.store.Close() }
+
