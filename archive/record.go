@@ -153,37 +153,37 @@ func (c *Counts) add(l Line) {
 
 // jsonLine is any line but the header, as JSON spells it.
 type jsonLine struct {
-	Part       *Digest       `json:"part,omitempty"` // with Stored: a part; with Content: its place
-	Stored     int64         `json:"stored,omitempty"`
-	Raw        int64         `json:"raw,omitempty"`
-	Tail       int64         `json:"tail,omitempty"`
-	TailDigest *Digest       `json:"tail_digest,omitempty"`
-	Content    *Hash         `json:"content,omitempty"`
-	Offset     int64         `json:"offset,omitempty"`
-	Length     int64         `json:"length,omitempty"`
-	Path       *string       `json:"path,omitempty"`
-	Path64     []byte        `json:"path64,omitempty"`
-	Type       FileType      `json:"type,omitempty"`
-	Mode       jsonMode      `json:"mode,omitempty"`
-	UID        uint32        `json:"uid,omitempty"`
-	GID        uint32        `json:"gid,omitempty"`
-	Size       int64         `json:"size,omitempty"`
-	Mtime      *jsonTime     `json:"mtime,omitempty"`
-	Ctime      *jsonTime     `json:"ctime,omitempty"`
-	Inode      uint64        `json:"inode,omitempty"`
-	Nlink      uint32        `json:"nlink,omitempty"`
-	Rdev       *[2]uint32    `json:"rdev,omitempty"`
-	Target     string        `json:"target,omitempty"`
-	Target64   []byte        `json:"target64,omitempty"`
-	Xattrs     []jsonXattr   `json:"xattrs,omitempty"`
-	Data       []jsonExtent  `json:"data,omitempty"`
-	Group      string        `json:"group,omitempty"`
-	Changed    bool          `json:"changed,omitempty"`
-	More       []jsonExtent  `json:"more,omitempty"`
-	Gone       *string       `json:"gone,omitempty"`
-	Gone64     []byte        `json:"gone64,omitempty"`
-	Forget     uint64        `json:"forget,omitempty"`
-	End        *Counts       `json:"end,omitempty"`
+	Part       *Digest      `json:"part,omitempty"` // with Stored: a part; with Content: its place
+	Stored     int64        `json:"stored,omitempty"`
+	Raw        int64        `json:"raw,omitempty"`
+	Tail       int64        `json:"tail,omitempty"`
+	TailDigest *Digest      `json:"tail_digest,omitempty"`
+	Content    *Hash        `json:"content,omitempty"`
+	Offset     int64        `json:"offset,omitempty"`
+	Length     int64        `json:"length,omitempty"`
+	Path       *string      `json:"path,omitempty"`
+	Path64     []byte       `json:"path64,omitempty"`
+	Type       FileType     `json:"type,omitempty"`
+	Mode       jsonMode     `json:"mode,omitempty"`
+	UID        uint32       `json:"uid,omitempty"`
+	GID        uint32       `json:"gid,omitempty"`
+	Size       int64        `json:"size,omitempty"`
+	Mtime      *jsonTime    `json:"mtime,omitempty"`
+	Ctime      *jsonTime    `json:"ctime,omitempty"`
+	Inode      uint64       `json:"inode,omitempty"`
+	Nlink      uint32       `json:"nlink,omitempty"`
+	Rdev       *[2]uint32   `json:"rdev,omitempty"`
+	Target     string       `json:"target,omitempty"`
+	Target64   []byte       `json:"target64,omitempty"`
+	Xattrs     []jsonXattr  `json:"xattrs,omitempty"`
+	Data       []jsonExtent `json:"data,omitempty"`
+	Group      string       `json:"group,omitempty"`
+	Changed    bool         `json:"changed,omitempty"`
+	More       []jsonExtent `json:"more,omitempty"`
+	Gone       *string      `json:"gone,omitempty"`
+	Gone64     []byte       `json:"gone64,omitempty"`
+	Forget     uint64       `json:"forget,omitempty"`
+	End        *Counts      `json:"end,omitempty"`
 }
 
 type jsonXattr struct {

@@ -180,4 +180,3 @@ func (r *Repository) unnamedFile() (*os.File, error) {
 
 // Close releases what the repository holds. Unpublished work is dropped.
 func (r *Repository) Close() error { return r.store.Close() }
-

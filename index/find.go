@@ -1,0 +1,102 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// ErrNoGeneration says that no generation is meant by a name.
+var ErrNoGeneration = errors.New("no such generation")
+
+// Find returns the generation that spec means: "latest", "latest~2" (two before
+// it), a generation's name or number, or a prefix of names that begins with a
+// date or a part of one ("2026-11-22": the last of that day). A spec of the form
+// "SOURCE/GEN" means a generation of that source, any other one of the unnamed
+// source; a number means a generation of any source. gens are ordered by number.
+// The error wraps ErrNoGeneration.
+func Find(gens []Generation, spec string) (Generation, error) {
+	source, name, named := strings.Cut(spec, "/")
+	if !named {
+		source, name = "", spec
+		if g, ok := findNumber(gens, spec); ok {
+			return g, nil
+		}
+	}
+	of := OfSource(gens, source)
+	if len(of) == 0 {
+		return Generation{}, fmt.Errorf("%w: %q: %s has none", ErrNoGeneration, spec, describeSource(source))
+	}
+	if back, ok := latest(name); ok {
+		if back >= len(of) {
+			return Generation{}, fmt.Errorf("%w: %q: there are only %d", ErrNoGeneration, spec, len(of))
+		}
+		return of[len(of)-1-back], nil
+	}
+	if g, ok := FindName(of, name); ok {
+		return g, nil
+	}
+	return Generation{}, fmt.Errorf("%w: %q: `mkbackup list` shows those there are", ErrNoGeneration, spec)
+}
+
+// FindName returns the generation called name, or else the last one whose name
+// begins with it; a prefix is at least a year. gens are of one source.
+func FindName(gens []Generation, name string) (Generation, bool) {
+	for _, g := range gens {
+		if g.Name == name {
+			return g, true
+		}
+	}
+	if len(name) < len("2006") {
+		return Generation{}, false
+	}
+	for i := len(gens) - 1; i >= 0; i-- {
+		if strings.HasPrefix(gens[i].Name, name) {
+			return gens[i], true
+		}
+	}
+	return Generation{}, false
+}
+
+// OfSource returns the generations of one source, in their order.
+func OfSource(gens []Generation, source string) []Generation {
+	var of []Generation
+	for _, g := range gens {
+		if g.Source == source {
+			of = append(of, g)
+		}
+	}
+	return of
+}
+
+func describeSource(source string) string {
+	if source == "" {
+		return "the unnamed source"
+	}
+	return fmt.Sprintf("the source %q", source)
+}
+
+func findNumber(gens []Generation, spec string) (Generation, bool) {
+	number, err := strconv.ParseUint(spec, 10, 64)
+	if err != nil {
+		return Generation{}, false
+	}
+	for _, g := range gens {
+		if g.Number == number {
+			return g, true
+		}
+	}
+	return Generation{}, false
+}
+
+// latest parses "latest" and "latest~N".
+func latest(name string) (back int, ok bool) {
+	rest, ok := strings.CutPrefix(name, "latest")
+	if !ok || rest == "" {
+		return 0, ok
+	}
+	digits, ok := strings.CutPrefix(rest, "~")
+	back, err := strconv.Atoi(digits)
+	return back, ok && err == nil && back >= 0
+}
