@@ -11,6 +11,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"path"
+	"strings"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -70,6 +72,16 @@ func (p Part) StoreName() string { return PartStoreName(p.Name) }
 func PartStoreName(name Digest) string {
 	s := name.String()
 	return "parts/" + s[:2] + "/" + s + ".tar.zst"
+}
+
+// ParsePartStoreName returns the name of the part stored as storeName; ok is
+// false where that is no part.
+func ParsePartStoreName(storeName string) (name Digest, ok bool) {
+	text, ok := strings.CutSuffix(path.Base(storeName), ".tar.zst")
+	if !ok || name.UnmarshalText([]byte(text)) != nil {
+		return Digest{}, false
+	}
+	return name, PartStoreName(name) == storeName
 }
 
 // Content is one content inside a part: the raw range of a tar member's data.

@@ -1,0 +1,340 @@
+package archive
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// TestLineBytes fixes the JSON of every kind of line, as docs/FORMAT.md gives it.
+func TestLineBytes(t *testing.T) {
+	var hash Hash
+	var digest, tail Digest
+	hash[0], digest[0], tail[31] = 0xab, 0x3f, 0x01
+	hashText := "ab" + strings.Repeat("0", 62)
+	digestText := "3f" + strings.Repeat("0", 62)
+	tailText := strings.Repeat("0", 62) + "01"
+	for _, test := range []struct {
+		line []byte
+		want string
+	}{
+		{appendPart(nil, Part{Name: digest, Stored: 100, Raw: 2048, TailStored: 60, Tail: tail}),
+			`{"part":"` + digestText + `","stored":100,"raw":2048,"tail":60,"tail_digest":"` + tailText + `"}`},
+		{appendContent(nil, Placement{Part: digest, Content: Content{Hash: hash, RawOffset: 512, RawLen: 5}}),
+			`{"content":"` + hashText + `","part":"` + digestText + `","offset":512,"length":5}`},
+		{appendGone(nil, "a/b"), `{"gone":"a/b"}`},
+		{appendGone(nil, "a/\xff"), `{"gone64":"YS//"}`},
+		{appendForget(nil, 7), `{"forget":7}`},
+		{appendEntry(nil, Entry{Path: "etc/motd", Attr: Attr{Type: TypeFile, Mode: 0o644, UID: 1, GID: 2, Size: 5,
+			Mtime: Timespec{-1, 999999999}, Ctime: Timespec{3, 4}, Inode: 1<<64 - 1, Nlink: 1}, Data: []Extent{{0, 5, hash}}}),
+			`{"path":"etc/motd","type":"file","mode":"0644","uid":1,"gid":2,"size":5,"mtime":[-1,999999999],"ctime":[3,4],` +
+				`"inode":18446744073709551615,"nlink":1,"data":[[0,5,"` + hashText + `"]]}`},
+		{appendEntry(nil, Entry{Path: "a\n\"\\", Attr: Attr{Type: TypeSymlink, Mode: 0o777, Nlink: 2}, Target: "\xfe",
+			Xattrs: []Xattr{{"user.\xff", ""}, {"user.x", "\x00"}}, Group: "1:2", Changed: true}),
+			`{"path":"a\n\"\\","type":"symlink","mode":"0777","uid":0,"gid":0,"size":0,"mtime":[0,0],"ctime":[0,0],"inode":0,"nlink":2,` +
+				`"target64":"/g==","xattrs":[{"name64":"dXNlci7/","value":""},{"name":"user.x","value":"\u0000"}],"group":"1:2","changed":true}`},
+		{appendEntry(nil, Entry{Path: "null", Attr: Attr{Type: TypeChar, Mode: 0o4666, Nlink: 1, Rdev: Device{1, 3}}}),
+			`{"path":"null","type":"char","mode":"4666","uid":0,"gid":0,"size":0,"mtime":[0,0],"ctime":[0,0],"inode":0,"nlink":1,"rdev":[1,3]}`},
+	} {
+		if got := string(test.line); got != test.want+"\n" {
+			t.Errorf("got  %swant %s", got, test.want)
+		}
+	}
+}
+
+func newTestRepository(t testing.TB) *Repository {
+	t.Helper()
+	r, err := Init(filepath.Join(t.TempDir(), "repo"), InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func randomEntry(rng *rand.Rand, n int) Entry {
+	e := Entry{Path: fmt.Sprintf("dir/%06d-\xff\n", n), Attr: Attr{Type: TypeFile, Mode: rng.Uint32() & 0o7777, UID: rng.Uint32(),
+		GID: rng.Uint32(), Mtime: Timespec{rng.Int64() - 1<<62, rng.Uint32() % 1e9}, Ctime: Timespec{rng.Int64(), 0},
+		Inode: rng.Uint64(), Nlink: 1 + rng.Uint32()%3}}
+	for range rng.IntN(4) * rng.IntN(1200) {
+		e.Attr.Size += rng.Int64N(3)
+		x := Extent{Offset: e.Attr.Size, Len: 1 + rng.Int64N(1<<16)}
+		x.Hash[rng.IntN(32)] = byte(rng.Uint32())
+		e.Attr.Size += x.Len
+		e.Data = append(e.Data, x)
+	}
+	if e.Attr.Nlink > 1 {
+		e.Group = fmt.Sprintf("fd:%d", n)
+	}
+	return e
+}
+
+func readRecord(t testing.TB, r *Repository, number uint64) (Header, []Line, Digest) {
+	t.Helper()
+	rr, err := r.OpenRecord(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rr.Close()
+	var lines []Line
+	for {
+		line, err := rr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, line)
+	}
+	digest, err := rr.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rr.Header(), lines, digest
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	r := newTestRepository(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	part := PublishedPart{Part: Part{Name: Digest{1}, Stored: 1000, Raw: 5000, TailStored: 100, Tail: Digest{2}},
+		Contents: []Content{{Hash{3}, 512, 77}, {Hash{4}, 2048, 8 << 20}}}
+	want := []Line{{Part: &part.Part}, {Content: &Placement{Digest{1}, part.Contents[0]}}, {Content: &Placement{Digest{1}, part.Contents[1]}}}
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	if err := draft.AddPart(part); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 300 {
+		e := randomEntry(rng, i)
+		line := Line{Entry: &e}
+		if i%7 == 3 {
+			line = Line{Gone: e.Path}
+		}
+		if err := draft.Add(line); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, line)
+	}
+	h := Header{Kind: KindGeneration, Number: 1, Time: time.Date(2026, 11, 22, 3, 0, 0, 5, time.UTC), Source: "web1",
+		Name: "2026-11-22T03-00-00Z", Program: "test"}
+	digest, stored, err := draft.Commit(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gotHeader, got, gotDigest := readRecord(t, r, 1)
+	if gotHeader != h || gotDigest != digest {
+		t.Errorf("header %+v, digest %v; want %+v, %v", gotHeader, gotDigest, h, digest)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%d lines differ from the %d written", len(got), len(want))
+	}
+	if d, err := r.RecordDigest(1); err != nil || d != digest {
+		t.Errorf("RecordDigest = %v, %v, want %v", d, err, digest)
+	}
+	if info, err := os.Stat(filepath.Join(r.Dir(), "log/000000000001.jsonl.zst")); err != nil || info.Size() != stored {
+		t.Errorf("stored %d: %v, %v", stored, info, err)
+	}
+}
+
+// TestCommitAgain: the loser of a number commits the same lines under the next one.
+func TestCommitAgain(t *testing.T) {
+	r := newTestRepository(t)
+	h := Header{Kind: KindForget, Number: 1, Time: time.Unix(0, 0).UTC()}
+	var drafts [2]*RecordDraft
+	for i := range drafts {
+		d, err := r.NewRecord()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Discard()
+		if err := d.Add(Line{Forget: uint64(i) + 1}); err != nil {
+			t.Fatal(err)
+		}
+		drafts[i] = d
+	}
+	first, _, err := drafts[0].Commit(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := drafts[1].Commit(h); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("committed over another record: %v", err)
+	}
+	h.Number, h.Previous = 2, first
+	if _, _, err := drafts[1].Commit(h); err != nil {
+		t.Fatal(err)
+	}
+	if _, lines, _ := readRecord(t, r, 1); len(lines) != 1 || lines[0].Forget != 1 {
+		t.Errorf("record 1: %+v", lines)
+	}
+	if _, lines, _ := readRecord(t, r, 2); len(lines) != 1 || lines[0].Forget != 2 {
+		t.Errorf("record 2: %+v", lines)
+	}
+	if last, err := r.Last(); err != nil || last != 2 {
+		t.Errorf("Last = %d, %v", last, err)
+	}
+}
+
+func TestResetKeepsParts(t *testing.T) {
+	r := newTestRepository(t)
+	d, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Discard()
+	part := PublishedPart{Part: Part{Name: Digest{1}, Stored: 1000, Raw: 5000, TailStored: 100}}
+	if err := errors.Join(d.AddPart(part), d.Add(Line{Gone: "x"}), d.Reset(), d.Add(Line{Gone: "y"})); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := d.Commit(Header{Kind: KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, lines, _ := readRecord(t, r, 1); len(lines) != 2 || lines[1].Gone != "y" {
+		t.Errorf("lines %+v", lines)
+	}
+}
+
+type memoryObject struct{ *bytes.Reader }
+
+func (memoryObject) Close() error { return nil }
+
+func compressed(t testing.TB, text string) memoryObject {
+	t.Helper()
+	encoder, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer encoder.Close()
+	return memoryObject{bytes.NewReader(encoder.EncodeAll([]byte(text), nil))}
+}
+
+// read reads a record to its end.
+func read(o Object) error {
+	r, err := newRecordReader(1, o)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for err == nil {
+		_, err = r.Next()
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+const (
+	goodHeader = `{"kind":"generation","number":1,"time":"2026-11-22T03:00:00Z","source":"","name":"2026-11-22T03-00-00Z","base":0,"previous":"0000000000000000000000000000000000000000000000000000000000000000","program":"x"}` + "\n"
+	goodEntry  = `{"path":"a","type":"file","mode":"0644","uid":0,"gid":0,"size":0,"mtime":[0,0],"ctime":[0,0],"inode":0,"nlink":1}` + "\n"
+	goodEnd    = `{"end":{"parts":0,"contents":0,"entries":1,"extents":0,"gone":0,"forgets":0}}` + "\n"
+)
+
+func TestHostileRecords(t *testing.T) {
+	if err := read(compressed(t, goodHeader+goodEntry+goodEnd)); err != nil {
+		t.Fatal(err)
+	}
+	entry := func(old, new string) string {
+		if !strings.Contains(goodEntry, old) {
+			t.Fatalf("%q is not in the entry", old)
+		}
+		return goodHeader + strings.Replace(goodEntry, old, new, 1) + goodEnd
+	}
+	for name, text := range map[string]string{
+		"empty":             "",
+		"no end":            goodHeader + goodEntry,
+		"counts":            goodHeader + goodEntry + goodEntry + goodEnd,
+		"lines behind":      goodHeader + goodEntry + goodEnd + goodEntry,
+		"other number":      strings.Replace(goodHeader, `"number":1`, `"number":2`, 1) + goodEntry + goodEnd,
+		"unknown kind":      strings.Replace(goodHeader, "generation", "migration", 1) + goodEntry + goodEnd,
+		"base of itself":    strings.Replace(goodHeader, `"base":0`, `"base":1`, 1) + goodEntry + goodEnd,
+		"generation name":   strings.Replace(goodHeader, "03-00-00Z", "../../etc", 1) + goodEntry + goodEnd,
+		"source name":       strings.Replace(goodHeader, `"source":""`, `"source":"../x"`, 1) + goodEntry + goodEnd,
+		"unknown field":     entry(`"uid"`, `"euid"`),
+		"dot dot":           entry(`"a"`, `"a/../b"`),
+		"absolute":          entry(`"a"`, `"/a"`),
+		"empty path":        entry(`"a"`, `""`),
+		"NUL":               entry(`"a"`, `"a\u0000"`),
+		"long name":         entry(`"a"`, `"`+strings.Repeat("a", 256)+`"`),
+		"negative size":     entry(`"size":0`, `"size":-1`),
+		"size over 64 bits": entry(`"size":0`, `"size":18446744073709551616`),
+		"mode":              entry(`0644`, `10000`),
+		"nanoseconds":       entry(`"mtime":[0,0]`, `"mtime":[0,1000000000]`),
+		"no mtime":          entry(`"mtime":[0,0],`, ``),
+		"nlink 0":           entry(`"nlink":1`, `"nlink":0`),
+		"type":              entry(`"file"`, `"door"`),
+		"file with target":  entry(`"nlink":1`, `"nlink":1,"target":"x"`),
+		"extent behind end": entry(`"nlink":1`, `"nlink":1,"data":[[0,1,"`+strings.Repeat("0", 64)+`"]]`),
+		"huge extent":       entry(`"nlink":1`, `"nlink":1,"data":[[9223372036854775807,9223372036854775807,"`+strings.Repeat("0", 64)+`"]]`),
+		"short hash":        entry(`"nlink":1`, `"nlink":1,"data":[[0,1,"00"]]`),
+		"two kinds of line": goodHeader + `{}` + "\n" + goodEnd,
+		"a line of 1 GiB":   goodHeader + strings.Repeat("\x00", maxLine+1),
+	} {
+		if err := read(compressed(t, text)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestTruncatedRecord: a record that lacks any number of bytes is not taken for whole.
+func TestTruncatedRecord(t *testing.T) {
+	whole := compressed(t, goodHeader+goodEntry+goodEnd)
+	stored, err := io.ReadAll(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range stored {
+		if err := read(memoryObject{bytes.NewReader(stored[:n])}); err == nil {
+			t.Errorf("%d of %d bytes: no error", n, len(stored))
+		}
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add(goodHeader + goodEntry + goodEnd)
+	f.Add(goodHeader + `{"gone64":"YS//"}` + "\n" + `{"forget":7}` + "\n" + `{"more":[[1,2,"00"]]}` + "\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		_ = read(compressed(t, text)) // an error or not, but no panic
+		r, err := newRecordReader(1, compressed(t, goodHeader+text))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		for {
+			line, err := r.Next()
+			if err != nil {
+				return
+			}
+			if line.Entry == nil {
+				continue
+			}
+			if err := line.Entry.validate(); err != nil {
+				t.Errorf("an entry that is not valid was read: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"format":1,"id":"0123456789abcdef0123456789abcdef","created":"2026-11-22T03:00:00Z","part_size":67108864}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := parseConfig(text)
+		if err == nil && (c.Format != FormatVersion || c.PartSize < MinPartSize) {
+			t.Errorf("accepted %+v", c)
+		}
+	})
+}
