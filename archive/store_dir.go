@@ -1,0 +1,553 @@
+package archive
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// DirStore is a Store over a local directory. Objects are files of mode 0444
+// (less the umask), directories are made as they are needed. Drafts lie in
+// tmp/w-<random>/, the writer directory of this DirStore, which is held by
+// flock for as long as the DirStore lives: whoever can take the lock of such a
+// directory knows that its owner is dead and may remove it.
+//
+// A DirStore is safe for concurrent use by many goroutines, and any number of
+// DirStores in any number of processes may share one directory.
+type DirStore struct {
+	dir string // absolute
+
+	mu     sync.Mutex
+	lock   *os.File        // the writer directory, locked; nil before the first draft
+	closed bool            // no more drafts
+	synced map[string]bool // directories, relative to dir, whose own entry is on stable storage
+}
+
+// NewDirStore returns a Store over dir, which must exist. It writes nothing:
+// the writer directory is made with the first draft. Close ends it.
+func NewDirStore(dir string) (*DirStore, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return nil, objectError("open store", dir, err)
+	}
+	if !info.IsDir() {
+		return nil, objectError("open store", dir, unix.ENOTDIR)
+	}
+	return &DirStore{dir: abs, synced: map[string]bool{}}, nil
+}
+
+// Dir returns the absolute path of the directory.
+func (s *DirStore) Dir() string { return s.dir }
+
+// Close removes the writer directory, with every draft and temporary directory
+// in it, and releases its lock. No draft may be in use. Objects can still be
+// opened, listed and removed afterwards, but not created.
+func (s *DirStore) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.lock == nil {
+		return nil
+	}
+	err := os.RemoveAll(s.lock.Name())
+	s.lock.Close()
+	s.lock = nil
+	if err != nil {
+		return fmt.Errorf("remove the writer directory: %w", err)
+	}
+	return nil
+}
+
+// TempDir makes a new directory inside the writer directory and returns its
+// path: pattern with a random string in place of its last "*", or at its end.
+// It lies on the file system of the objects and vanishes with Close, or after a
+// crash with the next writer.
+func (s *DirStore) TempDir(pattern string) (string, error) {
+	writer, err := s.writerDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(writer, randomName(pattern))
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		return "", fmt.Errorf("make a temporary directory: %w", err)
+	}
+	return dir, nil
+}
+
+// Create implements Store.
+func (s *DirStore) Create() (Draft, error) {
+	writer, err := s.writerDir()
+	if err != nil {
+		return nil, err
+	}
+	p := filepath.Join(writer, randomName("draft-*"))
+	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return nil, fmt.Errorf("create a draft: %w", err)
+	}
+	return &dirDraft{store: s, f: f}, nil
+}
+
+// Open implements Store.
+func (s *DirStore) Open(name string) (Object, error) {
+	if err := checkName(name); err != nil {
+		return nil, objectError("open", name, err)
+	}
+	f, err := os.Open(s.path(name))
+	if err != nil {
+		return nil, objectError("open", name, err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		f.Close()
+		return nil, objectError("open", name, err)
+	}
+	return &dirObject{f: f, name: name, stored: info.Size()}, nil
+}
+
+// Remove implements Store. The removal is not synced: after a crash the object
+// may be there again.
+func (s *DirStore) Remove(name string) error {
+	err := checkName(name)
+	if err == nil {
+		err = unix.Unlink(s.path(name))
+	}
+	if err != nil {
+		return objectError("remove", name, err)
+	}
+	return nil
+}
+
+// List implements Store. What lies under tmp/ is no object.
+func (s *DirStore) List(prefix string) iter.Seq2[ObjectInfo, error] {
+	return func(yield func(ObjectInfo, error) bool) {
+		if err := s.checkPrefix(prefix); err != nil {
+			yield(ObjectInfo{}, objectError("list", prefix, err))
+			return
+		}
+		s.walk(prefix, yield)
+	}
+}
+
+// checkPrefix fails where prefix is malformed or the whole store is missing.
+func (s *DirStore) checkPrefix(prefix string) error {
+	if dir, ok := strings.CutSuffix(prefix, "/"); ok {
+		if err := checkName(dir); err != nil {
+			return err
+		}
+	} else if prefix != "" {
+		return errors.New(`prefix does not end with "/"`)
+	}
+	_, err := os.Stat(s.dir)
+	return err
+}
+
+// walk yields what lies below prefix and reports whether to go on.
+func (s *DirStore) walk(prefix string, yield func(ObjectInfo, error) bool) bool {
+	entries, err := os.ReadDir(s.path(prefix))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		yield(ObjectInfo{}, objectError("list", prefix, err))
+		return false
+	}
+	for _, e := range s.infos(prefix, entries) {
+		ok := true
+		switch {
+		case e.err != nil:
+			yield(ObjectInfo{}, objectError("list", e.name, e.err))
+			ok = false
+		case strings.HasSuffix(e.name, "/"):
+			ok = s.walk(e.name, yield)
+		default:
+			ok = yield(ObjectInfo{Name: e.name, Stored: e.stored}, nil)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+type listed struct {
+	name   string // ends with "/" if a directory
+	stored int64
+	err    error
+}
+
+// infos looks at the entries of one directory, follows symbolic links, leaves
+// out what is neither an object nor a directory, or vanished, and sorts by the
+// names as List yields them: "a-b" comes before what is below "a/".
+func (s *DirStore) infos(prefix string, entries []fs.DirEntry) []listed {
+	list := make([]listed, 0, len(entries))
+	for _, e := range entries {
+		name := prefix + e.Name()
+		if name == "tmp" {
+			continue
+		}
+		info, err := os.Stat(s.path(name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0:
+		case err != nil:
+			list = append(list, listed{name: name, err: err})
+		case info.IsDir():
+			list = append(list, listed{name: name + "/"})
+		case info.Mode().IsRegular():
+			list = append(list, listed{name: name, stored: info.Size()})
+		}
+	}
+	slices.SortFunc(list, func(a, b listed) int { return strings.Compare(a.name, b.name) })
+	return list
+}
+
+func (s *DirStore) path(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
+
+// ensureDir makes the directory rel and the ones above it and syncs the entries
+// of all of them: also of those that are there already, as another process may
+// have made them a moment ago and not synced them yet.
+func (s *DirStore) ensureDir(rel string) error {
+	if rel == "." {
+		return nil
+	}
+	s.mu.Lock()
+	known := s.synced[rel]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := s.ensureDir(path.Dir(rel)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.path(rel), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := SyncDir(s.path(path.Dir(rel))); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.synced[rel] = true
+	s.mu.Unlock()
+	return nil
+}
+
+// forgetDirs drops what is known about directories: one of them is gone.
+func (s *DirStore) forgetDirs() {
+	s.mu.Lock()
+	clear(s.synced)
+	s.mu.Unlock()
+}
+
+// writerDir returns the path of the writer directory; the first call makes it,
+// after removing what dead writers left.
+func (s *DirStore) writerDir() (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return "", fmt.Errorf("create a draft: store %w", fs.ErrClosed)
+	}
+	if s.lock != nil {
+		return s.lock.Name(), nil
+	}
+	tmp := filepath.Join(s.dir, "tmp")
+	if err := os.Mkdir(tmp, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("create a draft: %w", err)
+	}
+	removeDead(tmp)
+	lock, err := lockNewDir(tmp)
+	if err != nil {
+		return "", fmt.Errorf("create a draft: %w", err)
+	}
+	s.lock = lock
+	return lock.Name(), nil
+}
+
+// lockNewDir makes a writer directory in tmp and locks it. Another writer's
+// removeDead may lock and remove it between the two; then the next one is tried.
+func lockNewDir(tmp string) (*os.File, error) {
+	const attempts = 100
+	for range attempts {
+		dir := filepath.Join(tmp, randomName("w-*"))
+		if err := os.Mkdir(dir, 0o777); err != nil {
+			return nil, err
+		}
+		f, err := os.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if tryLock(f) && samePlace(f) {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, fmt.Errorf("lock a directory in %s: %d attempts failed", tmp, attempts)
+}
+
+// tryLock takes the lock of f. A file system without locks counts as taken:
+// there removeDead finds no lock that it could take, and takes nobody for dead.
+func tryLock(f *os.File) bool {
+	err := flock(f)
+	return err == nil || err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.ENOLCK
+}
+
+func flock(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// samePlace reports whether f is still what its path leads to.
+func samePlace(f *os.File) bool {
+	open, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(f.Name())
+	return err == nil && os.SameFile(open, there)
+}
+
+// removeDead removes every entry of tmp that no living process holds a lock of.
+// It is a courtesy: what cannot be removed stays, and does no harm.
+func removeDead(tmp string) {
+	entries, err := os.ReadDir(tmp)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		p := filepath.Join(tmp, e.Name())
+		if !e.IsDir() && !e.Type().IsRegular() {
+			os.Remove(p)
+			continue
+		}
+		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		if flock(f) == nil {
+			os.RemoveAll(p)
+		}
+		f.Close()
+	}
+}
+
+// dirDraft is a Draft of a DirStore. What was written so far can be read back.
+type dirDraft struct {
+	store   *DirStore
+	f       *os.File
+	err     error // sticky
+	written int64
+	pushed  int64 // bytes that the kernel was told to write back
+	done    bool  // published or discarded
+}
+
+// writeback is how many bytes are written before the kernel is told to start
+// storing them, so that the sync of Publish finds little left to wait for.
+const writeback = 8 << 20
+
+func (d *dirDraft) Write(p []byte) (int, error) {
+	if err := d.usable(); err != nil {
+		return 0, err
+	}
+	n, err := d.f.Write(p)
+	d.written += int64(n)
+	if err != nil {
+		d.err = fmt.Errorf("write a draft: %w", err)
+		return n, d.err
+	}
+	if d.written-d.pushed >= writeback {
+		unix.SyncFileRange(int(d.f.Fd()), d.pushed, d.written-d.pushed, unix.SYNC_FILE_RANGE_WRITE)
+		d.pushed = d.written
+	}
+	return n, nil
+}
+
+// ReadAt implements io.ReaderAt over what was written.
+func (d *dirDraft) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+
+func (d *dirDraft) usable() error {
+	if d.err == nil && d.done {
+		return fmt.Errorf("write a draft: %w", fs.ErrClosed)
+	}
+	return d.err
+}
+
+// Publish implements Draft. If the directory of the object cannot be synced,
+// the object may be visible although an error is returned: it is not removed,
+// because another writer may already rely on it.
+func (d *dirDraft) Publish(name string) error {
+	if err := d.usable(); err != nil {
+		return err
+	}
+	if err := d.publish(name); err != nil {
+		d.err = objectError("publish", name, err)
+		return d.err
+	}
+	d.done = true
+	d.f.Close()
+	return nil
+}
+
+func (d *dirDraft) publish(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := d.f.Sync(); err != nil {
+		return err
+	}
+	err := d.rename(name)
+	if errors.Is(err, fs.ErrNotExist) { // a directory that was there once is gone
+		d.store.forgetDirs()
+		err = d.rename(name)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// Where the name is taken, its owner may not have synced the directory yet:
+	// whoever is told that the object exists may rely on it.
+	return errors.Join(err, SyncDir(filepath.Dir(d.store.path(name))))
+}
+
+func (d *dirDraft) rename(name string) error {
+	if err := d.store.ensureDir(path.Dir(name)); err != nil {
+		return err
+	}
+	return renameNew(d.f.Name(), d.store.path(name))
+}
+
+// Discard implements Draft.
+func (d *dirDraft) Discard() error {
+	if d.done {
+		return nil
+	}
+	d.done = true
+	d.f.Close()
+	if err := os.Remove(d.f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("discard a draft: %w", err)
+	}
+	return nil
+}
+
+// renameNew renames a file to a name that must be free.
+func renameNew(from, to string) error {
+	for {
+		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		switch err {
+		case unix.EINTR:
+		case unix.EINVAL, unix.ENOSYS:
+			return linkNew(from, to)
+		default:
+			return err
+		}
+	}
+}
+
+// linkNew is renameNew for file systems that cannot rename exclusively. If the
+// old name cannot be removed it stays among the drafts until the store is closed.
+func linkNew(from, to string) error {
+	if err := os.Link(from, to); err != nil {
+		return err
+	}
+	os.Remove(from)
+	return nil
+}
+
+// SyncDir brings the entries of a directory to stable storage.
+func SyncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	err = f.Sync()
+	f.Close()
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: the file system has no such thing
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
+}
+
+// dirObject is an Object of a DirStore.
+type dirObject struct {
+	f      *os.File
+	name   string
+	stored int64
+}
+
+func (o *dirObject) Size() int64 { return o.stored }
+
+func (o *dirObject) ReadAt(p []byte, off int64) (int, error) {
+	n, err := o.f.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		err = objectError("read", o.name, err)
+	}
+	return n, err
+}
+
+func (o *dirObject) Close() error {
+	if err := o.f.Close(); err != nil {
+		return objectError("close", o.name, err)
+	}
+	return nil
+}
+
+// checkName fails where name is not the name of an object.
+func checkName(name string) error {
+	if name == "tmp" || strings.HasPrefix(name, "tmp/") {
+		return errors.New("object name under tmp/")
+	}
+	for component := range strings.SplitSeq(name, "/") {
+		if component == "" || component == "." || component == ".." {
+			return fmt.Errorf("object name with the component %q", component)
+		}
+	}
+	for i := range len(name) {
+		if name[i] <= ' ' || name[i] > '~' || name[i] == '\\' {
+			return fmt.Errorf("object name with the byte %#02x", name[i])
+		}
+	}
+	return nil
+}
+
+// objectError names the operation and the object, and drops the absolute paths
+// of the operating system's own errors.
+func objectError(op, name string, err error) error {
+	switch e := err.(type) {
+	case *fs.PathError:
+		err = e.Err
+	case *os.LinkError:
+		err = e.Err
+	}
+	return fmt.Errorf("%s %s: %w", op, name, err)
+}
+
+// randomName puts a random string in place of the last "*" of pattern, or at its end.
+func randomName(pattern string) string {
+	i := strings.LastIndex(pattern, "*")
+	if i < 0 {
+		return pattern + rand.Text()
+	}
+	return pattern[:i] + rand.Text() + pattern[i+1:]
+}
