@@ -1,0 +1,208 @@
+package archive
+
+import (
+	"container/list"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+)
+
+// frameKey names a frame: the part and the number of the frame in it.
+type frameKey struct {
+	part  Digest
+	frame int32
+}
+
+// frameCache keeps decoded frames, bounded in bytes. It evicts by the 2Q rule:
+// a frame that is read for the first time goes to a queue of its own, a quarter
+// of the cache, and leaves it in the order in which it came; its key is
+// remembered for a while, and only if it is read again then is it kept as one
+// of the hot frames, by least recent use. So a walk through everything does not
+// push out what is read again and again.
+type frameCache struct {
+	mu     sync.Mutex
+	limit  int64
+	used   int64 // capacities of the buffers of all frames in the cache
+	fresh  int64 // of those in freshQ
+	frames map[frameKey]*cachedFrame
+	freshQ list.List // of *cachedFrame, newest in front
+	hotQ   list.List // of *cachedFrame, last used in front
+	ghosts map[frameKey]*list.Element
+	ghostQ list.List // of frameKey, newest in front
+	spare  [][]byte  // buffers to use again
+	closed bool
+}
+
+// maxSpare is the number of buffers kept for use again.
+const maxSpare = 8
+
+// cachedFrame is a frame of the cache. The cache holds one reference of it for
+// as long as it is in the map, every user one more; the buffer is used again
+// when the last one is gone.
+type cachedFrame struct {
+	key   frameKey
+	refs  atomic.Int32
+	ready chan struct{} // closed when raw or err is set
+	raw   []byte
+	err   error
+	elem  *list.Element // in freshQ or hotQ; nil while it is being decoded
+	hot   bool
+}
+
+func newFrameCache(limit int64) *frameCache {
+	return &frameCache{limit: limit, frames: map[frameKey]*cachedFrame{}, ghosts: map[frameKey]*list.Element{}}
+}
+
+// acquire returns the frame of key with a reference for the caller, who has to
+// release it. If decode is true it is not there yet: the caller has to decode
+// it and to call done; everybody else waits for ready.
+func (c *frameCache) acquire(key frameKey) (f *cachedFrame, decode bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, false, fmt.Errorf("part %s: reader: %w", key.part, fs.ErrClosed)
+	}
+	if f := c.frames[key]; f != nil {
+		f.refs.Add(1)
+		if f.hot && f.elem != nil {
+			c.hotQ.MoveToFront(f.elem)
+		}
+		return f, false, nil
+	}
+	f = &cachedFrame{key: key, ready: make(chan struct{})}
+	f.refs.Store(2)
+	c.frames[key] = f
+	if g := c.ghosts[key]; g != nil {
+		f.hot = true
+		c.ghostQ.Remove(g)
+		delete(c.ghosts, key)
+	}
+	return f, true, nil
+}
+
+// has reports whether the frame of key is there or being decoded.
+func (c *frameCache) has(key frameKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.frames[key] != nil
+}
+
+// buffer returns an empty buffer for a frame of rawLen bytes, and makes room
+// for it in the cache. It has to be given to done.
+func (c *frameCache) buffer(rawLen int) []byte {
+	size := bufferSize(rawLen)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.used+int64(size) > c.limit && c.evict() {
+	}
+	b := c.takeSpare(size)
+	c.used += int64(cap(b))
+	return b
+}
+
+// bufferSize rounds the length of a frame up to a multiple of an eighth to a
+// quarter of it, so that a buffer fits frames of about the same length.
+func bufferSize(rawLen int) int {
+	step := 1 << max(9, bits.Len(uint(rawLen))-3)
+	return (rawLen+step-1)/step*step + decodeSlack
+}
+
+func (c *frameCache) takeSpare(size int) []byte {
+	for i, b := range c.spare {
+		if cap(b) == size {
+			last := len(c.spare) - 1
+			c.spare[i], c.spare[last] = c.spare[last], nil
+			c.spare = c.spare[:last]
+			return b
+		}
+	}
+	return make([]byte, 0, size)
+}
+
+// done ends the decoding of f into buf, which may be nil if it failed early. A
+// frame that failed leaves the cache.
+func (c *frameCache) done(f *cachedFrame, buf, raw []byte, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.raw, f.err = raw, err
+	switch {
+	case err != nil || c.closed:
+		c.used -= int64(cap(buf))
+		delete(c.frames, f.key)
+		f.refs.Add(-1) // the caller holds another one
+	case f.hot:
+		f.elem = c.hotQ.PushFront(f)
+	default:
+		f.elem = c.freshQ.PushFront(f)
+		c.fresh += int64(cap(buf))
+	}
+	if err != nil {
+		c.keepSpare(buf)
+	}
+	close(f.ready)
+	for c.used > c.limit && c.evict() {
+	}
+}
+
+// evict drops one frame and reports whether there was one to drop.
+func (c *frameCache) evict() bool {
+	queue := &c.hotQ
+	if c.freshQ.Len() > 0 && (c.fresh > c.limit/4 || c.hotQ.Len() == 0) {
+		queue = &c.freshQ
+	}
+	e := queue.Back()
+	if e == nil {
+		return false
+	}
+	f := e.Value.(*cachedFrame)
+	queue.Remove(e)
+	delete(c.frames, f.key)
+	c.used -= int64(cap(f.raw))
+	if !f.hot {
+		c.fresh -= int64(cap(f.raw))
+		c.remember(f.key)
+	}
+	if f.refs.Add(-1) == 0 {
+		c.keepSpare(f.raw)
+	}
+	return true
+}
+
+// remember adds the key of an evicted frame to the ghosts, of which there are
+// never more than frames in the cache, and some.
+func (c *frameCache) remember(key frameKey) {
+	c.ghosts[key] = c.ghostQ.PushFront(key)
+	for c.ghostQ.Len() > len(c.frames)+16 {
+		delete(c.ghosts, c.ghostQ.Remove(c.ghostQ.Back()).(frameKey))
+	}
+}
+
+func (c *frameCache) keepSpare(b []byte) {
+	if cap(b) > 0 && len(c.spare) < maxSpare {
+		c.spare = append(c.spare, b[:0])
+	}
+}
+
+// release drops a user's reference.
+func (c *frameCache) release(f *cachedFrame) {
+	if f.refs.Add(-1) > 0 {
+		return
+	}
+	c.mu.Lock()
+	c.keepSpare(f.raw)
+	c.mu.Unlock()
+}
+
+// close drops every frame. Those in use stay valid until they are released.
+func (c *frameCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for c.evict() {
+	}
+	clear(c.ghosts)
+	c.ghostQ.Init()
+	c.spare = nil
+}

@@ -1,0 +1,270 @@
+package archive
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/zeebo/blake3"
+)
+
+const (
+	maxOpenParts  = 256      // parts that a Reader keeps open
+	maxTableBytes = 16 << 20 // of frame tables that it keeps: those of about 400 parts of 64 MiB
+	minLoads      = 16       // frames that may be read and decoded at the same time, at least
+	maxAhead      = 8        // frames that are decoded ahead of a sequential read, at most
+)
+
+// Reader reads raw bytes of parts. Every byte that it returns was verified: the
+// tail of the part against Part.Tail, the stored frame against the tail, the
+// raw frame against its content checksum.
+//
+// A *DamageError says that a part is damaged; what is not damaged can be read
+// all the same. Any other error is one of the store or of the caller. Errors
+// are not remembered: the next call tries again.
+//
+// A Reader is safe for concurrent use. Its memory is bounded: the cache, the
+// frames being decoded or held, and 20 MiB for tables and scratch.
+type Reader struct {
+	dec     *zstd.Decoder
+	decErr  error // why there is no decoder
+	frames  *frameCache
+	tables  *tableCache
+	objects *objectCache
+	loads   chan struct{} // a token for each frame being read and decoded
+	ahead   chan struct{} // a token for each frame being decoded ahead
+	scratch sync.Pool     // of *readScratch
+
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup // decoding ahead
+}
+
+type readScratch struct {
+	stored []byte
+	hash   *blake3.Hasher
+}
+
+// NewReader returns a Reader of the parts in s that keeps up to cacheBytes of
+// decoded frames. With less than a frame, each one is decoded again for each read.
+func NewReader(s Store, cacheBytes int64) *Reader {
+	procs := runtime.GOMAXPROCS(0)
+	r := &Reader{
+		frames:  newFrameCache(cacheBytes),
+		tables:  newTableCache(maxTableBytes),
+		objects: newObjectCache(s, maxOpenParts),
+		loads:   make(chan struct{}, max(minLoads, 2*procs)),
+		ahead:   make(chan struct{}, min(procs, maxAhead)),
+	}
+	r.scratch.New = func() any { return &readScratch{hash: blake3.New()} }
+	r.dec, r.decErr = newFrameDecoder(procs)
+	return r
+}
+
+// Close drops the caches, closes the parts and waits for frames that are being
+// decoded ahead. Calls that are under way may finish or fail; a Frame stays
+// valid until it is released. Later calls fail with fs.ErrClosed.
+func (r *Reader) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.wg.Wait()
+	r.objects.close()
+	r.frames.close()
+	return nil
+}
+
+// Forget closes a part that was removed from the store, so that its space can
+// be freed. What is in the cache of it can still be read.
+func (r *Reader) Forget(part Digest) { r.objects.remove(part) }
+
+// ReadAt fills b with the raw bytes of p at rawOffset, or fails. What b holds
+// after an error is undefined.
+func (r *Reader) ReadAt(p Part, b []byte, rawOffset int64) error {
+	for len(b) > 0 {
+		f, err := r.Frame(p, rawOffset)
+		if err != nil {
+			return err
+		}
+		n := copy(b, f.Raw[rawOffset-f.RawOffset:])
+		f.Release()
+		b = b[n:]
+		rawOffset += int64(n)
+	}
+	return nil
+}
+
+// Frame is a decoded frame. It has to be released.
+type Frame struct {
+	Raw       []byte // of the whole frame; read-only, valid until Release
+	RawOffset int64  // in the part, of the first byte
+
+	cache *frameCache
+	frame *cachedFrame
+}
+
+// Release gives the frame back. It must be called once.
+func (f Frame) Release() { f.cache.release(f.frame) }
+
+// Frame returns the frame of p that holds the raw byte at rawOffset.
+func (r *Reader) Frame(p Part, rawOffset int64) (Frame, error) {
+	refs, err := r.table(&p)
+	if err != nil {
+		return Frame{}, err
+	}
+	i, err := findFrame(p, refs, rawOffset)
+	if err != nil {
+		return Frame{}, err
+	}
+	f, decode, err := r.frames.acquire(frameKey{p.Name, int32(i)})
+	if err != nil {
+		return Frame{}, err
+	}
+	if decode {
+		r.load(p, refs[i], f)
+	}
+	<-f.ready
+	if f.err != nil {
+		return Frame{}, f.err
+	}
+	return Frame{Raw: f.raw, RawOffset: refs[i].RawOffset, cache: r.frames, frame: f}, nil
+}
+
+// findFrame returns the number of the frame that holds the raw byte at off.
+func findFrame(p Part, refs []frameRef, off int64) (int, error) {
+	if off < 0 || off >= p.Raw {
+		return 0, fmt.Errorf("part %s: raw offset %d is not in 0 to %d", p.Name, off, p.Raw-1)
+	}
+	i, found := slices.BinarySearchFunc(refs, off, func(f frameRef, off int64) int {
+		switch {
+		case f.rawEnd() <= off:
+			return -1
+		case f.RawOffset > off:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		return 0, fmt.Errorf("part %s: no frame at raw offset %d", p.Name, off)
+	}
+	return i, nil
+}
+
+// table returns the frames of p, whose tail is read and verified unless that
+// was done already.
+func (r *Reader) table(p *Part) ([]frameRef, error) {
+	if refs := r.tables.get(p); refs != nil {
+		return refs, nil
+	}
+	o, err := r.objects.acquire(*p)
+	if err != nil {
+		return nil, err
+	}
+	defer r.objects.release(o)
+	refs, err := readTail(o, *p)
+	if err != nil {
+		return nil, err
+	}
+	r.tables.put(*p, refs)
+	return refs, nil
+}
+
+// load reads, verifies and decodes the frame that ref describes into f.
+func (r *Reader) load(p Part, ref frameRef, f *cachedFrame) {
+	r.loads <- struct{}{}
+	defer func() { <-r.loads }()
+	buf := r.frames.buffer(ref.RawLen)
+	raw, err := r.decode(p, ref, buf)
+	r.frames.done(f, buf, raw, err)
+}
+
+func (r *Reader) decode(p Part, ref frameRef, buf []byte) ([]byte, error) {
+	if r.decErr != nil {
+		return nil, fmt.Errorf("part %s: %w", p.Name, r.decErr)
+	}
+	o, err := r.objects.acquire(p)
+	if err != nil {
+		return nil, err
+	}
+	defer r.objects.release(o)
+	s := r.scratch.Get().(*readScratch)
+	defer r.scratch.Put(s)
+	s.stored = slices.Grow(s.stored[:0], ref.StoredLen)[:ref.StoredLen]
+	return readFrame(o, p.Name, ref, s.stored, s.hash, r.dec, buf)
+}
+
+// readFrame reads a frame into stored, which has its stored length, verifies
+// it, and decodes it into buf.
+func readFrame(o Object, part Digest, ref frameRef, stored []byte, hash *blake3.Hasher, dec *zstd.Decoder, buf []byte) ([]byte, error) {
+	if err := readStored(o, part, stored, ref.StoredOffset); err != nil {
+		return nil, err
+	}
+	var got [32]byte
+	hash.Reset()
+	hash.Write(stored)
+	if hash.Sum(got[:0]); got != ref.Digest {
+		return nil, &DamageError{Part: part, StoredOffset: ref.StoredOffset,
+			Problem: fmt.Sprintf("BLAKE3 of the frame's %d bytes is %x, want %x", ref.StoredLen, got, ref.Digest)}
+	}
+	raw, err := decodeFrame(dec, buf, stored, ref.RawLen)
+	if err != nil {
+		return nil, &DamageError{Part: part, StoredOffset: ref.StoredOffset, Problem: "wrong frame", Err: err}
+	}
+	return raw, nil
+}
+
+// Prefetch has frames that follow the one at rawOffset decoded in the
+// background, for a reader that goes on there. It never blocks: what does not
+// fit, or would wait for others, is left out. It does nothing for a part that
+// was not read before.
+func (r *Reader) Prefetch(p Part, rawOffset int64) {
+	refs := r.tables.get(&p)
+	if refs == nil {
+		return
+	}
+	i, err := findFrame(p, refs, rawOffset)
+	if err != nil {
+		return
+	}
+	room := r.frames.limit / 4
+	last := min(i+cap(r.ahead), len(refs)-2) // the end frame holds nothing
+	for i++; i <= last; i++ {
+		room -= int64(refs[i].RawLen)
+		if room < 0 || !r.decodeAhead(p, refs[i], frameKey{p.Name, int32(i)}) {
+			return
+		}
+	}
+}
+
+// decodeAhead starts the decoding of a frame unless it is there. It reports
+// whether there may be room for another one.
+func (r *Reader) decodeAhead(p Part, ref frameRef, key frameKey) bool {
+	if r.frames.has(key) {
+		return true
+	}
+	select {
+	case r.ahead <- struct{}{}:
+	default:
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		<-r.ahead
+		return false
+	}
+	r.wg.Go(func() {
+		defer func() { <-r.ahead }()
+		f, decode, err := r.frames.acquire(key)
+		if err != nil {
+			return
+		}
+		if decode {
+			r.load(p, ref, f)
+		}
+		r.frames.release(f)
+	})
+	return true
+}
