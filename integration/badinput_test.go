@@ -1,0 +1,599 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+	"golang.org/x/sys/unix"
+)
+
+func TestExitCodesAndMessages(t *testing.T) {
+	base := tempDir(t)
+	src := mkdir(t, base, "src")
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	empty, full := mkdir(t, base, "empty"), mkdir(t, base, "full")
+	write(t, filepath.Join(full, "file"), "in the way")
+	notRepo := mkdir(t, base, "not-a-repository")
+	write(t, filepath.Join(notRepo, "something"), "else")
+	newer := filepath.Join(base, "newer")
+	run(t, mkbackup, "init", newer)
+	rewriteConfig(t, newer, func(c map[string]any) { c["format"] = 9_000 })
+	garbled := filepath.Join(base, "garbled")
+	run(t, mkbackup, "init", garbled)
+	write(t, filepath.Join(garbled, "config-marker"), "")
+	rewrite(t, filepath.Join(garbled, "repo.json"), "{\"format\"")
+	mountPoint := mkdir(t, base, "mnt")
+	missing := filepath.Join(base, "missing")
+	file := filepath.Join(src, "file")
+
+	type c struct {
+		args []string
+		code int
+		say  string // what the line must name
+	}
+	var cases []c
+	for _, command := range []string{"create", "list", "ls", "check", "reindex"} {
+		extra := map[string][]string{"create": {src}, "ls": {"latest"}}[command]
+		for repo, say := range map[string]string{missing: missing, notRepo: notRepo, newer: "newer", garbled: "repo.json", file: file} {
+			cases = append(cases, c{append([]string{mkbackup, command, repo}, extra...), 1, say})
+		}
+		cases = append(cases, c{[]string{mkbackup, command}, 2, ""}, c{append([]string{mkbackup, command, r.dir, "--no-such-flag"}, extra...), 2, "--no-such-flag"})
+	}
+	for repo, say := range map[string]string{missing: missing, notRepo: notRepo, newer: "newer", garbled: "repo.json", file: file} {
+		cases = append(cases, c{[]string{backupfs, repo, mountPoint}, 1, say})
+	}
+	cases = append(cases,
+		c{[]string{mkbackup, "init", full}, 1, full},
+		c{[]string{mkbackup, "init", r.dir}, 1, r.dir},
+		c{[]string{mkbackup, "init", file}, 1, file},
+		c{[]string{mkbackup, "init", missing + "/below"}, 1, missing},
+		c{[]string{mkbackup, "init"}, 2, ""},
+		c{[]string{mkbackup, "init", empty, "--part-size", "nonsense"}, 2, "nonsense"},
+		c{[]string{mkbackup}, 2, ""},
+		c{[]string{mkbackup, "no-such-command"}, 2, "no-such-command"},
+		c{[]string{mkbackup, "create", r.dir}, 2, ""},
+		c{[]string{mkbackup, "create", r.dir, missing}, 1, missing},
+		c{[]string{mkbackup, "create", r.dir, "--root", missing, "/"}, 1, missing},
+		c{[]string{mkbackup, "create", r.dir, "--time", "yesterday", src}, 2, "yesterday"},
+		c{[]string{mkbackup, "create", r.dir, "--progress", "perhaps", src}, 2, "perhaps"},
+		c{[]string{mkbackup, "create", r.dir, "--source", "a/b", src}, 2, "a/b"},
+		c{[]string{mkbackup, "create", r.dir, "--source", "2024-01-01", src}, 2, "2024-01-01"},
+		c{[]string{mkbackup, "create", r.dir, "--source", "latest", src}, 2, "latest"},
+		c{[]string{mkbackup, "ls", r.dir, "2001-01-01"}, 1, "2001-01-01"},
+		c{[]string{backupfs}, 2, ""},
+		c{[]string{backupfs, r.dir}, 2, ""},
+		c{[]string{backupfs, "--no-such-flag", r.dir, mountPoint}, 2, "no-such-flag"},
+		c{[]string{backupfs, "--cache-size", "much", r.dir, mountPoint}, 2, "much"},
+		c{[]string{backupfs, "-o", "ro,no-such-option", r.dir, mountPoint}, 2, "no-such-option"},
+		c{[]string{backupfs, r.dir, missing}, 1, missing},
+		c{[]string{backupfs, r.dir, file}, 1, file},
+		c{[]string{backupfs, "--generation", "2001-01-01", r.dir, mountPoint}, 1, "2001-01-01"},
+		c{[]string{backupfs, "--source", "unheard-of", r.dir, mountPoint}, 1, "unheard-of"},
+		c{[]string{backupfs, "-f", "--generation", "2001-01-01", r.dir, mountPoint}, 1, "2001-01-01"},
+	)
+	for _, c := range cases {
+		res := runCmd(t, exec.Command(c.args[0], c.args[1:]...))
+		name := strings.ReplaceAll(strings.Join(c.args, " "), filepath.Dir(mkbackup)+"/", "")
+		if res.code != c.code {
+			t.Errorf("%s: exit code %d, want %d: %s", name, res.code, c.code, res.stderr)
+		}
+		if res.stdout != "" {
+			t.Errorf("%s: prints on standard output: %s", name, res.stdout)
+		}
+		if len(c.args) == 1 {
+			continue // a usage text of many lines
+		}
+		if lines := strings.Count(res.stderr, "\n"); lines != 1 && !(c.args[len(c.args)-1] == missing && lines == 2) {
+			t.Errorf("%s: want one line: %s", name, res.stderr)
+		}
+		if !strings.Contains(res.stderr, c.say) {
+			t.Errorf("%s: the message does not name %q: %s", name, c.say, res.stderr)
+		}
+	}
+	if isMounted(t, mountPoint) {
+		t.Error("something was mounted")
+		unix.Unmount(mountPoint, unix.MNT_DETACH)
+	}
+	wantContent(t, filepath.Join(full, "file"), "in the way")
+	if got := names(t, notRepo); strings.Join(got, " ") != "something" {
+		t.Errorf("a directory that is no repository holds %q now", got)
+	}
+	if n := len(r.generations()); n != 1 {
+		t.Errorf("%d generations, want 1", n)
+	}
+	r.wantNoLeftovers()
+}
+
+func rewrite(t *testing.T, path, content string) {
+	t.Helper()
+	must(t, os.Remove(path))
+	write(t, path, content)
+}
+
+func rewriteConfig(t *testing.T, repo string, change func(map[string]any)) {
+	t.Helper()
+	path := filepath.Join(repo, "repo.json")
+	b, err := os.ReadFile(path)
+	must(t, err)
+	c := map[string]any{}
+	must(t, json.Unmarshal(b, &c))
+	change(c)
+	b, err = json.Marshal(c)
+	must(t, err)
+	rewrite(t, path, string(b))
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{mkbackup, "--help"}, {mkbackup, "create", "--help"}, {mkbackup, "init", "-h"}, {backupfs, "--help"}, {mkbackup, "--version"}, {backupfs, "--version"}} {
+		res := runCmd(t, exec.Command(args[0], args[1:]...))
+		if res.code != 0 || res.stdout == "" || res.stderr != "" {
+			t.Errorf("%s: exit code %d, %d bytes of help\n%s", args, res.code, len(res.stdout), res.stderr)
+		}
+	}
+}
+
+// TestUnreadableRepository takes every right from a repository and asks as
+// somebody else.
+func TestUnreadableRepository(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	must(t, os.Chmod(r.dir, 0o700))
+	as := asUser(somebody, somebody, nil, "true").Args
+	user := &repo{t: t, dir: r.dir, user: as[:len(as)-1]}
+	for command, extra := range map[string][]string{"create": {"-q", src}, "list": nil, "ls": {"latest"}, "check": nil, "reindex": nil} {
+		res := user.mkbackup(command, extra...)
+		if res.code != 1 {
+			t.Errorf("%s: exit code %d, want 1", command, res.code)
+		}
+		wantOneLine(t, res.stderr, r.dir, "permission denied")
+	}
+	mnt := mkdir(t, tempDir(t), "mnt")
+	must(t, os.Chown(mnt, somebody, somebody))
+	res := runCmd(t, asUser(somebody, somebody, nil, backupfs, r.dir, mnt))
+	if res.code != 1 {
+		t.Errorf("backupfs: exit code %d, want 1", res.code)
+	}
+	wantOneLine(t, res.stderr, r.dir, "permission denied")
+}
+
+func TestMissingPathIsNamed(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a/file", Data: []byte("a")}, {Path: "b/file", Data: []byte("b")}})
+	r := newRepo(t)
+	s, res := r.createExit(3, "--root", src, "/a", "/missing", "/b")
+	if s.Errors != 1 {
+		t.Errorf("summary: %d errors, want 1", s.Errors)
+	}
+	if n := strings.Count(res.stderr, "/missing"); n != 1 {
+		t.Errorf("the missing path is named %d times: %s", n, res.stderr)
+	}
+	m := r.mount()
+	wantContent(t, m.path(s.Generation, "a", "file"), "a")
+	wantContent(t, m.path(s.Generation, "b", "file"), "b")
+}
+
+// TestPathThatBecomesMissing does not take a path that cannot be found for one
+// that was deleted, nor an unreadable directory for an empty one.
+func TestSelectionOfPaths(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a/one", Data: []byte("1")}, {Path: "a/b/two", Data: []byte("2")}, {Path: "a-b/three", Data: []byte("3")},
+		{Path: "c", Data: []byte("4")}, {Path: "link", Type: treetest.Symlink, Target: "a"}})
+	r := newRepo(t)
+	all := readTree(t, src)
+	for _, c := range []struct {
+		paths []string
+		want  []string
+	}{
+		{[]string{"/"}, all.Paths()},
+		{[]string{"/a"}, []string{".", "a", "a/b", "a/b/two", "a/one"}},
+		{[]string{"/a/b"}, []string{".", "a", "a/b", "a/b/two"}},
+		{[]string{"/a/b", "/a", "/a/b/two"}, []string{".", "a", "a/b", "a/b/two", "a/one"}},
+		{[]string{"/c", "/a-b/three"}, []string{".", "a-b", "a-b/three", "c"}},
+		{[]string{"/link"}, []string{".", "link"}},
+		{[]string{"/a/../c", "//a-b/"}, []string{".", "a-b", "a-b/three", "c"}},
+	} {
+		s := r.create(append([]string{"--root", src}, c.paths...)...)
+		m := r.mount("--generation", s.Generation)
+		if got := readTree(t, m.dir).Paths(); strings.Join(got, "|") != strings.Join(sorted(c.want), "|") {
+			t.Errorf("create %q stores %q, want %q", c.paths, got, c.want)
+		}
+		m.stop()
+	}
+	cmd := exec.Command(mkbackup, "create", r.dir, "--json", "a/b", "./c") // relative to the working directory
+	cmd.Dir = src
+	res := runCmd(t, cmd)
+	if res.code != 0 {
+		t.Fatalf("create of relative paths: exit code %d\n%s", res.code, res.stderr)
+	}
+	m := r.mount()
+	g := parseSummary(t, res.stdout).Generation
+	wantContent(t, m.path(g, src, "a", "b", "two"), "2")
+	wantContent(t, m.path(g, src, "c"), "4")
+}
+
+// TestRepositoryInsideTheSource leaves the repository and its mount out, and
+// says so once each.
+func TestRepositoryAndMountInsideTheSource(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := initRepo(t, filepath.Join(src, "backup", "repo"))
+	r.all(src)
+	m := &fuseMount{t: t, dir: mkdir(t, src, "mnt")}
+	m.start(r)
+	t.Cleanup(m.stop)
+	s, res := r.createExit(0, "--root", src, "/")
+	for _, place := range []string{"backup/repo", "mnt"} {
+		if n := strings.Count(res.stderr, place); n != 1 {
+			t.Errorf("%s is mentioned %d times: %s", place, n, res.stderr)
+		}
+	}
+	if s.Files != 1 {
+		t.Errorf("summary: %d files, want 1", s.Files)
+	}
+	wantContent(t, m.path(s.Generation, "file"), "x")
+	if entries, err := os.ReadDir(m.path(s.Generation, "mnt")); err == nil && len(entries) > 0 {
+		t.Errorf("the mount was backed up: %v", entries)
+	}
+	if _, err := os.Lstat(m.path(s.Generation, "backup", "repo", "repo.json")); err == nil {
+		t.Error("the repository was backed up")
+	}
+	if again := r.all(src); again.ReadBytes != 0 || again.Parts != 0 {
+		t.Errorf("again: %+v", again)
+	}
+	// By another name of the same directory.
+	other := mkdir(t, tempDir(t), "bound")
+	mountAt(t, other, "--bind", src)
+	bound, res := r.createExit(0, "--root", other, "/", "--source", "bound")
+	if bound.Files != 1 || !strings.Contains(res.stderr, "backup/repo") {
+		t.Errorf("through a bind mount: %+v\n%s", bound, res.stderr)
+	}
+}
+
+func TestBusyMountPoint(t *testing.T) {
+	r, _ := timedRepo(t)
+	m := r.mount()
+	res := runCmd(t, exec.Command(backupfs, r.dir, m.dir))
+	if res.code != 1 {
+		t.Errorf("a second mount at one place: exit code %d, want 1", res.code)
+	}
+	wantOneLine(t, res.stderr, m.dir)
+	if n := len(mountInfo(t, m.dir)); n != 1 {
+		t.Errorf("%d mounts at one place", n)
+		for ; n > 1; n-- {
+			unix.Unmount(m.dir, unix.MNT_DETACH)
+		}
+	}
+	wantContent(t, m.path("latest", "number"), "2")
+}
+
+// TestFilesThatChangeMeanwhile lets files grow, shrink and vanish while they
+// are read: what is stored is whole or left out, and the exit code is 3 or 0.
+func TestFilesThatChangeMeanwhile(t *testing.T) {
+	src := tempDir(t)
+	manyFiles(t, src, 2000)
+	createTree(t, src, []treetest.Node{{Path: "z-large", Seed: 71, Size: 100 << 20}})
+	r := newRepo(t)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			p := filepath.Join(src, fmt.Sprintf("d%03d", i%20), "moving")
+			os.WriteFile(p, []byte(strings.Repeat("y", i%5000)), 0o644)
+			os.Truncate(filepath.Join(src, "z-large"), int64(100<<20-i%1000))
+			os.Remove(p)
+		}
+	}()
+	var codes []int
+	for range 5 {
+		res := r.mkbackup("create", "--json", "--root", src, "/")
+		codes = append(codes, res.code)
+		if res.code != 0 && res.code != 3 {
+			t.Errorf("exit code %d\n%s", res.code, tail(res.stderr))
+		}
+		if res.code == 3 && !strings.Contains(res.stderr, "z-large") && !strings.Contains(res.stderr, "moving") {
+			t.Errorf("exit code 3 without a file named: %s", tail(res.stderr))
+		}
+	}
+	close(stop)
+	<-stopped
+	t.Logf("exit codes %v", codes)
+	settle()
+	s := r.all(src)
+	m := r.mount()
+	wantTree(t, "when all is quiet", readTree(t, src), m.path(s.Generation), treetest.Options{})
+}
+
+// TestFullDisk lets the disk run full at many points of a run, the last bytes
+// included: old generations stay, nothing half-made is left, the next run works.
+func TestFullDisk(t *testing.T) {
+	small, large := tempDir(t), tempDir(t)
+	createTree(t, small, treetest.Random(81, treetest.RandomOptions{Owners: true, Files: 50}))
+	createTree(t, large, treetest.Random(82, treetest.RandomOptions{Owners: true, Files: 400}))
+	createTree(t, large, []treetest.Node{{Path: "large", Seed: 83, Size: 6 << 20}})
+	disk := tmpfs(t, 256<<20)
+	r := initRepo(t, filepath.Join(disk, "repo"), "--part-size", "1MiB")
+	want := map[string]*treetest.Tree{r.all(small).Generation: readTree(t, small)}
+	wantLarge := readTree(t, large)
+
+	resize := func(free int64) {
+		t.Helper()
+		var st unix.Statfs_t
+		must(t, unix.Statfs(disk, &st))
+		used := int64(st.Blocks-st.Bfree) * st.Bsize
+		run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", (used+free+4095)&^4095), disk)
+	}
+	attempt := func(free int64) bool {
+		t.Helper()
+		resize(free)
+		before := len(r.generations())
+		res := r.mkbackup("create", "--json", "--root", large, "/")
+		resize(256 << 20)
+		after := r.generations()
+		switch {
+		case res.code == 0 && len(after) == before+1:
+			want[after[len(after)-1]] = wantLarge
+			return true
+		case res.code != 1 || len(after) != before:
+			t.Errorf("%d bytes free: exit code %d, %d generations, before %d\n%s", free, res.code, len(after), before, tail(res.stderr))
+		case !strings.Contains(res.stderr, "space"):
+			t.Errorf("%d bytes free: the message does not say why: %s", free, res.stderr)
+		default:
+			wantOneLine(t, res.stderr)
+		}
+		if c := r.mkbackup("check"); c.code != 0 {
+			t.Errorf("%d bytes free: check: exit code %d\n%s%s", free, c.code, c.stdout, c.stderr)
+		}
+		return false
+	}
+	// Finished parts stay for the next run, so each attempt needs less than the one before.
+	attempts := 0
+	for _, free := range []int64{0, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 3 << 20} {
+		attempts++
+		if attempt(free) {
+			break
+		}
+	}
+	done := false
+	for free := int64(64 << 10); !done && attempts < 120; free += 64 << 10 {
+		attempts++
+		done = attempt(free)
+	}
+	if !done {
+		t.Fatalf("no success after %d attempts", attempts)
+	}
+	t.Logf("%d attempts", attempts)
+	s := r.all(large)
+	want[s.Generation] = wantLarge
+	m := r.mount()
+	for name, tree := range want {
+		wantTree(t, name, tree, m.path(name), treetest.Options{})
+	}
+	r.wantNoLeftovers()
+}
+
+// TestFullDiskFromTheStart fills the disk during init and the first generation.
+func TestFullDiskFromTheStart(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, treetest.Random(84, treetest.RandomOptions{Owners: true, Files: 100}))
+	for _, size := range []int64{4 << 10, 8 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20} {
+		disk := tmpfs(t, size)
+		r := &repo{t: t, dir: filepath.Join(disk, "repo")}
+		if res := r.mkbackup("init"); res.code != 0 {
+			if res.code != 1 {
+				t.Errorf("init on a disk of %d: exit code %d\n%s", size, res.code, res.stderr)
+			}
+			wantOneLine(t, res.stderr, "space")
+			run(t, "mount", "-o", "remount,size=64m", disk)
+			if res := r.mkbackup("init"); res.code != 0 && !strings.Contains(res.stderr, "not empty") && !strings.Contains(res.stderr, "already") {
+				t.Errorf("init after a full disk: %s", res.stderr)
+			}
+			continue
+		}
+		res := r.mkbackup("create", "--root", src, "/")
+		if res.code != 0 && res.code != 1 {
+			t.Errorf("create on a disk of %d: exit code %d\n%s", size, res.code, tail(res.stderr))
+		}
+		run(t, "mount", "-o", "remount,size=64m", disk)
+		s := r.all(src)
+		m := r.mount()
+		wantTree(t, fmt.Sprintf("disk of %d", size), readTree(t, src), m.path(s.Generation), treetest.Options{})
+		m.stop()
+		r.verify()
+		r.wantNoLeftovers()
+	}
+}
+
+// TestInterrupted sends SIGINT and SIGTERM at many points of a run.
+func TestInterrupted(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, treetest.Random(85, treetest.RandomOptions{Owners: true, Files: 300}))
+	for i := range 60 {
+		createTree(t, src, []treetest.Node{{Path: fmt.Sprint("large-", i), Seed: uint64(i) + 500, Size: 1 << 20}})
+	}
+	before := mkdir(t, tempDir(t), "before")
+	write(t, filepath.Join(before, "file"), "of the first generation")
+	probe := newRepo(t, "--part-size", "4MiB")
+	began := time.Now()
+	probe.all(src)
+	whole := time.Since(began)
+
+	signalled := 0
+	for i := range 16 {
+		r := newRepo(t, "--part-size", "4MiB")
+		first := r.all(before)
+		signal := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM}[i%2]
+		b := start(t, r.command("create", "--json", "--root", src, "/"))
+		time.Sleep(whole * time.Duration(i) / 15)
+		b.cmd.Process.Signal(signal)
+		code := b.wait(t, 20*time.Second)
+		generations := r.generations()
+		switch {
+		case code == 128+int(signal) && len(generations) == 1:
+			signalled++
+			// Before its handler is in place a program dies of the signal, silently.
+			if message := b.stderr.String(); message != "" {
+				wantOneLine(t, message, "interrupt")
+			}
+		case code == 0 && len(generations) == 2:
+		default:
+			t.Errorf("%v after %d/15: exit code %d, generations %q\n%s", signal, i, code, generations, b.stderr.String())
+		}
+		s := r.all(src)
+		m := r.mount()
+		wantContent(t, m.path(first.Generation, "file"), "of the first generation")
+		wantTree(t, "after an interrupted run", readTree(t, src), m.path(s.Generation), treetest.Options{})
+		m.stop()
+		r.wantNoLeftovers()
+	}
+	if signalled < 5 {
+		t.Errorf("only %d of 16 runs were interrupted", signalled)
+	}
+}
+
+// TestInterruptedReindex leaves an index that works.
+func TestInterruptedReindex(t *testing.T) {
+	src := tempDir(t)
+	manyFiles(t, src, 5000)
+	r := newRepo(t)
+	s := r.all(src)
+	for i := range 6 {
+		b := start(t, r.command("reindex"))
+		time.Sleep(time.Duration(i) * 15 * time.Millisecond)
+		signal := []syscall.Signal{syscall.SIGINT, syscall.SIGKILL}[i%2]
+		b.cmd.Process.Signal(signal)
+		if code := b.wait(t, 20*time.Second); code != 0 && code != 128+int(signal) {
+			t.Errorf("%v: exit code %d\n%s", signal, code, b.stderr.String())
+		}
+		m := r.mount()
+		wantContent(t, m.path(s.Generation, "d000", "f00001"), "content of file 1\nx")
+		m.stop()
+	}
+	if res := r.mkbackup("reindex"); res.code != 0 {
+		t.Errorf("reindex: exit code %d\n%s", res.code, res.stderr)
+	}
+	r.all(src)
+	r.wantNoLeftovers()
+}
+
+// TestDamageIsFound flips a byte of, truncates and removes every kind of file.
+func TestDamageIsFound(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "large", Seed: 91, Size: 3 << 20}, {Path: "small", Data: []byte("small")}})
+	for what, pattern := range map[string]string{"part": "parts/*/*", "log record": "log/000000000001*", "newest log record": "log/000000000002*"} {
+		for _, how := range []string{"removed", "truncated", "last byte flipped"} {
+			r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")} // not checked at the end: it is damaged
+			run(t, mkbackup, "init", r.dir)
+			r.all(src)
+			r.all(src)
+			path := r.glob(pattern)[0]
+			damage(t, path, how)
+			res := r.mkbackup("check")
+			if res.code != 4 {
+				t.Errorf("%s %s: check: exit code %d, want 4\n%s%s", what, how, res.code, res.stdout, res.stderr)
+			}
+			if name := strings.Split(filepath.Base(path), ".")[0]; what == "part" && !strings.Contains(res.stderr, name) {
+				t.Errorf("%s %s: the damaged file is not named: %s", what, how, res.stderr)
+			}
+		}
+	}
+}
+
+func damage(t *testing.T, path, how string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.Remove(path))
+	switch how {
+	case "truncated":
+		write(t, path, string(b[:len(b)/2]))
+	case "last byte flipped":
+		b[len(b)-1] ^= 1
+		write(t, path, string(b))
+	}
+}
+
+// TestDamagedIndexIsRebuilt flips a byte in every file of the index: commands
+// say so, rebuild it, and go on.
+func TestDamagedIndexIsRebuilt(t *testing.T) {
+	src := tempDir(t)
+	manyFiles(t, src, 500)
+	r := newRepo(t)
+	s := r.all(src)
+	want := readTree(t, src)
+	files := strings.Fields(shell(t, `find "$1"/index -type f -size +0`, r.dir))
+	if len(files) < 3 {
+		t.Fatalf("the index has only %d files", len(files))
+	}
+	for _, path := range files {
+		for _, how := range []string{"last byte flipped", "truncated", "removed"} {
+			if _, err := os.Lstat(path); err != nil {
+				continue // rebuilt under another name
+			}
+			damage(t, path, how)
+			res := r.mkbackup("list")
+			if res.code != 0 || !strings.Contains(res.stdout, s.Generation) {
+				t.Errorf("%s %s: list: exit code %d\n%s%s", filepath.Base(path), how, res.code, res.stdout, res.stderr)
+			}
+			m := r.mount()
+			wantTree(t, filepath.Base(path)+" "+how, want, m.path(s.Generation), treetest.Options{})
+			m.stop()
+		}
+	}
+}
+
+// TestDamagedPartGivesEIO never serves a wrong byte, and serves what is whole.
+func TestDamagedPartGivesEIO(t *testing.T) {
+	src := tempDir(t)
+	var nodes []treetest.Node
+	for i := range 20 {
+		nodes = append(nodes, treetest.Node{Path: fmt.Sprint("f", i), Seed: uint64(i) + 300, Size: 300_000})
+	}
+	createTree(t, src, nodes)
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	s := r.all(src)
+	part := r.parts()[0]
+	must(t, os.Chmod(part, 0o644))
+	f, err := os.OpenFile(part, os.O_RDWR, 0)
+	must(t, err)
+	b := make([]byte, 1)
+	at := fileSize(t, part) / 3
+	_, err = f.ReadAt(b, at)
+	must(t, err)
+	b[0] ^= 0x10
+	_, err = f.WriteAt(b, at)
+	must(t, err)
+	must(t, f.Close())
+	m := r.mount()
+	broken := 0
+	for _, n := range nodes {
+		got, err := os.ReadFile(m.path(s.Generation, n.Path))
+		switch {
+		case err != nil:
+			wantErrno(t, n.Path, unix.EIO, err)
+			broken++
+		case string(got) != string(treetest.Content(n.Seed, n.Size)):
+			t.Errorf("%s: wrong bytes and no error", n.Path)
+		}
+	}
+	if broken == 0 || broken > 4 {
+		t.Errorf("%d of 20 files cannot be read after one byte was damaged", broken)
+	}
+}

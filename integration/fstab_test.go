@@ -1,0 +1,49 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+)
+
+// TestFstab puts the line of the manual into /etc/fstab, which the sandbox has
+// to itself, and lets mount(8) and umount(8) do the rest.
+func TestFstab(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, treetest.Random(5, treetest.RandomOptions{Owners: true, Files: 50}))
+	r := newRepo(t)
+	s := r.all(src)
+	m := &fuseMount{t: t, dir: mkdir(t, tempDir(t), "backups")}
+
+	fstab := filepath.Join(tempDir(t), "fstab")
+	old, err := os.ReadFile("/etc/fstab")
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if err != nil {
+		write(t, "/etc/fstab", "") // there must be something to mount over
+		t.Cleanup(func() { os.Remove("/etc/fstab") })
+	}
+	write(t, fstab, string(old)+"\n"+r.dir+"  "+m.dir+"  fuse.backupfs  ro,_netdev,cache-size=64M  0 0\n")
+	mountAt(t, "/etc/fstab", "--bind", fstab)
+
+	run(t, "mount", m.dir)
+	t.Cleanup(m.stop)
+	wantTree(t, "mount by fstab", readTree(t, src), m.path(s.Generation), treetest.Options{})
+	info := mountInfo(t, m.dir)
+	if len(info) != 1 || !strings.Contains(info[0], " fuse.backupfs ") {
+		t.Errorf("not of type fuse.backupfs: %q", info)
+	}
+	for _, option := range []string{"ro", "nosuid", "nodev"} {
+		if fields := strings.Fields(info[0]); !strings.Contains(","+fields[5]+",", ","+option+",") {
+			t.Errorf("mounted without %s: %s", option, info[0])
+		}
+	}
+	run(t, "umount", m.dir)
+	if isMounted(t, m.dir) {
+		t.Error("still mounted after umount")
+	}
+}

@@ -1,0 +1,110 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+)
+
+// somebody is a user without rights that every machine has: nobody.
+const somebody = 65534
+
+// TestUserWithoutRoot lets a user back up, list, mount and unmount without any
+// privilege.
+func TestUserWithoutRoot(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	as := asUser(somebody, somebody, nil, "true").Args
+	as = as[:len(as)-1]
+	user := func(name string, args ...string) result {
+		t.Helper()
+		cmd := exec.Command(as[0], append(append(append([]string{}, as[1:]...), name), args...)...)
+		cmd.Dir, cmd.Env = home, append(os.Environ(), "HOME="+home, "USER=nobody")
+		return runCmd(t, cmd)
+	}
+	src := mkdir(t, home, "src")
+	nodes := treetest.Random(77, treetest.RandomOptions{})
+	for i := range nodes {
+		nodes[i].UID, nodes[i].GID = somebody, somebody
+	}
+	createTree(t, src, nodes)
+	must(t, os.Chown(src, somebody, somebody))
+
+	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as}
+	if res := r.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	t.Cleanup(r.verify)
+	s, res := r.createExit(0, "--root", src, "/")
+	if !strings.Contains(res.stderr, "root") {
+		t.Errorf("create by a user does not say what only root can store: %q", res.stderr)
+	}
+
+	mnt := mkdir(t, home, "mnt")
+	must(t, os.Chown(mnt, somebody, somebody))
+	m := &fuseMount{t: t, dir: mnt}
+	m.start(r)
+	t.Cleanup(m.stop)
+	for _, pair := range [][2]string{{src, m.path(s.Generation)}, {m.path(s.Generation), src}} {
+		if res := user("rsync", "-aAXHn", "--checksum", "--delete", "--itemize-changes", pair[0]+"/", pair[1]+"/"); res.code != 0 || res.stdout != "" || res.stderr != "" {
+			t.Errorf("rsync %s: exit code %d\n%s%s", pair, res.code, tail(res.stdout), tail(res.stderr))
+		}
+	}
+	if _, err := os.ReadDir(m.dir); err == nil {
+		t.Error("the mount of a user is open to others, root included")
+	}
+	if res := user("fusermount3", "-u", mnt); res.code != 0 {
+		t.Errorf("fusermount3 -u: %s", res.stderr)
+	}
+	if isMounted(t, mnt) {
+		t.Error("still mounted after fusermount3 -u")
+	}
+}
+
+// TestUnreadableForUser wants what a user cannot read named, the rest backed
+// up, and exit code 3; and later the whole once root comes.
+func TestUnreadableForUser(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	src := mkdir(t, home, "src")
+	createTree(t, src, []treetest.Node{
+		{Path: "mine", UID: somebody, Data: []byte("readable")},
+		{Path: "secret", Mode: 0o600, Data: []byte("of root")},
+		{Path: "closed", Type: treetest.Dir, Mode: 0o700},
+		{Path: "closed/in", Data: []byte("in a closed directory")},
+		{Path: "open/in", Data: []byte("open")},
+	})
+	as := asUser(somebody, somebody, nil, "true").Args
+	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := r.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	t.Cleanup(r.verify)
+	s, res := r.createExit(3, "--root", src, "/")
+	if s.Errors < 2 {
+		t.Errorf("summary: %d errors, want 2", s.Errors)
+	}
+	for _, name := range []string{"secret", "closed"} {
+		if n := strings.Count(res.stderr, name); n != 1 {
+			t.Errorf("%q is named %d times in\n%s", name, n, res.stderr)
+		}
+	}
+	root := &repo{t: t, dir: r.dir}
+	m := root.mount()
+	for path, want := range map[string]string{"mine": "readable", "open/in": "open"} {
+		if b, err := os.ReadFile(m.path(s.Generation, path)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+	if b, err := os.ReadFile(m.path(s.Generation, "secret")); err == nil {
+		t.Errorf("an unreadable file is shown with the content %q", b)
+	}
+	whole := root.all(src)
+	wantTree(t, "after root came", readTree(t, src), m.path(whole.Generation), treetest.Options{})
+	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)
+}
