@@ -1,0 +1,418 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// walk compares the whole source with the generation before.
+func (c *creation) walk() error {
+	root := c.options.Root
+	if root == "" {
+		root = "/"
+	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", root, err)
+	}
+	defer unix.Close(fd)
+	st, err := statBeneath(fd, "")
+	if err != nil {
+		return fmt.Errorf("%s: %w", root, err)
+	}
+	entry := scannedEntry{name: ".", inode: st}
+	d := c.scanner.start(fd, ".", c.selection.only())
+	defer d.close()
+	var old *index.Dirent
+	if c.previous.Number != 0 {
+		old = &index.Dirent{Dir: c.previous.Root}
+	}
+	return c.directory(fd, d, &entry, ".", old, c.selection, st.dev)
+}
+
+// directory compares the directory e, which lies at path and is being scanned
+// as d, with what it was. parent is the directory that holds it, or itself for
+// the root; device is the one that holds the parent.
+func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent, s *selection, device uint64) error {
+	<-d.done
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	if s.all {
+		c.matched = true
+	}
+	if reason := c.leftOut(d, e, device); reason != "" {
+		c.notef("/%s is left out: %s", Printable(path), reason)
+		return c.drop(path, old)
+	}
+	if d.fd < 0 && (errors.Is(d.err, unix.ENOENT) || errors.Is(d.err, unix.ENOTDIR) || errors.Is(d.err, unix.ELOOP)) {
+		c.problem(path, errVanished)
+		return c.drop(path, old)
+	}
+	dir, stored, err := c.directoryEntry(parent, d, e, path, old)
+	if err != nil || !stored {
+		return err
+	}
+	if d.err != nil {
+		c.problem(path, fmt.Errorf("cannot be listed: %w", d.err))
+		d.entries = nil
+	} else if e.dev != device && kernelFileSystem(fileSystem(d.fd)) {
+		d.entries = nil
+	}
+	return c.children(d, e, path, dir, s)
+}
+
+var errVanished = errors.New("vanished, or was replaced, while it was backed up")
+
+// leftOut returns why a directory is not part of any backup, "" if it is.
+func (c *creation) leftOut(d *scanned, e *scannedEntry, device uint64) string {
+	switch {
+	case e.dev == c.own.dev && e.Inode == c.own.Inode:
+		return "it is the repository"
+	case e.dev != device && d.fd >= 0 && fileSystem(d.fd) == "fuse.backupfs":
+		return "it is a mount of backups"
+	}
+	return ""
+}
+
+// directoryEntry adds the entry of a directory where it is new or changed. It
+// returns the directory that it was before, nil where it was none, and whether
+// it is part of the generation.
+func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent) (before *index.Dirent, stored bool, err error) {
+	if old != nil && old.Dir != 0 {
+		before = old
+	}
+	same := false
+	if before != nil {
+		node, err := c.view.Dir(before.Dir)
+		if err != nil {
+			return nil, false, err
+		}
+		same = node.Attr == e.Attr
+	}
+	if same && c.base != 0 {
+		c.count(old, &e.inode, path, true)
+		return before, true, nil
+	}
+	entry := archive.Entry{Path: path, Attr: e.Attr}
+	if entry.Xattrs, err = c.directoryXattrs(parent, d, e.name); err != nil {
+		c.problem(path, err)
+	}
+	c.warnOverlay(path, entry.Xattrs)
+	c.count(old, &e.inode, path, same)
+	return before, true, c.add(entry)
+}
+
+func (c *creation) directoryXattrs(parent int, d *scanned, name string) ([]archive.Xattr, error) {
+	if d.fd >= 0 {
+		return xattrsBeneath(d.fd, ".").read()
+	}
+	return xattrsBeneath(parent, name).read()
+}
+
+// children compares the entries of a directory with those that it had.
+func (c *creation) children(d *scanned, e *scannedEntry, path string, old *index.Dirent, s *selection) error {
+	before, err := c.listBefore(old)
+	if err != nil {
+		return err
+	}
+	ahead := lookahead{scanner: c.scanner, parent: d, selection: s}
+	defer ahead.close()
+	for i := range d.entries {
+		child := &d.entries[i]
+		for len(before) > 0 && before[0].Name < child.name {
+			if err := c.drop(join(path, before[0].Name), &before[0]); err != nil {
+				return err
+			}
+			before = before[1:]
+		}
+		var was *index.Dirent
+		if len(before) > 0 && before[0].Name == child.name {
+			was, before = &before[0], before[1:]
+		}
+		if err := c.child(d, &ahead, i, join(path, child.name), was, s.child(child.name), e.dev); err != nil {
+			return err
+		}
+	}
+	for i := range before {
+		if err := c.drop(join(path, before[i].Name), &before[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listBefore returns the entries that a directory had, ordered by name.
+func (c *creation) listBefore(old *index.Dirent) ([]index.Dirent, error) {
+	if old == nil {
+		return nil, nil
+	}
+	var list []index.Dirent
+	err := c.view.List(old.Dir, "", func(e index.Dirent) bool {
+		list = append(list, e)
+		return true
+	})
+	return list, err
+}
+
+// child compares entry i of a directory, which lies at path.
+func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *index.Dirent, s *selection, device uint64) error {
+	e := &d.entries[i]
+	c.options.Progress.path.Store(&path)
+	c.options.Progress.files.Add(1)
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	switch {
+	case e.err != nil:
+		return c.unreadable(path, e.err, old, s)
+	case e.Type == archive.TypeDir:
+		sub := ahead.take(i)
+		defer sub.close()
+		return c.directory(d.fd, sub, e, path, old, s, device)
+	case !s.all:
+		return c.unreadable(path, unix.ENOTDIR, old, s)
+	}
+	c.matched = true
+	return c.file(d.fd, e, path, old)
+}
+
+// unreadable reports an entry that could not be looked at, or the paths given
+// by the user below it, and drops it.
+func (c *creation) unreadable(path string, err error, old *index.Dirent, s *selection) error {
+	s.leaves(path, func(leaf string) { c.problem(leaf, err) })
+	return c.drop(path, old)
+}
+
+// file adds a file of any type but a directory where it is new or changed.
+func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent) error {
+	if old != nil {
+		if err := c.countGoneBelow(path, old); err != nil {
+			return err
+		}
+	}
+	same := old != nil && old.Dir == 0 && old.Attr == e.Attr
+	if same && (!c.options.Checksum || e.Type != archive.TypeFile) {
+		return c.unchanged(e, path, old)
+	}
+	if c.options.DryRun {
+		if e.Type == archive.TypeFile {
+			c.summary.ReadBytes += e.Size
+		}
+		c.count(old, &e.inode, path, same)
+		return nil
+	}
+	entry, err := c.read(dir, e, path)
+	if err != nil {
+		var f fatal
+		if errors.As(err, &f) {
+			return err
+		}
+		c.problem(path, err)
+		return c.drop(path, old)
+	}
+	if same {
+		if same, err = c.sameContents(old, entry); err != nil {
+			return err
+		}
+		if same {
+			return c.unchanged(e, path, old)
+		}
+	}
+	if entry.Changed {
+		c.problem(path, errChanged)
+	}
+	c.warnOverlay(path, entry.Xattrs)
+	c.count(old, &inode{Attr: entry.Attr}, path, false)
+	return c.add(entry)
+}
+
+var errChanged = errors.New("changed while it was read: what is stored is one reading of it")
+
+// unchanged takes a file over from the generation before.
+func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) error {
+	c.count(old, &e.inode, path, true)
+	if c.base != 0 || c.options.DryRun {
+		return nil
+	}
+	i, err := c.db.Inode(old.Ino)
+	if err != nil {
+		return err
+	}
+	entry := archive.Entry{Path: path, Attr: i.Attr, Target: i.Target, Changed: i.Changed, Group: e.group()}
+	if old.Ino.HasXattrs() {
+		if entry.Xattrs, err = c.db.Xattrs(old.Ino); err != nil {
+			return err
+		}
+	}
+	if entry.Data, err = c.dataBefore(old); err != nil {
+		return err
+	}
+	return c.add(entry)
+}
+
+func (c *creation) dataBefore(old *index.Dirent) ([]archive.Extent, error) {
+	if old.Attr.Type != archive.TypeFile {
+		return nil, nil
+	}
+	extents, err := c.db.Extents(old.Ino, 0, old.Attr.Size)
+	var data []archive.Extent
+	for _, x := range extents {
+		data = append(data, archive.Extent{Offset: x.Offset, Len: x.Len, Hash: x.Hash})
+	}
+	return data, err
+}
+
+func (c *creation) sameContents(old *index.Dirent, entry archive.Entry) (bool, error) {
+	data, err := c.dataBefore(old)
+	return !entry.Changed && slices.Equal(data, entry.Data), err
+}
+
+// read returns the entry of a file that is new or changed; the contents are
+// stored. Another link of an inode that was read already is not read again.
+func (c *creation) read(dir int, e *scannedEntry, path string) (archive.Entry, error) {
+	if first, ok := c.links[e.group()]; ok {
+		first.Path = path
+		return first, nil
+	}
+	entry, err := c.readNew(dir, e, path)
+	if err == nil && entry.Group != "" {
+		c.links[entry.Group] = entry
+	}
+	return entry, err
+}
+
+func (c *creation) readNew(dir int, e *scannedEntry, path string) (archive.Entry, error) {
+	if e.Type == archive.TypeFile {
+		return c.readFile(dir, e.name, path)
+	}
+	entry := archive.Entry{Path: path, Attr: e.Attr, Group: e.group()}
+	var err error
+	if e.Type == archive.TypeSymlink {
+		if entry.Target, err = readLink(dir, e.name, e.Size); err != nil {
+			return archive.Entry{}, err
+		}
+		entry.Attr.Size = int64(len(entry.Target))
+	}
+	entry.Xattrs, err = xattrsBeneath(dir, e.name).read()
+	return entry, err
+}
+
+// drop removes from the generation whatever was at path.
+func (c *creation) drop(path string, old *index.Dirent) error {
+	if old == nil {
+		return nil
+	}
+	if err := c.countGone(path, old); err != nil {
+		return err
+	}
+	if c.base == 0 || c.options.DryRun {
+		return nil
+	}
+	if path == "." {
+		return fatal{errors.New("the root of the source is left out")}
+	}
+	return c.draft.Add(archive.Line{Gone: path})
+}
+
+// countGone counts a path that is gone, and all that was below it.
+func (c *creation) countGone(path string, old *index.Dirent) error {
+	c.summary.Gone++
+	c.change(Removed, path)
+	return c.countGoneBelow(path, old)
+}
+
+func (c *creation) countGoneBelow(path string, old *index.Dirent) error {
+	if old.Dir == 0 {
+		return nil
+	}
+	list, err := c.listBefore(old)
+	for i := 0; i < len(list) && err == nil; i++ {
+		err = c.countGone(join(path, list[i].Name), &list[i])
+	}
+	return err
+}
+
+func (c *creation) add(entry archive.Entry) error {
+	if c.options.DryRun {
+		return nil
+	}
+	return c.draft.Add(archive.Line{Entry: &entry})
+}
+
+// count adds an entry of the new generation to the summary.
+func (c *creation) count(old *index.Dirent, i *inode, path string, same bool) {
+	if i.Type == archive.TypeDir {
+		c.summary.Dirs++
+	} else {
+		c.summary.Files++
+	}
+	if i.Type == archive.TypeFile {
+		c.summary.RawBytes += i.Size
+	}
+	switch {
+	case old == nil:
+		c.summary.New++
+		c.change(Added, path)
+	case same:
+		c.summary.Unchanged++
+	default:
+		c.summary.Changed++
+		c.change(Changed, path)
+	}
+}
+
+// warnOverlay says where a file of an overlay's upper directory has its data,
+// or its children, somewhere else: they are not in the backup.
+func (c *creation) warnOverlay(path string, xattrs []archive.Xattr) {
+	for _, x := range xattrs {
+		switch x.Name {
+		case "trusted.overlay.metacopy", "user.overlay.metacopy":
+			c.notef("/%s: its data lies in a lower layer of the overlay (metacopy): stored as it is here, without data", Printable(path))
+		case "trusted.overlay.redirect", "user.overlay.redirect":
+			c.notef("/%s: it continues another path of a lower layer (redirect to %s): stored as it is here", Printable(path), Printable(x.Value))
+		}
+	}
+}
+
+// lookahead keeps the scans of the next subdirectories of a directory running.
+type lookahead struct {
+	scanner   *scanner
+	parent    *scanned
+	selection *selection
+	next      int // first entry not looked at
+	running   []runningScan
+}
+
+type runningScan struct {
+	entry int
+	*scanned
+}
+
+// take returns the scan of entry i, a directory, which the caller must close.
+// Entries are taken in their order.
+func (l *lookahead) take(i int) *scanned {
+	for ; l.next < len(l.parent.entries) && (l.next <= i || len(l.running) < scanAhead); l.next++ {
+		e := &l.parent.entries[l.next]
+		if e.err == nil && e.Type == archive.TypeDir {
+			only := l.selection.child(e.name).only()
+			l.running = append(l.running, runningScan{l.next, l.scanner.start(l.parent.fd, e.name, only)})
+		}
+	}
+	first := l.running[0]
+	l.running = l.running[1:]
+	return first.scanned
+}
+
+// close ends the scans that were not taken.
+func (l *lookahead) close() {
+	for _, s := range l.running {
+		s.close()
+	}
+}

@@ -1,0 +1,236 @@
+package backup
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// clockGrain is how far apart two changes must be to be sure to have different
+// times: the kernel's clock for files ticks every 10 ms at the least.
+const clockGrain = 20 * time.Millisecond
+
+// readTries is how often a file is read that changes meanwhile.
+const readTries = 2
+
+// retryLimit is the raw size above which a file that changes is not read again.
+const retryLimit = 16 << 20
+
+var errReplaced = errors.New("was replaced by something that is no file while it was backed up")
+
+// readFile reads a regular file and stores its contents. The entry has the
+// attributes that the file had before it was read, so that the next run sees
+// whatever changed since; Changed tells that something did.
+func (c *creation) readFile(dir int, name, path string) (archive.Entry, error) {
+	for try := 1; ; try++ {
+		entry, err := c.readOnce(dir, name, path)
+		if err != nil || !entry.Changed || try == readTries || entry.Attr.Size > retryLimit {
+			return entry, err
+		}
+	}
+}
+
+func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
+	fd, err := openBeneath(dir, name, unix.O_RDONLY)
+	if err != nil {
+		return archive.Entry{}, err
+	}
+	defer unix.Close(fd)
+	st, err := settled(fd)
+	if err != nil {
+		return archive.Entry{}, err
+	}
+	if st.Type != archive.TypeFile {
+		return archive.Entry{}, errReplaced
+	}
+	entry := archive.Entry{Path: path, Attr: st.Attr, Group: st.group()}
+	if entry.Xattrs, err = xattrsOf(fd).read(); err != nil {
+		return archive.Entry{}, err
+	}
+	if err := c.readData(fd, st, &entry); err != nil {
+		return archive.Entry{}, err
+	}
+	after, err := statBeneath(fd, "")
+	if err != nil {
+		return archive.Entry{}, err
+	}
+	entry.Changed = entry.Changed || after.Attr != st.Attr
+	return entry, nil
+}
+
+// settled returns the attributes of an open file, once a change to come could
+// not hide behind the same time.
+func settled(fd int) (inode, error) {
+	st, err := statBeneath(fd, "")
+	if err != nil {
+		return inode{}, err
+	}
+	age := time.Since(st.Ctime.Time())
+	if age > clockGrain || age < -clockGrain {
+		return st, nil
+	}
+	time.Sleep(clockGrain - age)
+	return statBeneath(fd, "")
+}
+
+// readData stores the data of an open file and adds its extents to the entry.
+func (c *creation) readData(fd int, st inode, entry *archive.Entry) error {
+	if st.Size == 0 {
+		return nil
+	}
+	ranges, err := dataRanges(fd, st)
+	if err != nil {
+		return err
+	}
+	if st.Size < largeFile && len(ranges) == 1 && ranges[0] == (byteRange{0, st.Size}) {
+		return c.readSmall(fd, st, entry)
+	}
+	for _, r := range ranges {
+		if err := c.readRange(fd, st.Size, r, entry); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readSmall stores a whole file as one content.
+func (c *creation) readSmall(fd int, st inode, entry *archive.Entry) error {
+	if c.small == nil {
+		c.small = make([]byte, largeFile)
+	}
+	n, err := io.ReadFull(&fileReader{c: c, fd: fd, end: st.Size}, c.small[:st.Size])
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return err
+	}
+	if int64(n) < st.Size { // it shrank
+		entry.Changed = true
+		entry.Attr.Size = int64(n)
+	}
+	if n == 0 {
+		return nil
+	}
+	a := entry.Attr
+	hash, err := c.store(c.small[:n], archive.Member{Name: entry.Path, Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: a.Mtime})
+	if err != nil {
+		return err
+	}
+	entry.Data = append(entry.Data, archive.Extent{Offset: 0, Len: int64(n), Hash: hash})
+	return nil
+}
+
+// readRange stores a range of a file in chunks.
+func (c *creation) readRange(fd int, size int64, r byteRange, entry *archive.Entry) error {
+	offset := r.start
+	err := c.chunks.each(&fileReader{c: c, fd: fd, offset: r.start, end: r.end}, chunkSizesFor(size), func(chunk []byte) error {
+		hash, err := c.storeChunk(chunk, entry.Attr)
+		if err != nil {
+			return err
+		}
+		entry.Data = append(entry.Data, archive.Extent{Offset: offset, Len: int64(len(chunk)), Hash: hash})
+		offset += int64(len(chunk))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if offset < r.end { // it shrank
+		entry.Changed = true
+		entry.Attr.Size = offset
+	}
+	return nil
+}
+
+func (c *creation) storeChunk(chunk []byte, a archive.Attr) (archive.Hash, error) {
+	hash := archive.HashOf(chunk)
+	return hash, c.storeAs(hash, chunk, archive.Member{Name: archive.ChunkName(hash), Mode: 0o600, UID: a.UID, GID: a.GID, Mtime: a.Mtime})
+}
+
+// store stores a content, unless it is there already.
+func (c *creation) store(content []byte, m archive.Member) (archive.Hash, error) {
+	hash := archive.HashOf(content)
+	return hash, c.storeAs(hash, content, m)
+}
+
+func (c *creation) storeAs(hash archive.Hash, content []byte, m archive.Member) error {
+	known, err := c.known(hash)
+	if known || err != nil {
+		return err
+	}
+	if err := c.packer.Add(m, hash, content); err != nil {
+		return fatal{err}
+	}
+	c.stored[hash] = struct{}{}
+	return nil
+}
+
+// byteRange is a range of a file, end exclusive.
+type byteRange struct {
+	start, end int64
+}
+
+// dataRanges returns the ranges of a file that are not holes. A file that has
+// all its blocks is not asked.
+func dataRanges(fd int, st inode) ([]byteRange, error) {
+	if st.blocks*512 >= st.Size {
+		return []byteRange{{0, st.Size}}, nil
+	}
+	var ranges []byteRange
+	for end := int64(0); end < st.Size; {
+		start, err := unix.Seek(fd, end, unix.SEEK_DATA)
+		if err == unix.ENXIO { // nothing but a hole up to the end
+			break
+		}
+		if err == unix.EINVAL || err == unix.ENOTSUP { // the file system cannot tell
+			return []byteRange{{0, st.Size}}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if end, err = unix.Seek(fd, start, unix.SEEK_HOLE); err != nil && err != unix.ENXIO {
+			return nil, err
+		}
+		if err == unix.ENXIO { // it shrank behind our back
+			end = st.Size
+		}
+		if start < st.Size {
+			ranges = append(ranges, byteRange{start, min(end, st.Size)})
+		}
+	}
+	return ranges, nil
+}
+
+// fileReader reads a range of an open file. An error of the file is returned as
+// it is; an interrupt is fatal.
+type fileReader struct {
+	c           *creation
+	fd          int
+	offset, end int64
+}
+
+func (r *fileReader) Read(b []byte) (int, error) {
+	if err := r.c.ctx.Err(); err != nil {
+		return 0, fatal{err}
+	}
+	if b = b[:min(int64(len(b)), r.end-r.offset)]; len(b) == 0 {
+		return 0, io.EOF
+	}
+	for {
+		n, err := unix.Pread(r.fd, b, r.offset)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		r.offset += int64(n)
+		r.c.summary.ReadBytes += int64(n)
+		r.c.options.Progress.bytes.Add(int64(n))
+		return n, nil
+	}
+}

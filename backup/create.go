@@ -1,0 +1,464 @@
+// Package backup is the engine: it scans a source, compares it with the
+// generation before, packs what is new into parts and commits generations; it
+// checks repositories. It never prints and never exits.
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// CreateOptions says what Create backs up, and how. Paths must not be empty.
+type CreateOptions struct {
+	Paths    []string  // what to back up; below Root where that is given
+	Root     string    // directory that paths are relative to as if it were /; "" means /
+	Source   string    // "" is the unnamed source
+	Time     time.Time // of the generation; zero means now
+	Checksum bool      // read everything and compare contents, not times
+	DryRun   bool      // find out what would be done; write nothing
+	Program  string    // name and version, for the log
+	Events   Events
+	Progress *Progress // updated during the run; nil means nobody looks
+}
+
+// Events are called during a run, each from one goroutine at a time; nil ones
+// are not called. Paths are those of the generation, without a leading "/".
+type Events struct {
+	Problem func(path string, err error)     // something could not be backed up, or changed meanwhile
+	Note    func(text string)                // something worth to know
+	Change  func(change Change, path string) // a path that differs from the generation before
+}
+
+// Change is how a path differs from the generation before.
+type Change byte
+
+// The changes that Events reports.
+const (
+	Added   Change = '+'
+	Changed Change = 'M'
+	Removed Change = '-'
+)
+
+// Progress tells how far a run is. It is safe for concurrent use.
+type Progress struct {
+	files, bytes atomic.Int64
+	path         atomic.Pointer[string]
+	total        atomic.Pointer[index.Generation]
+}
+
+// Files returns the entries seen so far, and in the generation before (0: none).
+func (p *Progress) Files() (done, before int64) {
+	if g := p.total.Load(); g != nil {
+		before = g.Files + g.Dirs
+	}
+	return p.files.Load(), before
+}
+
+// ReadBytes returns the raw bytes read from the source so far.
+func (p *Progress) ReadBytes() int64 { return p.bytes.Load() }
+
+// Path returns the path that is worked on.
+func (p *Progress) Path() string {
+	if path := p.path.Load(); path != nil {
+		return *path
+	}
+	return ""
+}
+
+// Summary is the outcome of Create. Its JSON names are those of the command's summary.
+type Summary struct {
+	Generation  string  `json:"generation"`
+	Number      uint64  `json:"number"`
+	Files       int64   `json:"files"` // entries that are no directories
+	Dirs        int64   `json:"dirs"`
+	New         int64   `json:"new"`     // entries that the generation before did not have
+	Changed     int64   `json:"changed"` // entries that it had otherwise
+	Unchanged   int64   `json:"unchanged"`
+	Gone        int64   `json:"gone"`         // entries that only it had
+	Errors      int64   `json:"errors"`       // problems, each reported
+	RawBytes    int64   `json:"raw_bytes"`    // of all files, each link counted
+	ReadBytes   int64   `json:"read_bytes"`   // read from the source
+	StoredBytes int64   `json:"stored_bytes"` // of new parts and of the log record
+	Parts       int64   `json:"parts"`        // new parts
+	Seconds     float64 `json:"seconds"`
+}
+
+// ErrNothing says that none of the given paths is there.
+var ErrNothing = errors.New("nothing to back up")
+
+// fatal is an error that ends the run, in a place where others concern one file.
+type fatal struct{ error }
+
+func (f fatal) Unwrap() error { return f.error }
+
+// creation is one run of Create.
+type creation struct {
+	ctx       context.Context
+	repo      *archive.Repository
+	options   CreateOptions
+	selection *selection
+	own       inode // the repository's directory, which is left out
+	scanner   *scanner
+	started   time.Time
+
+	db       *index.DB        // newest index
+	view     index.View       // of the generation compared with
+	previous index.Generation // that generation; Number 0: none
+	base     uint64           // record that the new one is against; 0: it will be complete
+
+	draft   *archive.RecordDraft
+	packer  *archive.Packer
+	added   []int64                   // stored bytes of the parts added to the draft
+	stored  map[archive.Hash]struct{} // contents in those parts, or in the packer
+	links   map[string]archive.Entry  // first link of each hard-link group that was read
+	said    map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
+	chunks  chunker
+	small   []byte // buffer of one small file
+	matched bool   // one of the paths is there
+	again   bool   // this is not the first comparison: changes were reported
+	summary Summary
+}
+
+// Create makes a generation. Problems with single files are reported and
+// counted in Summary.Errors; the generation is committed without those files.
+// An error means that nothing was committed; parts that were finished stay and
+// are used by the next run. Other runs, on the same source too, may go on at
+// the same time.
+func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Summary, error) {
+	if o.Progress == nil {
+		o.Progress = new(Progress)
+	}
+	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx),
+		stored: make(map[archive.Hash]struct{}), said: make(map[string]bool)}
+	if !archive.ValidSourceName(o.Source) {
+		return Summary{}, fmt.Errorf("source name %q: it must begin with a letter, hold only letters, digits, '.', '_' and '-', and not be \"latest\"", o.Source)
+	}
+	if err := c.prepare(); err != nil {
+		return Summary{}, err
+	}
+	defer c.close()
+	if err := c.run(); err != nil {
+		return Summary{}, err
+	}
+	c.summary.Seconds = time.Since(c.started).Seconds()
+	return c.summary, nil
+}
+
+func (c *creation) prepare() (err error) {
+	if c.selection, err = newSelection(c.options.Root, c.options.Paths); err != nil {
+		return err
+	}
+	if c.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
+		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
+	}
+	if c.db, err = index.Open(c.repo, index.Options{Log: c.notef}); err != nil {
+		return err
+	}
+	if c.options.DryRun {
+		return nil
+	}
+	c.draft, err = c.repo.NewRecord()
+	return err
+}
+
+func (c *creation) close() {
+	if c.packer != nil {
+		c.packer.Abort()
+	}
+	if c.draft != nil {
+		c.draft.Discard()
+	}
+	c.db.Close()
+}
+
+// run compares and commits, again and again until no other run came between.
+func (c *creation) run() error {
+	if !c.options.DryRun {
+		if err := c.adopt(); err != nil {
+			return err
+		}
+	}
+	for {
+		if err := c.compare(); err != nil || c.options.DryRun {
+			return err
+		}
+		err := c.commit()
+		if !errors.Is(err, errOvertaken) {
+			return err
+		}
+		c.again = true
+		if err := c.draft.Reset(); err != nil {
+			return err
+		}
+	}
+}
+
+// adopt takes over the parts that no record names: those which an interrupted
+// run finished. What lies in them is not stored again.
+func (c *creation) adopt() error {
+	known := make(map[archive.Digest]struct{})
+	if err := c.db.Parts(func(p archive.Part) bool {
+		known[p.Name] = struct{}{}
+		return true
+	}); err != nil {
+		return err
+	}
+	for object, err := range c.repo.Store().List("parts/") {
+		if err != nil {
+			return fmt.Errorf("list the parts: %w", err)
+		}
+		name, ok := archive.ParsePartStoreName(object.Name)
+		if _, named := known[name]; named || !ok {
+			continue
+		}
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		part, err := archive.ScanPart(c.repo.Store(), name)
+		if err != nil {
+			c.notef("a part left by an interrupted run cannot be used: %v", err)
+			continue
+		}
+		if err := c.addPart(part); err != nil {
+			return err
+		}
+		c.notef("part %s of an interrupted run is used", name)
+	}
+	return nil
+}
+
+func (c *creation) addPart(p archive.PublishedPart) error {
+	for _, content := range p.Contents {
+		c.stored[content.Hash] = struct{}{}
+	}
+	return c.recordPart(p)
+}
+
+// recordPart is called by the packer, on its own goroutine, while contents are
+// still added: it must not touch anything but the draft's parts.
+func (c *creation) recordPart(p archive.PublishedPart) error {
+	c.added = append(c.added, p.Part.Stored)
+	return c.draft.AddPart(p)
+}
+
+// compare walks the source and adds every difference to the draft.
+func (c *creation) compare() (err error) {
+	if err := c.chooseBase(); err != nil {
+		return err
+	}
+	c.summary = Summary{}
+	c.links = make(map[string]archive.Entry)
+	c.matched = false
+	if !c.options.DryRun {
+		c.packer = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize}, c.recordPart)
+	}
+	if err := c.walk(); err != nil {
+		var f fatal
+		if errors.As(err, &f) {
+			return f.error
+		}
+		return err
+	}
+	if !c.matched {
+		return fmt.Errorf("%w: none of the given paths is there", ErrNothing)
+	}
+	if c.packer == nil {
+		return nil
+	}
+	return c.packer.Close()
+}
+
+// chooseBase finds the generation to compare with: the newest one of the
+// source. Where the newest record of the source was forgotten, the new record
+// must be complete; what an older generation has is still not read again.
+func (c *creation) chooseBase() error {
+	gens, err := c.db.Generations()
+	if err != nil {
+		return err
+	}
+	c.previous, c.view, c.base = index.Generation{}, index.View{}, 0
+	of := index.OfSource(gens, c.options.Source)
+	if len(of) == 0 {
+		return nil
+	}
+	c.previous = of[len(of)-1]
+	c.view = c.db.At(c.previous.Number)
+	c.options.Progress.total.Store(&c.previous)
+	head, ok, err := c.db.Head(c.options.Source)
+	if err == nil && ok && head == c.previous.Number {
+		c.base = head
+	}
+	return err
+}
+
+var errOvertaken = errors.New("another run committed meanwhile")
+
+// commit makes the record. Where another run took its number, the index is
+// brought up to date: either the record is good under the next number, or the
+// error is errOvertaken and all must be compared again.
+func (c *creation) commit() error {
+	for {
+		number := c.db.Number() + 1
+		err := c.commitAs(number)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		harmless, err := c.harmless(number)
+		if err != nil {
+			return err
+		}
+		if err := c.reopen(); err != nil {
+			return err
+		}
+		if !harmless {
+			return errOvertaken
+		}
+	}
+}
+
+// harmless reports whether the records from number on leave the comparison
+// valid: generations of other sources do.
+func (c *creation) harmless(number uint64) (bool, error) {
+	last, err := c.repo.Last()
+	for ; err == nil && number <= last; number++ {
+		var record *archive.RecordReader
+		if record, err = c.repo.OpenRecord(number); err != nil {
+			break
+		}
+		h := record.Header()
+		record.Close()
+		if h.Kind != archive.KindGeneration || h.Source == c.options.Source {
+			return false, nil
+		}
+	}
+	return true, err
+}
+
+func (c *creation) reopen() error {
+	db, err := index.Open(c.repo, index.Options{Log: c.notef})
+	if err != nil {
+		return err
+	}
+	c.db.Close()
+	c.db = db
+	c.view = db.At(c.previous.Number)
+	return nil
+}
+
+func (c *creation) commitAs(number uint64) error {
+	h := archive.Header{Kind: archive.KindGeneration, Number: number, Source: c.options.Source,
+		Time: c.options.Time.UTC(), Base: c.base, Program: c.options.Program}
+	if c.options.Time.IsZero() {
+		h.Time = c.started.UTC()
+	}
+	var err error
+	if h.Name, err = c.freeName(h.Time); err != nil {
+		return err
+	}
+	if number > 1 {
+		if h.Previous, err = c.repo.RecordDigest(number - 1); err != nil {
+			return err
+		}
+	}
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	_, stored, err := c.draft.Commit(h)
+	if err != nil {
+		return err
+	}
+	c.summary.Generation, c.summary.Number = h.Name, number
+	c.summary.Parts, c.summary.StoredBytes = int64(len(c.added)), stored
+	for _, bytes := range c.added {
+		c.summary.StoredBytes += bytes
+	}
+	c.publishIndex()
+	return nil
+}
+
+// publishIndex brings the index up to the new record. The generation is
+// committed whatever happens here.
+func (c *creation) publishIndex() {
+	if err := c.reopen(); err != nil {
+		c.notef("the generation is committed, but its index could not be written; the next command does it: %v", err)
+	}
+}
+
+// freeName returns the name of a generation of the given time.
+func (c *creation) freeName(t time.Time) (string, error) {
+	stamp := t.Format(archive.GenerationTimeFormat)
+	if !archive.ValidGenerationName(stamp) {
+		return "", fmt.Errorf("no generation can be of the time %s: the year must be 0000 to 9999", t)
+	}
+	gens, err := c.db.Generations()
+	if err != nil {
+		return "", err
+	}
+	taken := make(map[string]bool)
+	for _, g := range index.OfSource(gens, c.options.Source) {
+		if strings.HasPrefix(g.Name, stamp) {
+			taken[g.Name] = true
+		}
+	}
+	name := stamp
+	for n := 2; taken[name]; n++ {
+		name = fmt.Sprintf("%s.%d", stamp, n)
+	}
+	return name, nil
+}
+
+// known reports whether a content needs not be stored.
+func (c *creation) known(hash archive.Hash) (bool, error) {
+	if _, ok := c.stored[hash]; ok {
+		return true, nil
+	}
+	_, err := c.db.Content(hash)
+	if errors.Is(err, index.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fatal{err}
+	}
+	return true, nil
+}
+
+// first reports whether it is called with text for the first time.
+func (c *creation) first(text string) bool {
+	if c.said[text] {
+		return false
+	}
+	c.said[text] = true
+	return true
+}
+
+func (c *creation) notef(format string, a ...any) {
+	if text := fmt.Sprintf(format, a...); c.options.Events.Note != nil && c.first(text) {
+		c.options.Events.Note(text)
+	}
+}
+
+func (c *creation) problem(path string, err error) {
+	c.summary.Errors++
+	if c.options.Events.Problem != nil && c.first(path+": "+err.Error()) {
+		c.options.Events.Problem(path, err)
+	}
+}
+
+func (c *creation) change(change Change, path string) {
+	if c.options.Events.Change != nil && !c.again {
+		c.options.Events.Change(change, path)
+	}
+}

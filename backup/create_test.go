@@ -1,0 +1,423 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// newRepository makes a repository of small parts, which is checked when the test ends.
+func newRepository(t testing.TB) *archive.Repository {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "repo")
+	r, err := archive.Init(dir, archive.InitOptions{PartSize: archive.MinPartSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		result, err := Check(context.Background(), r, CheckOptions{Damage: func(text string) { t.Errorf("damage: %s", text) }})
+		if err != nil {
+			t.Errorf("check: %v (%+v)", err, result)
+		}
+		r.Close()
+	})
+	return r
+}
+
+// write makes a file of the source, with its directories.
+func write(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// optionsFor backs up dir as the whole tree.
+func optionsFor(dir string) CreateOptions {
+	return CreateOptions{Paths: []string{"/"}, Root: dir, Program: "test"}
+}
+
+func create(t testing.TB, r *archive.Repository, o CreateOptions) Summary {
+	t.Helper()
+	s, err := Create(context.Background(), r, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// contentsOf returns the paths and contents of all files of a generation.
+func contentsOf(t testing.TB, r *archive.Repository, number uint64) map[string]string {
+	t.Helper()
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	reader := archive.NewReader(r.Store(), 1<<20)
+	defer reader.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := index.Find(gens, fmt.Sprint(number))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string]string)
+	view := db.At(number)
+	var walk func(dir index.DirID, path string)
+	walk = func(dir index.DirID, path string) {
+		var list []index.Dirent
+		if err := view.List(dir, "", func(e index.Dirent) bool { list = append(list, e); return true }); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			if e.Dir != 0 {
+				walk(e.Dir, join(path, e.Name))
+				continue
+			}
+			data := make([]byte, e.Attr.Size)
+			if n, err := db.ReadAt(reader, e.Ino, data, 0); int64(n) != e.Attr.Size {
+				t.Fatalf("%s: %d bytes, %v", e.Name, n, err)
+			}
+			files[join(path, e.Name)] = string(data)
+		}
+	}
+	walk(g.Root, ".")
+	return files
+}
+
+func wantContents(t testing.TB, r *archive.Repository, number uint64, want map[string]string) {
+	t.Helper()
+	got := contentsOf(t, r, number)
+	if len(got) != len(want) {
+		t.Errorf("generation %d has %d files, want %d", number, len(got), len(want))
+	}
+	for path, data := range want {
+		if got[path] != data {
+			t.Errorf("generation %d: %s has %d bytes, other than the %d it should have", number, path, len(got[path]), len(data))
+		}
+	}
+}
+
+func TestCreateAgain(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	large := string(randomBytes(1, 3<<20))
+	write(t, source+"/a/small", []byte("one"))
+	write(t, source+"/a/empty", nil)
+	write(t, source+"/large", []byte(large))
+	first := create(t, r, optionsFor(source))
+	if first.New != 5 || first.Files != 3 || first.Dirs != 2 || first.Parts == 0 || first.ReadBytes != int64(3+len(large)) {
+		t.Errorf("first: %+v", first)
+	}
+	second := create(t, r, optionsFor(source))
+	if second.Unchanged != 5 || second.ReadBytes != 0 || second.Parts != 0 || second.Number != 2 {
+		t.Errorf("second: %+v", second)
+	}
+	write(t, source+"/a/small", []byte("two"))
+	if err := os.Remove(source + "/a/empty"); err != nil {
+		t.Fatal(err)
+	}
+	third := create(t, r, optionsFor(source))
+	if third.Changed != 2 || third.Gone != 1 || third.ReadBytes != 3 || third.Parts != 1 {
+		t.Errorf("third: %+v", third)
+	}
+	before := map[string]string{"a/small": "one", "a/empty": "", "large": large}
+	wantContents(t, r, 1, before)
+	wantContents(t, r, 2, before)
+	wantContents(t, r, 3, map[string]string{"a/small": "two", "large": large})
+}
+
+// TestOvertaken: a run that another one overtakes compares again, and both
+// commit; what it had stored by then is not stored a second time.
+func TestOvertaken(t *testing.T) {
+	for _, source := range []string{"", "other"} {
+		t.Run("source "+source, func(t *testing.T) {
+			r, dir := newRepository(t), t.TempDir()
+			large := randomBytes(2, 2<<20)
+			write(t, dir+"/a", large)
+			write(t, dir+"/z", []byte("one"))
+			inner := optionsFor(dir)
+			inner.Source = source
+			o := optionsFor(dir)
+			overtook, changes := false, 0
+			o.Events.Change = func(_ Change, path string) {
+				changes++
+				if overtook || path != "z" {
+					return
+				}
+				overtook = true
+				if s := create(t, r, inner); s.Number != 1 {
+					t.Errorf("the inner run made %+v", s)
+				}
+			}
+			s := create(t, r, o)
+			if s.Number != 2 || s.Files != 2 || changes != 3 {
+				t.Errorf("%+v, %d changes", s, changes)
+			}
+			if source == "" && (s.Unchanged != 3 || s.ReadBytes != 0) {
+				t.Errorf("compared with the generation that overtook it: %+v", s)
+			}
+			want := map[string]string{"a": string(large), "z": "one"}
+			wantContents(t, r, 1, want)
+			wantContents(t, r, 2, want)
+		})
+	}
+}
+
+// TestInterrupted: a run that was interrupted leaves nothing visible, and what
+// lies in its finished parts is not stored again.
+func TestInterrupted(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	for i := range 64 {
+		write(t, fmt.Sprintf("%s/%02d", dir, i), randomBytes(uint64(i), 32<<10))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	o := optionsFor(dir)
+	o.Events.Change = func(_ Change, path string) {
+		if path == "48" {
+			cancel()
+		}
+	}
+	if s, err := Create(ctx, r, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if last, err := r.Last(); last != 0 || err != nil {
+		t.Fatalf("a record was committed: %d, %v", last, err)
+	}
+	s := create(t, r, optionsFor(dir))
+	if s.New != 65 {
+		t.Errorf("%+v", s)
+	}
+	var stored int64
+	for object, err := range r.Store().List("parts/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored += object.Stored
+	}
+	if limit := int64(64*32<<10 + 64<<10); stored > limit {
+		t.Errorf("%d bytes in parts, want at most %d", stored, limit)
+	}
+	want := make(map[string]string)
+	for i := range 64 {
+		want[fmt.Sprintf("%02d", i)] = string(randomBytes(uint64(i), 32<<10))
+	}
+	wantContents(t, r, 1, want)
+}
+
+func TestForgottenHead(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/a/b", []byte("one"))
+	if err := os.Link(dir+"/a/b", dir+"/a/c"); err != nil {
+		t.Fatal(err)
+	}
+	create(t, r, optionsFor(dir))
+	write(t, dir+"/new", []byte("two"))
+	create(t, r, optionsFor(dir))
+	forget(t, r, 2)
+	s := create(t, r, optionsFor(dir))
+	if s.Unchanged != 3 || s.New != 1 || s.ReadBytes != 3 {
+		t.Errorf("compared with generation 1: %+v", s)
+	}
+	wantContents(t, r, 4, map[string]string{"a/b": "one", "a/c": "one", "new": "two"})
+}
+
+// forget commits a record that drops a generation.
+func forget(t testing.TB, r *archive.Repository, number uint64) {
+	t.Helper()
+	last, err := r.Last()
+	if err != nil {
+		t.Fatal(err)
+	}
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	previous, err := r.RecordDigest(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := draft.Add(archive.Line{Forget: number}); err != nil {
+		t.Fatal(err)
+	}
+	h := archive.Header{Kind: archive.KindForget, Number: last + 1, Time: time.Now().UTC(), Previous: previous}
+	if _, _, err := draft.Commit(h); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSameSecond(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	o := optionsFor(dir)
+	o.Time = time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	var got []string
+	for range 3 {
+		got = append(got, create(t, r, o).Generation)
+	}
+	if want := []string{"2026-11-22T03-00-00Z", "2026-11-22T03-00-00Z.2", "2026-11-22T03-00-00Z.3"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestSelection(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	for _, path := range []string{"etc/a", "etc/deep/b", "etcetera/c", "var/log/d", "var/lib/e"} {
+		write(t, filepath.Join(dir, path), []byte(path))
+	}
+	if err := os.Chmod(dir+"/var", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	o := optionsFor(dir)
+	o.Paths = []string{"etc", "/var/log/", "/missing/x", "etc/deep"}
+	var problems []string
+	o.Events.Problem = func(path string, err error) { problems = append(problems, path+": "+err.Error()) }
+	s := create(t, r, o)
+	wantContents(t, r, 1, map[string]string{"etc/a": "etc/a", "etc/deep/b": "etc/deep/b", "var/log/d": "var/log/d"})
+	if len(problems) != 1 || s.Errors != 1 || !strings.HasPrefix(problems[0], "missing/x: ") {
+		t.Errorf("problems %q, %+v", problems, s)
+	}
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := db.At(1)
+	entry, err := view.Resolve(gens[0].Root, "var")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if node, err := view.Dir(entry.Dir); err != nil || node.Attr.Mode != 0o700 {
+		t.Errorf("the private parent is stored as %+v, %v", node, err)
+	}
+	o.Paths = []string{"/nowhere"}
+	if _, err := Create(context.Background(), r, o); !errors.Is(err, ErrNothing) {
+		t.Errorf("nothing to back up: %v", err)
+	}
+}
+
+// TestReplacedFiles: file, directory and symlink take each other's place.
+func TestReplacedFiles(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/x/below", []byte("1"))
+	write(t, dir+"/y", []byte("2"))
+	create(t, r, optionsFor(dir))
+	if err := errors.Join(os.RemoveAll(dir+"/x"), os.Remove(dir+"/y")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/x", []byte("3"))
+	write(t, dir+"/y/below", []byte("4"))
+	s := create(t, r, optionsFor(dir))
+	if s.Gone != 1 || s.New != 1 || s.Changed != 3 {
+		t.Errorf("%+v", s)
+	}
+	wantContents(t, r, 1, map[string]string{"x/below": "1", "y": "2"})
+	wantContents(t, r, 2, map[string]string{"x": "3", "y/below": "4"})
+}
+
+// TestSwappedDirectory: somebody replaces a directory by a symlink to one
+// outside between scan and read; nothing of the outside is stored.
+func TestSwappedDirectory(t *testing.T) {
+	r, dir, outside := newRepository(t), t.TempDir(), t.TempDir()
+	write(t, outside+"/secret", []byte("outside"))
+	write(t, dir+"/a", []byte("a"))
+	write(t, dir+"/b/secret", []byte("inside"))
+	o := optionsFor(dir)
+	o.Events.Change = func(_ Change, path string) {
+		if path == "a" {
+			_ = os.Rename(dir+"/b", dir+"/moved")
+			_ = os.Symlink(outside, dir+"/b")
+		}
+	}
+	create(t, r, o)
+	for path, data := range contentsOf(t, r, 1) {
+		if data == "outside" {
+			t.Errorf("%s is a file from outside", path)
+		}
+	}
+}
+
+// TestChangedWhileRead: a file that shrinks under the reader is reported.
+func TestChangedWhileRead(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/big", randomBytes(9, 24<<20))
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f, err := os.OpenFile(dir+"/big", os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = f.Write(make([]byte, 512))
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}()
+	var problems []string
+	o := optionsFor(dir)
+	o.Events.Problem = func(path string, err error) { problems = append(problems, path) }
+	s := create(t, r, o)
+	close(stop)
+	<-done
+	if s.Errors != 1 || !slices.Equal(problems, []string{"big"}) {
+		t.Errorf("%+v, problems %q", s, problems)
+	}
+	if again := create(t, r, optionsFor(dir)); again.Changed != 1 || again.Errors != 0 {
+		t.Errorf("the next run: %+v", again)
+	}
+}
+
+func TestFIFOIsNotOpened(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s := create(t, r, optionsFor(dir)); s.Files != 1 || s.Errors != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for path, want := range map[string]string{"a b/ä": "a b/ä", "a\nb": `"a\nb"`, "\xff": `"\xff"`, `q"`: `"q\""`, "\x1b[2J": `"\x1b[2J"`, `back\slash`: `"back\\slash"`} {
+		if got := Printable(path); got != want {
+			t.Errorf("Printable(%q) = %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestMountType(t *testing.T) {
+	const text = "22 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n" +
+		"40 22 0:50 / /backups ro,nosuid master:2 propagate_from:1 - fuse.backupfs /srv/b ro\n"
+	for id, want := range map[string]string{"22": "ext4", "40": "fuse.backupfs", "4": "", "": ""} {
+		if got := mountType(text, id); got != want {
+			t.Errorf("mount %q is %q, want %q", id, got, want)
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package backup
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// selection is the tree of what is backed up: everything below a node, or only
+// the children named.
+type selection struct {
+	all      bool
+	children map[string]*selection
+}
+
+// newSelection returns the selection of paths below root; both are absolute
+// where root is not "". Symlinks above the last component are resolved, since
+// what is stored is the tree as it is; below another root they cannot be.
+func newSelection(root string, paths []string) (*selection, error) {
+	s := &selection{}
+	for _, path := range paths {
+		if root == "" {
+			var err error
+			if path, err = filepath.Abs(path); err != nil {
+				return nil, fmt.Errorf("%s: %w", path, err)
+			}
+			path = resolveParent(path)
+		}
+		s.add(filepath.Clean("/" + path))
+	}
+	return s, nil
+}
+
+// resolveParent resolves symlinks in all but the last component. A path that
+// does not exist stays as it is: the walk says that it is missing.
+func resolveParent(path string) string {
+	parent, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return path
+	}
+	return filepath.Join(parent, filepath.Base(path))
+}
+
+// add selects an absolute, clean path.
+func (s *selection) add(path string) {
+	for name := range strings.SplitSeq(path[1:], "/") {
+		if name == "" { // "/" itself
+			break
+		}
+		if s.children == nil {
+			s.children = make(map[string]*selection)
+		}
+		child := s.children[name]
+		if child == nil {
+			child = &selection{}
+			s.children[name] = child
+		}
+		s = child
+	}
+	s.all = true
+}
+
+// only returns the names to look at in the directory, ordered; nil means all.
+func (s *selection) only() []string {
+	if s.all {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(s.children))
+}
+
+// child returns the selection of an entry of the directory.
+func (s *selection) child(name string) *selection {
+	if s.all {
+		return s
+	}
+	return s.children[name]
+}
+
+// leaves yields the paths selected at and below the node, which lies at path.
+func (s *selection) leaves(path string, yield func(path string)) {
+	if s.all {
+		yield(path)
+		return
+	}
+	for _, name := range s.only() {
+		s.children[name].leaves(join(path, name), yield)
+	}
+}
+
+// join appends a name to a path of a generation.
+func join(path, name string) string {
+	if path == "." {
+		return name
+	}
+	return path + "/" + name
+}

@@ -1,0 +1,276 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// The source is only ever reached through descriptors of directories and names
+// of one component, so that nobody who renames directories or plants symlinks
+// during a run can lead it outside.
+
+// beneath is how every name is resolved: below its directory, through no symlink.
+const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+
+// openBeneath opens the entry name of a directory for reading, itself never a
+// symlink. It does not block on a FIFO, and does not change access times where
+// it may.
+func openBeneath(dir int, name string, flags uint64) (int, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOATIME, Resolve: beneath}
+	fd, err := openat2(dir, name, &how)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner
+		how.Flags &^= unix.O_NOATIME
+		fd, err = openat2(dir, name, &how)
+	}
+	return fd, err
+}
+
+// enterBeneath opens a directory only to reach what is in it by name, for which
+// nobody needs the right to list it.
+func enterBeneath(dir int, name string) (int, error) {
+	return openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: beneath})
+}
+
+func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
+	for {
+		fd, err := unix.Openat2(dir, name, how)
+		if err == unix.ENOSYS { // before Linux 5.6: one component and O_NOFOLLOW mean the same
+			fd, err = unix.Openat(dir, name, int(how.Flags), 0)
+		}
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return fd, err
+		}
+	}
+}
+
+// inode is what statx tells about a file.
+type inode struct {
+	archive.Attr
+	dev    uint64 // device that holds it
+	blocks int64  // allocated, in units of 512 bytes
+}
+
+// group returns the hard-link group of the inode, "" where it has no other
+// links. Whiteouts of overlayfs share one inode, but are no hard links.
+func (i *inode) group() string {
+	if i.Nlink < 2 || i.Type == archive.TypeDir {
+		return ""
+	}
+	return fmt.Sprintf("%x:%x", i.dev, i.Inode)
+}
+
+const statxMask = unix.STATX_BASIC_STATS
+
+// statBeneath returns the attributes of the entry name of a directory, or of
+// the directory itself where name is "".
+func statBeneath(dir int, name string) (inode, error) {
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	var st unix.Statx_t
+	for {
+		err := unix.Statx(dir, name, flags, statxMask, &st)
+		if err == nil {
+			return inodeOf(&st)
+		}
+		if err != unix.EINTR {
+			return inode{}, err
+		}
+	}
+}
+
+func inodeOf(st *unix.Statx_t) (inode, error) {
+	i := inode{
+		Attr: archive.Attr{
+			Mode:  uint32(st.Mode) & 0o7777,
+			UID:   st.Uid,
+			GID:   st.Gid,
+			Size:  int64(st.Size),
+			Mtime: archive.Timespec{Sec: st.Mtime.Sec, Nsec: st.Mtime.Nsec},
+			Ctime: archive.Timespec{Sec: st.Ctime.Sec, Nsec: st.Ctime.Nsec},
+			Inode: st.Ino,
+			Nlink: max(st.Nlink, 1),
+		},
+		dev:    unix.Mkdev(st.Dev_major, st.Dev_minor),
+		blocks: int64(st.Blocks),
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		i.Type = archive.TypeFile
+	case unix.S_IFDIR:
+		i.Type = archive.TypeDir
+	case unix.S_IFLNK:
+		i.Type = archive.TypeSymlink
+	case unix.S_IFIFO:
+		i.Type = archive.TypeFIFO
+	case unix.S_IFSOCK:
+		i.Type = archive.TypeSocket
+	case unix.S_IFCHR:
+		i.Type = archive.TypeChar
+	case unix.S_IFBLK:
+		i.Type = archive.TypeBlock
+	default:
+		return inode{}, fmt.Errorf("unknown file type %#o", st.Mode&unix.S_IFMT)
+	}
+	if i.Type == archive.TypeChar || i.Type == archive.TypeBlock {
+		i.Rdev = archive.Device{Major: st.Rdev_major, Minor: st.Rdev_minor}
+	}
+	if i.Whiteout() {
+		i.Nlink = 1
+	}
+	return i, nil
+}
+
+// names returns the names in an open directory, in the order of their bytes.
+func names(dir int) ([]string, error) {
+	buffer := make([]byte, 64<<10)
+	var list []string
+	for {
+		n, err := unix.ReadDirent(dir, buffer)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n <= 0 {
+			slices.Sort(list)
+			return list, nil
+		}
+		_, _, list = unix.ParseDirent(buffer[:n], -1, list)
+	}
+}
+
+// readLink returns the target of a symlink.
+func readLink(dir int, name string, size int64) (string, error) {
+	for length := max(size+1, 256); ; length *= 2 {
+		target := make([]byte, length)
+		n, err := unix.Readlinkat(dir, name, target)
+		if err != nil {
+			return "", err
+		}
+		if int64(n) < length {
+			return string(target[:n]), nil
+		}
+	}
+}
+
+// xattrReader lists and gets the extended attributes of one inode, as
+// listxattr(2) and getxattr(2) do.
+type xattrReader struct {
+	list func(dst []byte) (int, error)
+	get  func(name string, dst []byte) (int, error)
+}
+
+// xattrsOf reads through an open file.
+func xattrsOf(fd int) xattrReader {
+	return xattrReader{
+		list: func(dst []byte) (int, error) { return unix.Flistxattr(fd, dst) },
+		get:  func(name string, dst []byte) (int, error) { return unix.Fgetxattr(fd, name, dst) },
+	}
+}
+
+// xattrsBeneath reads those of an entry that cannot be opened: a symlink or a special file.
+func xattrsBeneath(dir int, name string) xattrReader {
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", dir, name)
+	return xattrReader{
+		list: func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) },
+		get:  func(name string, dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) },
+	}
+}
+
+// read returns all extended attributes, ordered by name.
+func (x xattrReader) read() ([]archive.Xattr, error) {
+	list, err := growing(x.list)
+	if err == unix.ENOTSUP {
+		return nil, nil
+	}
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	var xattrs []archive.Xattr
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
+		value, err := growing(func(dst []byte) (int, error) { return x.get(name, dst) })
+		if err == unix.ENODATA { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("extended attribute %s: %w", name, err)
+		}
+		xattrs = append(xattrs, archive.Xattr{Name: name, Value: string(value)})
+	}
+	slices.SortFunc(xattrs, func(a, b archive.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return xattrs, nil
+}
+
+// growing calls a system call that fills a buffer with ever larger ones.
+func growing(call func(dst []byte) (int, error)) ([]byte, error) {
+	for size := 256; ; size *= 4 {
+		buffer := make([]byte, size)
+		n, err := call(buffer)
+		switch {
+		case err == unix.ERANGE && size < 16<<20:
+		case err != nil:
+			return nil, err
+		default:
+			return buffer[:n], nil
+		}
+	}
+}
+
+// fileSystem returns the type of the mount that a directory lies on, "" where
+// it is not known: "ext4", "proc", "fuse.backupfs".
+func fileSystem(dir int) string {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", dir))
+	if err != nil {
+		return ""
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	return mountType(string(mounts), mountID(string(info)))
+}
+
+func mountID(fdinfo string) string {
+	for line := range strings.Lines(fdinfo) {
+		if id, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strings.TrimSpace(id)
+		}
+	}
+	return ""
+}
+
+// mountType finds a mount's type in the text of mountinfo (proc(5)): the first
+// field behind the "-" that ends the optional ones.
+func mountType(mountinfo, id string) string {
+	for line := range strings.Lines(mountinfo) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != id {
+			continue
+		}
+		if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) {
+			return fields[i+1]
+		}
+	}
+	return ""
+}
+
+// kernelFileSystem reports whether files of a mount of this type are made up by
+// the kernel when they are read: there is nothing to back up.
+func kernelFileSystem(kind string) bool {
+	switch kind {
+	case "proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "pstore", "bpf",
+		"configfs", "efivarfs", "fusectl", "binfmt_misc", "mqueue", "devpts", "selinuxfs", "rpc_pipefs", "nsfs", "autofs":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/backup"
+)
+
+type createFlags struct {
+	backup.CreateOptions
+	time     string
+	progress string
+	json     bool
+	quiet    bool
+	verbose  bool
+}
+
+func createCommand() *cobra.Command {
+	var f createFlags
+	cmd := &cobra.Command{
+		Use:   "create REPO PATH...",
+		Short: "Back up: make a generation of PATHs",
+		Long: `Make a generation: the complete state of the PATHs now. Only files that are new or
+changed since the source's generation before are read; a file is unchanged if its
+type, size, times and inode number are.
+
+Files that cannot be read are named, the others are backed up, and the exit code
+is 3. A mount of backups and the repository itself are left out; /proc, /sys and
+their like are not entered.
+
+Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
+some files could not be read or changed while they were read; 130, 143 interrupted.`,
+		Example: `  mkbackup create /srv/backup /etc /home
+  mkbackup create /srv/backup --source web1 --root /mnt/snapshot /`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
+	flags.StringVar(&f.Root, "root", "", "take PATHs relative to `DIR`, and store them as if it were /")
+	flags.BoolVar(&f.Checksum, "checksum", false, "read every file and compare contents, not times")
+	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
+	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
+	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
+	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone")
+	return cmd
+}
+
+func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error {
+	if err := f.complete(paths); err != nil {
+		return err
+	}
+	repo, err := archive.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	if os.Geteuid() != 0 && !f.quiet {
+		note("not root: files of others that you may not read are named and left out, and trusted.* attributes are not seen")
+	}
+	bar := newBar(f.progress, f.quiet, f.Progress)
+	f.Events = f.events(bar)
+	bar.start()
+	summary, err := backup.Create(cmd.Context(), repo, f.CreateOptions)
+	bar.stop()
+	if err != nil {
+		return err
+	}
+	f.print(cmd.OutOrStdout(), summary)
+	if summary.Errors > 0 {
+		return &exitError{exitIncomplete, fmt.Sprintf("%d problems with files, named above", summary.Errors)}
+	}
+	return nil
+}
+
+// complete checks the flags and fills the options that are not flags.
+func (f *createFlags) complete(paths []string) error {
+	f.Paths = paths
+	f.Program = "mkbackup " + version
+	f.Progress = new(backup.Progress)
+	if f.time != "" {
+		t, err := time.Parse(time.RFC3339, f.time)
+		if err != nil {
+			return &exitError{exitUsage, fmt.Sprintf("bad --time %q: give it as 2026-11-22T03:00:00Z", f.time)}
+		}
+		f.Time = t
+	}
+	if f.progress != "auto" && f.progress != "always" && f.progress != "never" {
+		return &exitError{exitUsage, fmt.Sprintf("bad --progress %q: it is auto, always or never", f.progress)}
+	}
+	if !archive.ValidSourceName(f.Source) {
+		return &exitError{exitUsage, fmt.Sprintf("bad --source %q: it begins with a letter, has only letters, digits, '.', '_' and '-', and is not \"latest\"", f.Source)}
+	}
+	if f.Root != "" {
+		root, err := filepath.Abs(f.Root)
+		if err != nil {
+			return err
+		}
+		f.Root = root
+	}
+	for _, path := range paths {
+		if path == "" {
+			return &exitError{exitUsage, "an empty PATH"}
+		}
+	}
+	return nil
+}
+
+func (f *createFlags) events(bar *bar) backup.Events {
+	e := backup.Events{
+		Problem: func(path string, err error) {
+			bar.print(os.Stderr, fmt.Sprintf("mkbackup: /%s: %v", display(path), err))
+		},
+	}
+	if !f.quiet {
+		e.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	}
+	if f.verbose {
+		e.Change = func(change backup.Change, path string) {
+			bar.print(os.Stdout, fmt.Sprintf("%c /%s", change, display(path)))
+		}
+	}
+	return e
+}
+
+// display returns a path of a generation as it is shown behind a "/".
+func display(path string) string {
+	if path == "." {
+		return ""
+	}
+	return backup.Printable(path)
+}
+
+func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
+
+func (f *createFlags) print(w io.Writer, s backup.Summary) {
+	if f.json {
+		_ = json.NewEncoder(w).Encode(s)
+		return
+	}
+	if f.quiet {
+		return
+	}
+	if f.DryRun {
+		fmt.Fprintf(w, "dry run: %s new, %s changed, %s gone, %s unchanged; %s would be read\n", humanize.Comma(s.New),
+			humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged), humanize.IBytes(uint64(s.ReadBytes)))
+		return
+	}
+	name := s.Generation
+	if f.Source != "" {
+		name = f.Source + "/" + name
+	}
+	fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
+	fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s in %d parts, %s\n",
+		humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged),
+		humanize.IBytes(uint64(s.ReadBytes)), humanize.IBytes(uint64(s.StoredBytes)), s.Parts, took(s.Seconds))
+}
+
+func took(seconds float64) string {
+	return strings.TrimSuffix(time.Duration(seconds*float64(time.Second)).Round(10*time.Millisecond).String(), "0ms")
+}

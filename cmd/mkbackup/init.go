@@ -1,0 +1,36 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+func initCommand() *cobra.Command {
+	size := "64MiB"
+	cmd := &cobra.Command{
+		Use:   "init REPO",
+		Short: "Make an empty repository",
+		Long: `Make an empty repository in the directory REPO, which must be new or empty.
+
+The part size is the size at which one archive file ends and the next begins. It
+cannot be changed later.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			bytes, err := humanize.ParseBytes(size)
+			if err != nil || bytes > 1<<40 {
+				return &exitError{exitUsage, fmt.Sprintf("bad part size %q: give a number with a unit, as 64MiB", size)}
+			}
+			repo, err := archive.Init(args[0], archive.InitOptions{PartSize: int64(bytes)})
+			if err != nil {
+				return err
+			}
+			return repo.Close()
+		},
+	}
+	cmd.Flags().StringVar(&size, "part-size", size, "`SIZE` of the archive files")
+	return cmd
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// listed is a generation as list --json prints it.
+type listed struct {
+	Generation string    `json:"generation"`
+	Number     uint64    `json:"number"`
+	Source     string    `json:"source"`
+	Time       time.Time `json:"time"`
+	Files      int64     `json:"files"`
+	Dirs       int64     `json:"dirs"`
+	RawBytes   int64     `json:"raw_bytes"`
+}
+
+func listCommand() *cobra.Command {
+	var source string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list REPO",
+		Short: "List the generations",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withIndex(args[0], func(db *index.DB) error {
+				gens, err := db.Generations()
+				if err != nil {
+					return err
+				}
+				if cmd.Flags().Changed("source") {
+					gens = index.OfSource(gens, source)
+				}
+				if asJSON {
+					return listJSON(cmd.OutOrStdout(), gens)
+				}
+				return listTable(cmd.OutOrStdout(), gens)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&source, "source", "", "only generations of the source `NAME`")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	return cmd
+}
+
+// withIndex opens a repository and its index for a command that reads.
+func withIndex(dir string, read func(db *index.DB) error) error {
+	repo, err := archive.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	db, err := index.Open(repo, index.Options{Log: notef})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return read(db)
+}
+
+func notef(format string, a ...any) { note(fmt.Sprintf(format, a...)) }
+
+func listJSON(w io.Writer, gens []index.Generation) error {
+	list := []listed{}
+	for _, g := range gens {
+		list = append(list, listed{g.Name, g.Number, g.Source, g.Time, g.Files, g.Dirs, g.Raw})
+	}
+	return json.NewEncoder(w).Encode(list)
+}
+
+func listTable(w io.Writer, gens []index.Generation) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NUMBER\tGENERATION\tSOURCE\tFILES\tDIRS\tBYTES")
+	for _, g := range gens {
+		fmt.Fprintf(table, "%d\t%s\t%s\t%d\t%d\t%s\n", g.Number, g.Name, g.Source, g.Files, g.Dirs, humanize.IBytes(uint64(g.Raw)))
+	}
+	return table.Flush()
+}

@@ -1,0 +1,130 @@
+// Command mkbackup makes backups and looks after their repository.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the build.
+var version = "unknown"
+
+// Exit codes. docs and scripts rely on them.
+const (
+	exitFailed     = 1 // nothing was committed
+	exitUsage      = 2
+	exitIncomplete = 3 // committed, but some source files could not be read or changed meanwhile
+	exitDamage     = 4 // check found damage
+	exitSignal     = 128
+)
+
+// exitError ends the program with a code; its text, if any, is printed.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
+
+func main() {
+	debug.SetGCPercent(50) // the memory of a backed-up server belongs to its own work
+	ctx, interrupted := withSignals()
+	err := command().ExecuteContext(ctx)
+	code := exitCode(err)
+	if caught := interrupted(); caught != 0 && err != nil {
+		code = exitSignal + int(caught)
+		err = fmt.Errorf("interrupted by %s: nothing half-done remains", caught)
+	}
+	if err != nil && err.Error() != "" {
+		fmt.Fprintln(os.Stderr, "mkbackup:", err)
+	}
+	os.Exit(code)
+}
+
+func exitCode(err error) int {
+	var exit *exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.code
+	}
+	return exitFailed
+}
+
+// withSignals returns a context that ends with the first SIGINT or SIGTERM, and
+// a function that tells which it was, 0 for none. A second one kills at once.
+func withSignals() (context.Context, func() syscall.Signal) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	var mutex sync.Mutex
+	var caught syscall.Signal
+	go func() {
+		s := <-signals
+		mutex.Lock()
+		caught, _ = s.(syscall.Signal)
+		mutex.Unlock()
+		signal.Reset()
+		cancel()
+	}()
+	return ctx, func() syscall.Signal {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return caught
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "mkbackup",
+		Short: "Make backups that backupfs mounts, and look after their repository",
+		Long: `mkbackup writes file trees into a repository: what is new goes into immutable
+compressed parts, each run commits one generation. "backupfs REPO MOUNTPOINT"
+shows all generations as plain directories; a restore is cp.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(os.Stderr)
+			_ = cmd.Usage()
+			return &exitError{exitUsage, "a command is missing"}
+		},
+	}
+	root.SetVersionTemplate("mkbackup {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
+	})
+	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), checkCommand(), reindexCommand())
+	for _, sub := range root.Commands() {
+		sub.Args = usageErrors(sub.Args)
+	}
+	root.Args = usageErrors(unknownCommand)
+	return root
+}
+
+func unknownCommand(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q", args[0])
+	}
+	return nil
+}
+
+// usageErrors makes wrong arguments exit with the code for wrong usage.
+func usageErrors(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"github.com/backupfs/backupfs/backup"
+)
+
+// bar shows the progress of a backup on stderr. A bar that is not shown only
+// prints lines.
+type bar struct {
+	shown    bool
+	progress *backup.Progress
+	started  time.Time
+	mutex    sync.Mutex // the terminal: lines and the bar take turns
+	bar      *progressbar.ProgressBar
+	end      chan struct{}
+	ended    sync.WaitGroup
+}
+
+const barInterval = 200 * time.Millisecond
+
+func newBar(when string, quiet bool, p *backup.Progress) *bar {
+	shown := when == "always" || when == "auto" && !quiet && term.IsTerminal(int(os.Stderr.Fd()))
+	return &bar{shown: shown, progress: p, end: make(chan struct{})}
+}
+
+func (b *bar) start() {
+	if !b.shown {
+		return
+	}
+	b.started = time.Now()
+	b.bar = progressbar.NewOptions64(-1, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetWidth(12),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionShowCount(), progressbar.OptionSetElapsedTime(false),
+		progressbar.OptionClearOnFinish(), progressbar.OptionUseANSICodes(true))
+	b.ended.Go(func() {
+		tick := time.NewTicker(barInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				b.update()
+			case <-b.end:
+				return
+			}
+		}
+	})
+}
+
+// update draws the bar: files of those in the generation before, and the ETA
+// from that; bytes read and their rate; the current path.
+func (b *bar) update() {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	done, before := b.progress.Files()
+	if before > 0 && done <= before {
+		b.bar.ChangeMax64(before)
+	}
+	read := b.progress.ReadBytes()
+	rate := float64(read) / time.Since(b.started).Seconds()
+	b.bar.Describe(fmt.Sprintf("%s files, %s read, %s/s, %s", humanize.Comma(done), humanize.IBytes(uint64(read)),
+		humanize.IBytes(uint64(rate)), shorten(display(b.progress.Path()), 40)))
+	_ = b.bar.Set64(done)
+}
+
+// shorten keeps the end of a text, which tells more of a path.
+func shorten(text string, length int) string {
+	runes := []rune(text)
+	if len(runes) <= length {
+		return text
+	}
+	return "…" + string(runes[len(runes)-length+1:])
+}
+
+func (b *bar) stop() {
+	if !b.shown {
+		return
+	}
+	close(b.end)
+	b.ended.Wait()
+	_ = b.bar.Clear()
+}
+
+// print prints a line, above the bar where one is shown.
+func (b *bar) print(w io.Writer, line string) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	if b.bar != nil {
+		_ = b.bar.Clear()
+	}
+	fmt.Fprintln(w, line)
+}
