@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/backupfs/backupfs/fs"
+	"github.com/spf13/pflag"
+)
+
+// minCache is the least cache: some decoded frames.
+const minCache size = 4 << 20
+
+// config is what the command line asks for.
+type config struct {
+	fs.Options
+	repository string // absolute
+	mountpoint string // absolute
+	foreground bool
+	cache      size
+	mount      []string // values of -o
+}
+
+func (c *config) define(flags *pflag.FlagSet) {
+	c.cache = fs.DefaultCacheSize
+	flags.SortFlags = false
+	flags.BoolVarP(&c.foreground, "foreground", "f", false, "stay in the foreground and log to stderr; tell systemd when ready")
+	flags.StringVar(&c.Source, "source", "", "show only the source `NAME`, its generations at the root")
+	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
+	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
+	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")
+	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\ncache-size=, noexec, allow_other, and noallow_other, which is\n--private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
+}
+
+// complete checks the command line and makes its paths absolute.
+func (c *config) complete(args []string, flags *pflag.FlagSet) error {
+	allowOther, least := false, minCache
+	for _, list := range c.mount {
+		for option := range strings.SplitSeq(list, ",") {
+			if err := c.mountOption(option, &allowOther); err != nil {
+				return usageError{err}
+			}
+		}
+	}
+	switch {
+	case flags.Changed("source") && c.Source == "":
+		return usageError{fmt.Errorf("--source: the name is empty; without the flag all sources are shown")}
+	case flags.Changed("generation") && c.Generation == "":
+		return usageError{fmt.Errorf("--generation: the name is empty")}
+	case allowOther && c.Private:
+		return usageError{fmt.Errorf("private and allow_other exclude each other")}
+	case c.cache < minCache:
+		return usageError{fmt.Errorf("a cache of %s is too small: at least %s are needed", &c.cache, &least)}
+	}
+	if os.Geteuid() != 0 && !allowOther {
+		c.Private = true
+	}
+	c.CacheSize = int64(c.cache)
+	var err error
+	if c.repository, err = filepath.Abs(args[0]); err != nil {
+		return err
+	}
+	c.mountpoint, err = filepath.Abs(args[1])
+	return err
+}
+
+// mountOption takes one option of -o. noallow_other is for fstab, where mount(8)
+// keeps "private" to itself: to it that is a kind of propagation.
+func (c *config) mountOption(option string, allowOther *bool) error {
+	key, value, hasValue := strings.Cut(option, "=")
+	switch {
+	case hasValue && value != "" && key == "source":
+		c.Source = value
+	case hasValue && value != "" && key == "generation":
+		c.Generation = value
+	case hasValue && key == "cache-size":
+		return c.cache.Set(value)
+	case option == "private" || option == "noallow_other":
+		c.Private = true
+	case option == "allow_other":
+		*allowOther = true
+	case option == "noexec":
+		c.NoExec = true
+	case option == "exec":
+		c.NoExec = false
+	case !ignored(option):
+		return fmt.Errorf("unknown mount option %q", option)
+	}
+	return nil
+}
+
+// ignored reports whether a mount option is for others, or says what a mount of
+// ours is anyway, or asks for what it never is: writable, or with devices and
+// setuid programs that work.
+func ignored(option string) bool {
+	for _, prefix := range []string{"x-", "X-", "comment="} {
+		if strings.HasPrefix(option, prefix) {
+			return true
+		}
+	}
+	switch option {
+	case "", "defaults", "ro", "rw", "dev", "nodev", "suid", "nosuid", "async", "sync",
+		"auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group",
+		"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime",
+		"strictatime", "nostrictatime", "lazytime", "nolazytime", "default_permissions":
+		return true
+	}
+	return false
+}
+
+// size is a number of bytes on the command line.
+type size int64
+
+// String implements pflag.Value.
+func (s *size) String() string {
+	units := []string{"", "KiB", "MiB", "GiB", "TiB"}
+	n, unit := int64(*s), 0
+	for n != 0 && n%1024 == 0 && unit < len(units)-1 {
+		n, unit = n/1024, unit+1
+	}
+	return strconv.FormatInt(n, 10) + units[unit]
+}
+
+// Set implements pflag.Value. K, M, G and T, with or without iB behind them, are
+// powers of 1024; KB, MB, GB and TB are powers of 1000.
+func (s *size) Set(text string) error {
+	number := strings.TrimRight(text, "kKMGTiB")
+	factor, ok := unitBytes(text[len(number):])
+	n, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || !(n >= 0 && n*factor < math.MaxInt64) {
+		return fmt.Errorf("not a size: %q; a size is a number and a unit, as in 512M or 1GiB", text)
+	}
+	*s = size(n * factor)
+	return nil
+}
+
+// Type implements pflag.Value.
+func (s *size) Type() string { return "size" }
+
+func unitBytes(unit string) (factor float64, ok bool) {
+	if unit == "" || unit == "B" {
+		return 1, true
+	}
+	base := 1024.0
+	prefix, decimal := strings.CutSuffix(unit, "B")
+	if prefix, ok = strings.CutSuffix(prefix, "i"); !ok && decimal {
+		base = 1000
+	}
+	power := strings.Index("KMGT", strings.ToUpper(prefix)) + 1
+	if len(prefix) != 1 || power == 0 || ok && !decimal {
+		return 0, false
+	}
+	return math.Pow(base, float64(power)), true
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/fs"
+	"github.com/spf13/pflag"
+)
+
+func parse(args ...string) (config, error) {
+	var c config
+	flags := pflag.NewFlagSet("backupfs", pflag.ContinueOnError)
+	c.define(flags)
+	if err := flags.Parse(args); err != nil {
+		return c, err
+	}
+	return c, c.complete(flags.Args(), flags)
+}
+
+func TestConfig(t *testing.T) {
+	c, err := parse("repo", "/mnt", "-o", "rw,nosuid,_netdev,x-systemd.automount,cache-size=512M,source=web1", "-o", "noexec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.repository != wd+"/repo" || c.mountpoint != "/mnt" || c.CacheSize != 512<<20 || c.Source != "web1" || !c.NoExec {
+		t.Errorf("%+v", c)
+	}
+	if c.Private != (os.Geteuid() != 0) {
+		t.Error("the mount is private by default where it should not be, or the other way round")
+	}
+	if c, err = parse("r", "m"); err != nil || c.CacheSize != fs.DefaultCacheSize {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if c, err = parse("r", "m", "-o", "allow_other"); err != nil || c.Private {
+		t.Errorf("allow_other: %+v, %v", c, err)
+	}
+	for _, args := range [][]string{{"--private"}, {"-o", "private"}, {"-o", "noallow_other"}} {
+		if c, err = parse(append(args, "r", "m")...); err != nil || !c.Private {
+			t.Errorf("%q: %+v, %v", args, c, err)
+		}
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"r m -o writable", `unknown mount option "writable"`},
+		{"r m -o ro,cache-size=big", `not a size: "big"`},
+		{"r m -o source=", `unknown mount option "source="`},
+		{"r m -o private,allow_other", "exclude"},
+		{"r m --cache-size 1K", "too small"},
+		{"r m --source=", "--source"},
+		{"r m --generation=", "--generation"},
+	} {
+		_, err := parse(strings.Fields(c.args)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.args, err, c.want)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]int64{
+		"0": 0, "17": 17, "17B": 17, "512M": 512 << 20, "1GiB": 1 << 30, "1.5k": 1536, "2T": 2 << 40, "3MB": 3e6, "4KiB": 4096,
+	} {
+		var s size
+		if err := s.Set(text); err != nil || int64(s) != want {
+			t.Errorf("%q = %d, %v, want %d", text, s, err, want)
+		}
+	}
+	for _, text := range []string{"", "M", "-1", "1X", "1iB", "1Mi", "1MM", "1e30T", "NaN", "Inf", "1 M"} {
+		if err := new(size).Set(text); err == nil {
+			t.Errorf("%q is taken for a size", text)
+		}
+	}
+	for want, s := range map[string]size{"256MiB": 256 << 20, "1GiB": 1 << 30, "1000": 1000, "0": 0, "1025KiB": 1025 << 10} {
+		if got := s.String(); got != want {
+			t.Errorf("%d = %q, want %q", s, got, want)
+		}
+	}
+}

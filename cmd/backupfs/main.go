@@ -1,0 +1,112 @@
+// Command backupfs mounts a repository: every generation is a plain directory
+// tree, so that a restore is cp.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes besides 0.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	cmd := newCommand()
+	cmd.SetArgs(args)
+	err := cmd.Execute()
+	if err == nil {
+		return 0
+	}
+	var failed exitError
+	if errors.As(err, &failed) {
+		return int(failed) // the background process has said why
+	}
+	fmt.Fprintln(os.Stderr, "backupfs:", err)
+	if errors.As(err, new(usageError)) {
+		fmt.Fprintln(os.Stderr, "Try 'backupfs --help' for more information.")
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newCommand() *cobra.Command {
+	var c config
+	cmd := &cobra.Command{
+		Use:                   "backupfs [flags] REPO MOUNTPOINT",
+		Short:                 "Mount a repository: every generation is a plain directory tree",
+		Long:                  longHelp,
+		Example:               examples,
+		Version:               version(),
+		SilenceUsage:          true,
+		SilenceErrors:         true,
+		DisableFlagsInUseLine: true,
+		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError{fmt.Errorf("two arguments are needed, REPO and MOUNTPOINT; there are %d", len(args))}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := c.complete(args, cmd.Flags()); err != nil {
+				return err
+			}
+			return c.start()
+		},
+	}
+	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	c.define(cmd.Flags())
+	return cmd
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+const longHelp = `backupfs mounts the repository REPO, which mkbackup made, on the directory
+MOUNTPOINT. Every generation is a plain, read-only directory tree with the
+files, owners, permissions, times, extended attributes and links of its source,
+so that a restore is cp:
+
+  MOUNTPOINT/2026-11-22T03-00-00Z/etc/fstab   generations of the unnamed source
+  MOUNTPOINT/2026-11-22/...                   the last one of that day
+                                              (listed only by its full name)
+  MOUNTPOINT/latest/...                       a symlink to the newest
+  MOUNTPOINT/web1/2026-11-22T03-00-00Z/...    generations of the source "web1"
+
+New generations appear within 2 seconds, forgotten ones disappear; backups and
+compaction go on while the repository is mounted. df shows the repository's raw
+bytes as the size and its stored bytes as what is used.
+
+backupfs goes to the background once the mount is ready, and its messages then
+go to the system log; if mounting fails it says why and exits with 1. "umount
+MOUNTPOINT" (or "fusermount3 -u MOUNTPOINT") ends it, and so does SIGTERM: if the
+mount is busy, it is detached, and the programs that use it get errors.
+
+Mounted by root, everybody may enter, under the original permissions. Mounted by
+another user only that user may enter, and sees everything that is in REPO.
+
+In /etc/fstab:
+
+  /srv/backup/web1  /backups  fuse.backupfs  ro,_netdev,cache-size=512M  0 0`
+
+const examples = `  backupfs /srv/backup /backups
+  backupfs -f --cache-size 1GiB /srv/backup /backups
+  backupfs --generation latest --source web1 /srv/backup /mnt
+  cp -a /backups/2026-11-22/home/me/letter.txt .`

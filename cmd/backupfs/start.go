@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/fs"
+)
+
+// ownMemory is what the process may use besides the cache: the index, buffers
+// of requests under way, and garbage.
+const ownMemory = 48 << 20
+
+// start mounts in this process where that is asked for, and else in one in the
+// background.
+func (c *config) start() error {
+	ready, background := readyPipe()
+	switch {
+	case background:
+		return c.serveInBackground(ready)
+	case c.foreground:
+		return c.serve(printMessage, func() error { return notify("READY=1") })
+	}
+	return startBackground()
+}
+
+// printMessage prints a message to stderr.
+func printMessage(format string, a ...any) {
+	fmt.Fprintf(os.Stderr, "backupfs: "+format+"\n", a...)
+}
+
+// serve mounts and returns when the mount has ended. ready is called once it
+// is up. Until then a signal ends the process as if nobody cared for it:
+// opening a large repository whose index is lost takes a while.
+func (c *config) serve(log func(string, ...any), ready func() error) error {
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	debug.SetMemoryLimit(c.CacheSize + ownMemory)
+	repository, err := archive.Open(c.repository)
+	if err != nil {
+		return err
+	}
+	defer repository.Close()
+	c.Log = log
+	mount, err := fs.New(repository, c.mountpoint, c.Options)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ended := make(chan struct{})
+	go func() {
+		mount.Wait()
+		close(ended)
+	}()
+	if err := ready(); err != nil {
+		log("%v", err)
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-signals:
+		return c.unmount(mount, log, ended)
+	}
+}
+
+// unmount ends the mount after a signal.
+func (c *config) unmount(mount *fs.Mount, log func(string, ...any), ended <-chan struct{}) error {
+	if err := notify("STOPPING=1"); err != nil {
+		log("%v", err)
+	}
+	busy, err := mount.Unmount()
+	switch {
+	case err != nil:
+		return err
+	case busy:
+		log("%s was busy: detached; the programs that use it get errors", c.mountpoint)
+		return nil
+	}
+	<-ended
+	return nil
+}

@@ -1,0 +1,163 @@
+package fs
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+const latestName = "latest"
+
+// catalog is what the mount shows above the generations, at one number of the
+// log. It never changes.
+type catalog struct {
+	generations map[uint64]index.Generation
+	root        *listing
+	sources     map[uint64]*listing // by node
+}
+
+// listing is a directory above the generations: the root, or a source.
+type listing struct {
+	node        uint64
+	mtime       archive.Timespec
+	generations []index.Generation // of the listed source, by number
+	entries     []listed           // in the order of their offsets
+	named       map[string]listed
+}
+
+// listed is an entry of a listing.
+type listed struct {
+	name string
+	node uint64
+	mode uint32 // its type, a syscall.S_IF constant
+	// offset orders the listing. It is the same in every catalog that has the
+	// entry, so a reader neither misses nor repeats what is in both when the
+	// catalog changes under it.
+	offset     uint64
+	generation index.Generation // itself, or where "latest" points
+}
+
+// Offsets within a listing: "." has 1 and ".." has 2; generations come in the
+// order of their numbers, then "latest", then the sources.
+const (
+	offsetGenerations = 2 // + generation number, which is at least 1
+	offsetLatest      = 1 << 30
+	offsetSources     = 1 << 31 // + source number
+)
+
+// newCatalog builds the catalog of all generations, which are ordered by
+// number. source, if not empty, is the only one to show, its generations at the
+// root. last is the number of the newest log record. sourceNumber gives a
+// source the number in its node id.
+func newCatalog(all []index.Generation, source string, last uint64, sourceNumber func(string) uint64) (*catalog, error) {
+	c := &catalog{generations: make(map[uint64]index.Generation), sources: make(map[uint64]*listing)}
+	bySource := make(map[string][]index.Generation)
+	for _, g := range all {
+		if err := checkGenerationNumber(g.Number); err != nil {
+			return nil, err
+		}
+		c.generations[g.Number] = g
+		bySource[g.Source] = append(bySource[g.Source], g)
+	}
+	c.root = newListing(rootNode, bySource[source], last)
+	if source != "" {
+		return c, nil
+	}
+	delete(bySource, "")
+	for name, generations := range bySource {
+		k := sourceNumber(name)
+		l := newListing(sourceNode(k), generations, last)
+		c.sources[l.node] = l
+		c.root.add(listed{name: name, node: l.node, mode: syscall.S_IFDIR, offset: offsetSources + k})
+	}
+	slices.SortFunc(c.root.entries, func(a, b listed) int { return cmp.Compare(a.offset, b.offset) })
+	return c, nil
+}
+
+// newListing lists generations and "latest". Its time is that of the newest
+// generation, with the number of the newest log record as nanoseconds: the
+// kernel's copy of the listing is dropped when that changes.
+func newListing(node uint64, generations []index.Generation, last uint64) *listing {
+	l := &listing{node: node, named: make(map[string]listed), generations: generations}
+	l.mtime.Nsec = uint32(last % 1e9)
+	for _, g := range generations {
+		l.add(listed{name: g.Name, node: dirNode(g.Number, g.Root), mode: syscall.S_IFDIR,
+			offset: offsetGenerations + g.Number, generation: g})
+	}
+	if len(generations) > 0 {
+		newest := generations[len(generations)-1]
+		l.mtime.Sec = newest.Time.Unix()
+		l.add(listed{name: latestName, node: linkNode(newest.Number), mode: syscall.S_IFLNK,
+			offset: offsetLatest, generation: newest})
+	}
+	return l
+}
+
+// add adds an entry, unless its name is taken.
+func (l *listing) add(e listed) {
+	if _, taken := l.named[e.name]; taken {
+		return
+	}
+	l.named[e.name] = e
+	l.entries = append(l.entries, e)
+}
+
+// directories returns how many directories the listing shows.
+func (l *listing) directories() int {
+	n := 0
+	for _, e := range l.entries {
+		if e.mode == syscall.S_IFDIR {
+			n++
+		}
+	}
+	return n
+}
+
+// lookup finds a name: a listed one, or a date or another prefix of a
+// generation's name, which stands for the last one that has it.
+func (l *listing) lookup(name string) (listed, bool) {
+	if e, ok := l.named[name]; ok {
+		return e, true
+	}
+	g, ok := index.FindName(l.generations, name)
+	if !ok {
+		return listed{}, false
+	}
+	return l.named[g.Name], true
+}
+
+// after returns the entries behind an offset.
+func (l *listing) after(offset uint64) []listed {
+	i, _ := slices.BinarySearchFunc(l.entries, offset, func(e listed, offset uint64) int {
+		return cmp.Compare(e.offset, offset+1)
+	})
+	return l.entries[i:]
+}
+
+// findGeneration resolves what a user calls a generation; see index.Find. A
+// source that was chosen need not be repeated in spec.
+func findGeneration(all []index.Generation, source, spec string) (index.Generation, error) {
+	if source == "" || strings.Contains(spec, "/") {
+		return index.Find(all, spec)
+	}
+	of := index.OfSource(all, source)
+	if _, err := strconv.ParseUint(spec, 10, 64); err == nil {
+		if g, err := index.Find(of, spec); err == nil {
+			return g, nil
+		}
+	}
+	return index.Find(of, source+"/"+spec)
+}
+
+func checkSource(all []index.Generation, source string) error {
+	if source != "" && len(index.OfSource(all, source)) == 0 {
+		return fmt.Errorf("no generation of a source %q: `mkbackup list` shows those there are", source)
+	}
+	return nil
+}

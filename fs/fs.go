@@ -1,0 +1,197 @@
+// Package fs shows a repository as a file system: every generation as a plain,
+// read-only directory tree. It is the only package that knows FUSE.
+//
+//	2026-11-22T03-00-00Z/     generations of the unnamed source
+//	latest                    a symlink to the newest of them
+//	web1/                     another source: its generations, and its latest
+//
+// A prefix of a generation's name ("2026-11-22") leads to the last generation
+// that has it, but is not listed. What is in a generation never changes, so the
+// kernel keeps all of it for as long as it likes and is told when a generation
+// comes or goes.
+package fs
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// DefaultCacheSize is how many raw bytes of decoded frames a mount keeps in
+// memory unless told otherwise: 256 MiB.
+const DefaultCacheSize = 256 << 20
+
+// pollInterval is how often the log is looked at for a new record.
+const pollInterval = 500 * time.Millisecond
+
+// Options are the choices of a mount. The zero value shows everything to
+// everybody, where root mounts it.
+type Options struct {
+	// Source is the only source to show, its generations at the root of the
+	// mount; "" shows all.
+	Source string
+	// Generation is the only generation to show, at the root of the mount, as
+	// index.Find understands it, within Source if there is one; "" shows all.
+	Generation string
+	// CacheSize is how many raw bytes of decoded frames are kept in memory; 0
+	// means DefaultCacheSize.
+	CacheSize int64
+	// Private lets only the mounting user in. Without it everybody may enter,
+	// under the permissions of the source; for who is not root that takes
+	// user_allow_other in /etc/fuse.conf.
+	Private bool
+	// NoExec forbids the execution of programs from the mount.
+	NoExec bool
+	// Log is told what goes wrong, and when the index is rebuilt. It is called
+	// from many goroutines; nil is silent.
+	Log func(format string, a ...any)
+}
+
+// Mount is a mounted repository. It is safe for concurrent use.
+type Mount struct {
+	repository *archive.Repository
+	options    Options
+	mountpoint string
+	owner      fuse.Owner       // of what is above the generations
+	pinned     index.Generation // the only one to show; Number 0: all
+	parts      *parts
+	log        *logger
+	marks      *marks
+	fuse       *fuse.Server
+
+	snapshots snapshots
+	catalog   atomic.Pointer[catalog] // of the newest snapshot
+	refreshes refreshes
+
+	unmounted chan struct{} // closed when the kernel has let go
+	done      chan struct{} // closed when everything is released
+}
+
+// refreshes is the state of bringing the mount up to the log's end.
+type refreshes struct {
+	mu      sync.Mutex
+	number  uint64            // of the newest log record that is shown
+	sources map[string]uint64 // numbers in node ids, given once
+	retry   time.Duration     // pause after the last failure; 0: there was none
+	retryAt time.Time         // when that is over
+}
+
+// New mounts a repository at mountpoint, an absolute path of a directory, and
+// serves it until it is unmounted. The repository must stay open until Wait
+// returns.
+func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
+	if err := checkMountpoint(mountpoint, r.Dir()); err != nil {
+		return nil, err
+	}
+	if o.CacheSize == 0 {
+		o.CacheSize = DefaultCacheSize
+	}
+	m := &Mount{
+		repository: r,
+		options:    o,
+		mountpoint: mountpoint,
+		owner:      *fuse.CurrentOwner(),
+		log:        newLogger(o.Log),
+		marks:      newMarks(),
+		refreshes:  refreshes{sources: make(map[string]uint64)},
+		unmounted:  make(chan struct{}),
+		done:       make(chan struct{}),
+	}
+	if err := m.openFirst(); err != nil {
+		m.snapshots.close()
+		return nil, err
+	}
+	m.parts = newParts(r.Store(), o.CacheSize)
+	if err := m.serve(); err != nil {
+		m.release()
+		return nil, err
+	}
+	return m, nil
+}
+
+// openFirst opens the index for the first time, and finds the source and the
+// generation that the options name.
+func (m *Mount) openFirst() error {
+	snap, err := m.openSnapshot(true)
+	if err != nil {
+		return err
+	}
+	m.show(snap)
+	all, err := snap.db.Generations()
+	if err != nil {
+		return err
+	}
+	if err := checkSource(all, m.options.Source); err != nil {
+		return err
+	}
+	if m.options.Generation == "" {
+		return nil
+	}
+	m.pinned, err = findGeneration(all, m.options.Source, m.options.Generation)
+	m.snapshots.pinned = m.pinned.Number
+	return err
+}
+
+// serve mounts, and starts what runs until the mount ends.
+func (m *Mount) serve() error {
+	server, err := fuse.NewServer(&server{readOnly{fuse.NewDefaultRawFileSystem()}, m}, m.mountpoint, m.mountOptions())
+	if err != nil {
+		return mountError(m.mountpoint, err)
+	}
+	m.fuse = server
+	go m.run()
+	// Makes the kernel know that files here need no polling. It fails where
+	// the root of the mount is closed to us, and then nothing depends on it.
+	_ = server.WaitMount()
+	if os.Geteuid() == 0 {
+		raiseReadAhead(m.mountpoint)
+	}
+	return nil
+}
+
+// run serves until the kernel lets go, and then releases everything.
+func (m *Mount) run() {
+	polling := make(chan struct{})
+	go func() {
+		defer close(polling)
+		m.poll()
+	}()
+	m.fuse.Serve()
+	close(m.unmounted)
+	<-polling
+	m.release()
+	close(m.done)
+}
+
+func (m *Mount) release() {
+	m.snapshots.close()
+	m.parts.Close()
+}
+
+// Wait returns when the mount has ended, by Unmount or from outside.
+func (m *Mount) Wait() { <-m.done }
+
+// Unmount ends the mount. While programs use it the kernel refuses that: then
+// it is taken out of the file tree all the same, and busy is true. It lives on
+// for those programs, out of everybody else's sight, until they let it go or
+// the process ends, after which they get errors.
+func (m *Mount) Unmount() (busy bool, err error) {
+	if err = m.fuse.Unmount(); err == nil {
+		return false, nil
+	}
+	select {
+	case <-m.unmounted:
+		return false, nil
+	default:
+	}
+	if lazily := detach(m.mountpoint); lazily != nil {
+		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, lazily)
+	}
+	return true, nil
+}

@@ -1,0 +1,29 @@
+package fs
+
+import "testing"
+
+func TestParseMount(t *testing.T) {
+	const line = `98 20 0:44 / /mnt/a\040b\134c ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0`
+	at, fstype, ok := parseMount(line)
+	if !ok || at != `/mnt/a b\c` || fstype != "fuse.backupfs" {
+		t.Errorf("%q, %q, %t", at, fstype, ok)
+	}
+	for _, bad := range []string{"", "1 2 3", "98 20 0:44 / - ext4 /dev/sda"} {
+		if _, _, ok := parseMount(bad); ok {
+			t.Errorf("%q is taken for a mount", bad)
+		}
+	}
+}
+
+func TestWithin(t *testing.T) {
+	for _, c := range []struct {
+		path, dir string
+		want      bool
+	}{
+		{"/a/b", "/a", true}, {"/a", "/a", true}, {"/ab", "/a", false}, {"/a", "/a/b", false}, {"/a/..b", "/a", true}, {"/x", "/", true},
+	} {
+		if got := within(c.path, c.dir); got != c.want {
+			t.Errorf("within(%q, %q) = %t", c.path, c.dir, got)
+		}
+	}
+}

@@ -1,0 +1,862 @@
+package fs_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/fs"
+	"golang.org/x/sys/unix"
+)
+
+// mount mounts a repository until the test ends, and returns where, and what
+// is logged.
+func mount(t *testing.T, r *repo, o fs.Options) (dir string, log *messages) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	dir = mountpoint(t)
+	log = &messages{}
+	o.Log = log.add
+	m, err := fs.New(r.Repository, dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if busy, err := m.Unmount(); busy || err != nil {
+			t.Errorf("unmount: busy %t, %v", busy, err)
+		}
+		if !t.Failed() {
+			m.Wait()
+		}
+	})
+	return dir, log
+}
+
+// mountpoint makes an empty directory that everybody can get to.
+func mountpoint(t *testing.T) string {
+	t.Helper()
+	tmp := t.TempDir()
+	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(tmp, "mnt")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// messages collects what is logged.
+type messages struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (m *messages) add(format string, a ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.list = append(m.list, fmt.Sprintf(format, a...))
+}
+
+func (m *messages) all() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.list)
+}
+
+func (m *messages) wantNone(t *testing.T) {
+	t.Helper()
+	for _, text := range m.all() {
+		t.Errorf("logged: %s", text)
+	}
+}
+
+func stat(t *testing.T, path string) unix.Stat_t {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		t.Fatalf("lstat %s: %v", path, err)
+	}
+	return st
+}
+
+func wantContent(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Error(err)
+	} else if string(got) != want {
+		t.Errorf("%s holds %d bytes, want %d others", path, len(got), len(want))
+	}
+}
+
+func wantNames(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s has %q, want %q", dir, got, want)
+	}
+}
+
+func wantErrno(t *testing.T, what string, err error, want syscall.Errno) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// within waits until a condition holds, at most as long as users are promised.
+func within(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for start := time.Now(); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 2*time.Second {
+			t.Fatalf("%s: not within 2 s", what)
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// asUser calls f with the rights of another user, on a thread of its own, which
+// ends with it.
+func asUser(uid, gid int, f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocks: the thread ends
+		for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)},
+			{unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)}} {
+			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+				panic(errno)
+			}
+		}
+		f()
+	}()
+	<-done
+}
+
+func TestAttributes(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	name := "b\xff\\\n" + strings.Repeat("x", 251)
+	d.file("file", "hello", func(e *archive.Entry) {
+		e.Attr.Mode, e.Attr.UID, e.Attr.GID = 0o6751, 1000, 1<<31
+	})
+	d.file(name, "bytes")
+	d.file("empty", "")
+	d.dir("sticky", func(e *archive.Entry) {
+		e.Attr.Mode, e.Attr.Nlink, e.Attr.Size = 0o1777, 17, 12345
+		e.Attr.Mtime = archive.Timespec{Sec: -86400, Nsec: 999_999_999}
+	})
+	d.node("link", archive.Attr{Type: archive.TypeSymlink, Mode: 0o777, Size: 10}, func(e *archive.Entry) { e.Target = "to/nowhere" })
+	d.node("fifo", archive.Attr{Type: archive.TypeFIFO, Mode: 0o600})
+	d.node("socket", archive.Attr{Type: archive.TypeSocket, Mode: 0o600})
+	d.node("disk", archive.Attr{Type: archive.TypeBlock, Mode: 0o660, Rdev: archive.Device{Major: 259, Minor: 1<<20 - 1}})
+	d.node("whiteout", archive.Attr{Type: archive.TypeChar})
+	group := func(e *archive.Entry) { e.Group, e.Attr.Nlink = "1:2", 3 }
+	d.file("hard1", "shared", group)
+	d.file("sticky/hard2", "shared", group)
+	gen := d.commit("2026-11-22T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	at := filepath.Join(mnt, gen)
+
+	wantNames(t, at, name, "disk", "empty", "fifo", "file", "hard1", "link", "socket", "sticky", "whiteout")
+	st := stat(t, at+"/file")
+	if st.Mode != unix.S_IFREG|0o6751 || st.Uid != 1000 || st.Gid != 1<<31 || st.Size != 5 || st.Blocks != 8 || st.Nlink != 1 {
+		t.Errorf("file: %+v", st)
+	}
+	if st.Mtim != (unix.Timespec{Sec: 1_700_000_000, Nsec: 123_456_789}) || st.Ctim != (unix.Timespec{Sec: 1_700_000_001, Nsec: 1}) {
+		t.Errorf("file: times %+v", st)
+	}
+	st = stat(t, at+"/sticky")
+	if st.Mode != unix.S_IFDIR|0o1777 || st.Nlink != 17 || st.Size != 12345 || st.Mtim != (unix.Timespec{Sec: -86400, Nsec: 999_999_999}) {
+		t.Errorf("sticky: %+v", st)
+	}
+	for path, want := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "disk": unix.S_IFBLK, "whiteout": unix.S_IFCHR, "link": unix.S_IFLNK} {
+		if st := stat(t, filepath.Join(at, path)); st.Mode&unix.S_IFMT != want {
+			t.Errorf("%s: mode %o", path, st.Mode)
+		}
+	}
+	if dev := stat(t, at+"/disk").Rdev; unix.Major(dev) != 259 || unix.Minor(dev) != 1<<20-1 {
+		t.Errorf("disk: device %d:%d", unix.Major(dev), unix.Minor(dev))
+	}
+	if st := stat(t, at+"/whiteout"); st.Rdev != 0 || st.Nlink != 1 {
+		t.Errorf("whiteout: %+v", st)
+	}
+	if target, err := os.Readlink(at + "/link"); target != "to/nowhere" {
+		t.Errorf("link: %q, %v", target, err)
+	}
+	a, b := stat(t, at+"/hard1"), stat(t, at+"/sticky/hard2")
+	if a.Ino != b.Ino || a.Nlink != 3 {
+		t.Errorf("hard links: %+v, %+v", a, b)
+	}
+	if st := stat(t, at+"/empty"); st.Size != 0 || st.Blocks != 0 {
+		t.Errorf("empty: %+v", st)
+	}
+	wantContent(t, at+"/file", "hello")
+	wantContent(t, at+"/empty", "")
+	wantContent(t, filepath.Join(at, name), "bytes")
+	wantContent(t, at+"/sticky/hard2", "shared")
+	wantErrno(t, "a name that is not there", unix.Lstat(at+"/nothing", &st), unix.ENOENT)
+	wantErrno(t, "a name below a file", unix.Lstat(at+"/file/x", &st), unix.ENOTDIR)
+	log.wantNone(t)
+}
+
+func TestNames(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("sub")
+	d.file("same", "same")
+	d.file("sub/changes", "1")
+	first := d.commit("2026-11-21T03:00:00Z")
+	d = r.begin("")
+	d.file("sub/changes", "2")
+	second := d.commit("2026-11-22T03:00:00Z")
+	d = r.begin("web1")
+	d.file("page", "html")
+	web := d.commit("2026-11-22T04:00:00Z")
+	d = r.begin("")
+	d.file("sub/changes", "3")
+	third := d.commit("2026-11-22T15:00:00Z")
+
+	mnt, log := mount(t, r, fs.Options{})
+	wantNames(t, mnt, first, second, third, "latest", "web1")
+	wantNames(t, mnt+"/web1", web, "latest")
+	wantContent(t, mnt+"/latest/sub/changes", "3")
+	wantContent(t, mnt+"/2026-11-22/sub/changes", "3")
+	wantContent(t, mnt+"/2026-11-22T03/sub/changes", "2")
+	wantContent(t, mnt+"/2026-11-21/sub/changes", "1")
+	wantContent(t, mnt+"/web1/latest/page", "html")
+	wantContent(t, mnt+"/web1/2026-11-22/page", "html")
+	wantContent(t, filepath.Join(mnt, second, "sub/changes"), "2")
+	for _, name := range []string{"2026-11-23", "x", ".versions", "web1/2026-11-21", "latest~1"} {
+		if exists(filepath.Join(mnt, name)) {
+			t.Errorf("%s is there", name)
+		}
+	}
+	if target, err := os.Readlink(mnt + "/web1/latest"); target != web {
+		t.Errorf("web1/latest: %q, %v", target, err)
+	}
+	if root := stat(t, mnt); root.Ino != 1 || root.Mode != unix.S_IFDIR|0o555 || root.Nlink != 6 {
+		t.Errorf("the root: %+v", root)
+	}
+	a, b := stat(t, filepath.Join(mnt, first, "same")), stat(t, filepath.Join(mnt, third, "same"))
+	if a.Ino != b.Ino {
+		t.Errorf("an unchanged file is inode %d and %d", a.Ino, b.Ino)
+	}
+	a, b = stat(t, filepath.Join(mnt, first, "sub")), stat(t, filepath.Join(mnt, second, "sub"))
+	if a.Ino == b.Ino {
+		t.Error("a directory is one inode in two generations")
+	}
+	log.wantNone(t)
+
+	mnt, _ = mount(t, r, fs.Options{Source: "web1"})
+	wantNames(t, mnt, web, "latest")
+	mnt, _ = mount(t, r, fs.Options{Generation: second})
+	wantNames(t, mnt, "same", "sub")
+	wantContent(t, mnt+"/sub/changes", "2")
+	mnt, _ = mount(t, r, fs.Options{Generation: "latest~1"})
+	wantContent(t, mnt+"/sub/changes", "2")
+	mnt, _ = mount(t, r, fs.Options{Source: "web1", Generation: "2026-11-22"})
+	wantContent(t, mnt+"/page", "html")
+}
+
+func TestNewRefuses(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, _ := mount(t, r, fs.Options{})
+	dir := mountpoint(t)
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		dir  string
+		o    fs.Options
+		want string
+	}{
+		{filepath.Join(dir, "missing"), fs.Options{}, "no such file"},
+		{file, fs.Options{}, "not a directory"},
+		{mnt, fs.Options{}, "mounted there already"},
+		{r.Dir(), fs.Options{}, "hide the repository"},
+		{filepath.Dir(r.Dir()), fs.Options{}, "hide the repository"},
+		{dir, fs.Options{Source: "web1"}, `no generation of a source "web1"`},
+		{dir, fs.Options{Generation: "2025"}, `"2025"`},
+	} {
+		m, err := fs.New(r.Repository, c.dir, c.o)
+		if err == nil {
+			m.Unmount()
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("mount on %s with %+v: %v, want %s", c.dir, c.o, err, c.want)
+		}
+	}
+}
+
+func TestGenerationsComeAndGo(t *testing.T) {
+	r := newRepo(t)
+	mnt, log := mount(t, r, fs.Options{})
+	wantNames(t, mnt)
+	if exists(mnt + "/2026-11-21") {
+		t.Error("a date in an empty repository")
+	}
+	d := r.begin("")
+	d.file("kept", strings.Repeat("kept", 10_000))
+	d.file("only", strings.Repeat("only", 10_000))
+	first := d.commit("2026-11-21T03:00:00Z")
+	within(t, "the first generation", func() bool { return exists(filepath.Join(mnt, first)) })
+	wantNames(t, mnt, first, "latest")
+	wantContent(t, mnt+"/2026-11-21/kept", strings.Repeat("kept", 10_000))
+
+	open, err := os.Open(mnt + "/latest/only")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	d = r.begin("")
+	d.gone("only")
+	second := d.commit("2026-11-21T04:00:00Z")
+	d = r.begin("web1")
+	d.dir("x")
+	d.commit("2026-11-21T05:00:00Z")
+	within(t, "the second generation", func() bool { return exists(filepath.Join(mnt, second)) && exists(mnt+"/web1/latest/x") })
+	wantNames(t, mnt, first, second, "latest", "web1")
+	within(t, "latest", func() bool { target, _ := os.Readlink(mnt + "/latest"); return target == second })
+	within(t, "the date", func() bool { return !exists(mnt + "/2026-11-21/only") })
+
+	r.forget(1, 3)
+	within(t, "what was forgotten", func() bool { return !exists(filepath.Join(mnt, first)) && !exists(mnt+"/web1") })
+	wantNames(t, mnt, second, "latest")
+	got := make([]byte, 40_001)
+	if n, err := open.ReadAt(got, 0); string(got[:n]) != strings.Repeat("only", 10_000) {
+		t.Errorf("the open file of a forgotten generation: %d bytes, %v", n, err)
+	}
+	wantContent(t, mnt+"/latest/kept", strings.Repeat("kept", 10_000))
+	log.wantNone(t)
+}
+
+func TestPinnedGenerationOutlivesForget(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "1")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, _ := mount(t, r, fs.Options{Generation: "latest"})
+	for i := range 4 {
+		before := r.last
+		if i > 0 {
+			before-- // the last record is a forget
+		}
+		d = r.begin("")
+		d.file("f", fmt.Sprint(2+i))
+		d.commit(fmt.Sprintf("2026-11-21T0%d:00:00Z", 4+i))
+		r.forget(before)
+		time.Sleep(600 * time.Millisecond) // the mount sees it
+	}
+	dropCaches(t)
+	wantContent(t, mnt+"/f", "1")
+	wantNames(t, mnt, "f")
+}
+
+func TestXattrs(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	big := strings.Repeat("\x00\xff", 30_000)
+	acl := "\x02\x00\x00\x00" + aclEntry(0x01, 6, -1) + aclEntry(0x02, 4, 1234) + aclEntry(0x04, 4, -1) + aclEntry(0x10, 4, -1) + aclEntry(0x20, 0, -1)
+	d.file("f", "secret", func(e *archive.Entry) {
+		e.Attr.Mode, e.Attr.GID = 0o640, 77
+		e.Xattrs = []archive.Xattr{{Name: "system.posix_acl_access", Value: acl}, {Name: "trusted.t", Value: "T"}, {Name: "user.big", Value: big}, {Name: "user.empty"}}
+	})
+	masked := "\x02\x00\x00\x00" + aclEntry(0x01, 6, -1) + aclEntry(0x02, 4, 1234) + aclEntry(0x04, 0, -1) + aclEntry(0x10, 4, -1) + aclEntry(0x20, 0, -1)
+	d.file("masked", "secret", func(e *archive.Entry) {
+		e.Attr.Mode, e.Attr.GID = 0o640, 77
+		e.Xattrs = []archive.Xattr{{Name: "system.posix_acl_access", Value: masked}}
+	})
+	d.dir("d", func(e *archive.Entry) {
+		e.Xattrs = []archive.Xattr{{Name: "trusted.overlay.opaque", Value: "y"}, {Name: "user.u", Value: "1"}}
+	})
+	d.file("none", "")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	at := mnt + "/latest/"
+
+	wantList(t, at+"f", "system.posix_acl_access", "trusted.t", "user.big", "user.empty")
+	wantList(t, at+"d", "trusted.overlay.opaque", "user.u")
+	wantList(t, at+"none")
+	wantList(t, mnt)
+	wantXattr(t, at+"f", "user.big", big)
+	wantXattr(t, at+"f", "user.empty", "")
+	wantXattr(t, at+"f", "trusted.t", "T")
+	wantXattr(t, at+"f", "system.posix_acl_access", acl)
+	wantXattr(t, at+"d", "user.u", "1")
+	b := make([]byte, 10)
+	_, err := unix.Lgetxattr(at+"f", "user.big", b)
+	wantErrno(t, "a short buffer", err, unix.ERANGE)
+	_, err = unix.Lgetxattr(at+"f", "user.none", b)
+	wantErrno(t, "no such attribute", err, unix.ENODATA)
+	_, err = unix.Lgetxattr(at+"none", "user.none", b)
+	wantErrno(t, "no attributes at all", err, unix.ENODATA)
+	asUser(1234, 1234, func() {
+		wantList(t, at+"f", "system.posix_acl_access", "user.big", "user.empty")
+		wantList(t, at+"d", "user.u")
+		_, err := unix.Lgetxattr(at+"d", "trusted.overlay.opaque", b)
+		wantErrno(t, "trusted for a user", err, unix.ENODATA)
+		wantContent(t, at+"f", "secret") // by its ACL
+	})
+	asUser(1235, 77, func() {
+		wantContent(t, at+"f", "secret") // by its group
+		_, err := os.ReadFile(at + "masked")
+		wantErrno(t, "the group, which the mask does not stand for", err, unix.EACCES)
+	})
+	asUser(1235, 1235, func() {
+		_, err := os.ReadFile(at + "f")
+		wantErrno(t, "others", err, unix.EACCES)
+	})
+	log.wantNone(t)
+}
+
+func aclEntry(tag, rights byte, id int32) string {
+	u := uint32(id)
+	return string([]byte{tag, 0, rights, 0, byte(u), byte(u >> 8), byte(u >> 16), byte(u >> 24)})
+}
+
+func wantList(t *testing.T, path string, want ...string) {
+	t.Helper()
+	b := make([]byte, 4096)
+	n, err := unix.Listxattr(path, b)
+	if err != nil {
+		t.Errorf("listxattr %s: %v", path, err)
+		return
+	}
+	got := strings.FieldsFunc(string(b[:n]), func(r rune) bool { return r == 0 })
+	if !slices.Equal(got, want) {
+		t.Errorf("%s has the attributes %q, want %q", path, got, want)
+	}
+	if size, err := unix.Listxattr(path, nil); size != n || err != nil {
+		t.Errorf("listxattr %s: the size is %d, %v, want %d", path, size, err, n)
+	}
+}
+
+func wantXattr(t *testing.T, path, name, want string) {
+	t.Helper()
+	b := make([]byte, 65536)
+	n, err := unix.Lgetxattr(path, name, b)
+	if err != nil || string(b[:n]) != want {
+		t.Errorf("%s of %s: %d bytes, %v, want %d", name, path, n, err, len(want))
+	}
+}
+
+func TestSparse(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	data := strings.Repeat("data", 2048) // 8 KiB
+	h := d.store("sparse", data)
+	d.node("sparse", archive.Attr{Type: archive.TypeFile, Mode: 0o644, Size: 1 << 40}, func(e *archive.Entry) {
+		e.Data = []archive.Extent{{Offset: 1 << 20, Len: 8192, Hash: h}, {Offset: 1<<30 + 4096, Len: 8192, Hash: h}}
+	})
+	d.node("hole", archive.Attr{Type: archive.TypeFile, Mode: 0o644, Size: 12345})
+	d.file("full", data)
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	at := mnt + "/latest/"
+
+	for path, want := range map[string]int64{"sparse": 32, "hole": 0, "full": 16} {
+		if st := stat(t, at+path); st.Blocks != want {
+			t.Errorf("%s has %d blocks, want %d", path, st.Blocks, want)
+		}
+	}
+	f, err := os.Open(at + "sparse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, c := range []struct {
+		whence     int
+		from, want int64
+	}{
+		{unix.SEEK_DATA, 0, 1 << 20}, {unix.SEEK_DATA, 1<<20 + 5, 1<<20 + 5}, {unix.SEEK_HOLE, 1 << 20, 1<<20 + 8192},
+		{unix.SEEK_HOLE, 7, 7}, {unix.SEEK_DATA, 1<<20 + 8192, 1<<30 + 4096}, {unix.SEEK_HOLE, 1<<30 + 4096, 1<<30 + 12288},
+	} {
+		if got, err := unix.Seek(int(f.Fd()), c.from, c.whence); got != c.want || err != nil {
+			t.Errorf("seek %d from %d: %d, %v, want %d", c.whence, c.from, got, err, c.want)
+		}
+	}
+	_, err = unix.Seek(int(f.Fd()), 1<<30+12288, unix.SEEK_DATA)
+	wantErrno(t, "no more data", err, unix.ENXIO)
+	_, err = unix.Seek(int(f.Fd()), 1<<40, unix.SEEK_HOLE)
+	wantErrno(t, "behind the end", err, unix.ENXIO)
+	b := make([]byte, 16384)
+	if _, err := f.ReadAt(b, 1<<20-4096); err != nil {
+		t.Fatal(err)
+	}
+	if want := string(make([]byte, 4096)) + data + string(make([]byte, 4096)); string(b) != want {
+		t.Error("wrong bytes around an extent")
+	}
+	wantContent(t, at+"hole", string(make([]byte, 12345)))
+	log.wantNone(t)
+}
+
+func TestWritesAreRefused(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.dir("d")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, _ := mount(t, r, fs.Options{})
+	at := mnt + "/latest/"
+	_, create := os.Create(at + "new")
+	_, write := os.OpenFile(at+"f", os.O_WRONLY, 0)
+	for what, err := range map[string]error{
+		"create":   create,
+		"write":    write,
+		"mkdir":    os.Mkdir(at+"new", 0o755),
+		"mknod":    unix.Mknod(at+"new", unix.S_IFIFO|0o644, 0),
+		"symlink":  os.Symlink("x", at+"new"),
+		"link":     os.Link(at+"f", at+"new"),
+		"rename":   os.Rename(at+"f", at+"new"),
+		"unlink":   unix.Unlink(at + "f"),
+		"rmdir":    unix.Rmdir(at + "d"),
+		"chmod":    os.Chmod(at+"f", 0o600),
+		"chown":    os.Lchown(at+"f", 1, 1),
+		"utimes":   os.Chtimes(at+"f", time.Now(), time.Now()),
+		"truncate": os.Truncate(at+"f", 0),
+		"setxattr": unix.Setxattr(at+"f", "user.x", nil, 0),
+		"rmxattr":  unix.Removexattr(at+"f", "user.x"),
+		"root":     os.Mkdir(mnt+"/new", 0o755),
+	} {
+		wantErrno(t, what, err, unix.EROFS)
+	}
+	_, err := unix.IoctlGetInt(int(openFD(t, at+"f")), 0x1234)
+	wantErrno(t, "ioctl", err, unix.ENOTTY)
+	wantContent(t, at+"f", "x")
+}
+
+func openFD(t *testing.T, path string) uintptr {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f.Fd()
+}
+
+// getdents reads one buffer of names, each with the offset behind it.
+func getdents(t *testing.T, fd int, b []byte) (names []string, offsets []int64) {
+	t.Helper()
+	n, err := unix.Getdents(fd, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for b = b[:n]; len(b) > 0; {
+		reclen := int(b[16]) | int(b[17])<<8
+		off := int64(0)
+		for i := range 8 {
+			off |= int64(b[8+i]) << (8 * i)
+		}
+		name, _, _ := bytes.Cut(b[19:reclen], []byte{0})
+		names, offsets = append(names, string(name)), append(offsets, off)
+		b = b[reclen:]
+	}
+	return names, offsets
+}
+
+func TestLargeDirectory(t *testing.T) {
+	const files = 100_000
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("d")
+	for i := range files {
+		d.file(fmt.Sprintf("d/%06d", i), "")
+	}
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	dir := mnt + "/latest/d"
+
+	// Four readers at once, with buffers of their own sizes, before the kernel
+	// has the listing.
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i := range 4 {
+		wg.Go(func() { readAll(t, dir, make([]byte, 1000<<(2*i)), files) })
+	}
+	wg.Wait()
+	t.Logf("four readers took %v", time.Since(start))
+
+	fd := int(openFD(t, dir))
+	var at []int64
+	for b := make([]byte, 32768); ; {
+		names, offsets := getdents(t, fd, b)
+		if len(names) == 0 {
+			break
+		}
+		at = append(at, offsets...)
+	}
+	if len(at) != files+2 {
+		t.Fatalf("%d entries", len(at))
+	}
+	// Past the kernel's copy, if the memory is there to have one.
+	dropCaches(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		i := rng.IntN(files - 1)
+		if _, err := unix.Seek(fd, at[i+1], 0); err != nil {
+			t.Fatal(err)
+		}
+		if names, _ := getdents(t, fd, make([]byte, 512)); names[0] != fmt.Sprintf("%06d", i) {
+			t.Fatalf("seek to entry %d: %s", i, names[0])
+		}
+	}
+	log.wantNone(t)
+}
+
+func readAll(t *testing.T, dir string, b []byte, files int) {
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	for next := -2; ; {
+		names, _ := getdents(t, int(f.Fd()), b)
+		if len(names) == 0 {
+			if next != files {
+				t.Errorf("the listing ends at %d", next)
+			}
+			return
+		}
+		for _, name := range names {
+			if next >= 0 && name != fmt.Sprintf("%06d", next) {
+				t.Errorf("entry %d is %s", next, name)
+				return
+			}
+			next++
+		}
+	}
+}
+
+func dropCaches(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		t.Log(err)
+	}
+}
+
+func TestParallelReaders(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	content := func(i int) string { return strings.Repeat(fmt.Sprintf("%04d", i), 1+i*37) }
+	for i := range 300 {
+		d.file(fmt.Sprintf("d%02d/f%d", i%20, i), content(i))
+	}
+	for i := range 20 {
+		d.dir(fmt.Sprintf("d%02d", i))
+	}
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{CacheSize: 256 << 10})
+	var wg sync.WaitGroup
+	for seed := range 8 {
+		wg.Go(func() {
+			for _, i := range rand.New(rand.NewPCG(uint64(seed), 0)).Perm(300) {
+				wantContent(t, fmt.Sprintf("%s/latest/d%02d/f%d", mnt, i%20, i), content(i))
+			}
+		})
+	}
+	wg.Wait()
+	log.wantNone(t)
+}
+
+func TestDamage(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	noise := func(seed uint64) string {
+		b := make([]byte, 64<<10)
+		rng := rand.New(rand.NewPCG(seed, 0))
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		return string(b)
+	}
+	for i := range 4 {
+		d.file(fmt.Sprintf("f%d", i), noise(uint64(i)))
+	}
+	d.commit("2026-11-21T03:00:00Z")
+	part := onlyPart(t, r)
+	if err := os.Chmod(part, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(part, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{0x55, 0xaa, 0x55, 0xaa}, 100<<10); err != nil { // in f1
+		t.Fatal(err)
+	}
+	mnt, log := mount(t, r, fs.Options{})
+	for range 3 {
+		_, err = os.ReadFile(mnt + "/latest/f1")
+		wantErrno(t, "the damaged file", err, unix.EIO)
+	}
+	for _, i := range []int{0, 2, 3} {
+		wantContent(t, fmt.Sprintf("%s/latest/f%d", mnt, i), noise(uint64(i)))
+	}
+	ino := stat(t, mnt+"/latest/f1").Ino
+	said := log.all()
+	if len(said) == 0 {
+		t.Fatal("nothing is logged")
+	}
+	for _, want := range []string{fmt.Sprintf("inode %d", ino), strings.TrimSuffix(filepath.Base(part), ".tar.zst")} {
+		if !strings.Contains(said[0], want) {
+			t.Errorf("logged %q, without %q", said[0], want)
+		}
+	}
+	if len(said) > 1 {
+		t.Errorf("logged more than once: %q", said)
+	}
+}
+
+func onlyPart(t *testing.T, r *repo) string {
+	t.Helper()
+	parts, err := filepath.Glob(r.Dir() + "/parts/*/*.tar.zst")
+	if err != nil || len(parts) != 1 {
+		t.Fatalf("parts: %q, %v", parts, err)
+	}
+	return parts[0]
+}
+
+func TestStatFS(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", strings.Repeat("x", 1<<20))
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, _ := mount(t, r, fs.Options{})
+	var st unix.Statfs_t
+	if err := unix.Statfs(mnt, &st); err != nil {
+		t.Fatal(err)
+	}
+	raw := st.Blocks * uint64(st.Bsize)
+	if raw < 1<<20 || raw > 1<<20+64<<10 || st.Blocks-st.Bfree > 16 || st.Files != 2 || st.Namelen != 255 {
+		t.Errorf("%+v", st)
+	}
+	if st.Flags&(unix.ST_RDONLY|unix.ST_NOSUID|unix.ST_NODEV) != unix.ST_RDONLY|unix.ST_NOSUID|unix.ST_NODEV {
+		t.Errorf("flags %#x", st.Flags)
+	}
+}
+
+func TestUnmountFreesEverything(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	dir := mountpoint(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	once := func() {
+		m, err := fs.New(r.Repository, dir, fs.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantContent(t, dir+"/latest/f", "x")
+		if busy, err := m.Unmount(); busy || err != nil {
+			t.Errorf("unmount: busy %t, %v", busy, err)
+		}
+		m.Wait()
+	}
+	once()
+	files, routines := openFiles(t), runtime.NumGoroutine()
+	for range 5 {
+		once()
+	}
+	within(t, "back to where it was", func() bool { return len(openFiles(t)) <= len(files) && runtime.NumGoroutine() <= routines })
+	if exists(dir + "/latest") {
+		t.Error("still mounted")
+	}
+}
+
+func openFiles(t *testing.T) []iofs.DirEntry {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return open
+}
+
+func TestUnmountFromOutside(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	dir := mountpoint(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	m, err := fs.New(r.Repository, dir, fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Error(err)
+	}
+	m.Wait()
+	if busy, err := m.Unmount(); busy || err != nil {
+		t.Errorf("unmount after that: busy %t, %v", busy, err)
+	}
+}
+
+func TestUnmountWhileBusy(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	dir := mountpoint(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	m, err := fs.New(r.Repository, dir, fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir + "/latest/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := m.Unmount(); !busy || err != nil {
+		t.Errorf("unmount: busy %t, %v", busy, err)
+	}
+	if exists(dir + "/latest") {
+		t.Error("still mounted")
+	}
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		t.Errorf("the open file: %v", err)
+	}
+	f.Close()
+	m.Wait()
+}

@@ -1,0 +1,68 @@
+package fs
+
+import (
+	"fmt"
+
+	"github.com/backupfs/backupfs/index"
+)
+
+// Node ids are computed, so that the kernel's references need no memory here:
+//
+//	1                                 the root of the mount
+//	256 … 1<<62-1                     a file of any type but directory: its index.Ino
+//	1<<62 | source number             a directory that lists a source's generations
+//	1<<62 | 1<<61 | generation        the symlink "latest" to that generation
+//	1<<63 | generation<<40 | DirID    a directory in a generation
+//
+// A file that did not change is the same node in every generation and shares
+// the kernel's page cache; a directory is another node in each, because tools
+// like `diff -r` take two directories of one inode number for equal. A symlink
+// "latest" that moves on is another node, so its cached target never lies.
+const (
+	rootNode  = 1
+	dirFlag   = 1 << 63
+	synthFlag = 1 << 62
+	linkFlag  = 1 << 61
+	dirBits   = 40
+	// maxGeneration is the greatest generation number that fits. The one above
+	// is left out: together with the greatest DirID it is the id that go-fuse
+	// keeps for itself.
+	maxGeneration = 1<<23 - 2
+)
+
+// dirNode returns the node id of a directory in a generation ≤ maxGeneration.
+func dirNode(generation uint64, dir index.DirID) uint64 {
+	return dirFlag | generation<<dirBits | uint64(dir)
+}
+
+// splitDirNode is the inverse of dirNode. It is false for every other node.
+func splitDirNode(node uint64) (generation uint64, dir index.DirID, ok bool) {
+	return node &^ dirFlag >> dirBits, index.DirID(node & (1<<dirBits - 1)), node&dirFlag != 0
+}
+
+// fileInode returns the inode of a node that is a file of any type but
+// directory. It is false for every other node.
+func fileInode(node uint64) (index.Ino, bool) {
+	ino := index.Ino(node)
+	return ino, ino >= index.FirstIno && node < synthFlag
+}
+
+// linkNode returns the node id of the symlink "latest" to a generation.
+func linkNode(generation uint64) uint64 { return synthFlag | linkFlag | generation }
+
+// splitLinkNode is the inverse of linkNode. It is false for every other node.
+func splitLinkNode(node uint64) (generation uint64, ok bool) {
+	const flags = synthFlag | linkFlag
+	return node &^ flags, node&dirFlag == 0 && node&flags == flags
+}
+
+// sourceNode returns the node id of the directory of the source with that
+// number.
+func sourceNode(number uint64) uint64 { return synthFlag | number }
+
+func checkGenerationNumber(number uint64) error {
+	if number > maxGeneration {
+		return fmt.Errorf("generation %d: a mount shows numbers up to %d", number, maxGeneration)
+	}
+	return nil
+}

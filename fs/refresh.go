@@ -1,0 +1,147 @@
+package fs
+
+import (
+	"errors"
+	"io/fs"
+	"time"
+
+	"github.com/backupfs/backupfs/index"
+)
+
+// After a failure the log is left alone for a while: a second at first, and up
+// to maxRetry, because trying may mean to read much of the log.
+const (
+	minRetry = time.Second
+	maxRetry = 5 * time.Minute
+)
+
+// openSnapshot opens the index at the end of the log. Where partial is set and
+// the log is damaged, it is the index of what can be read of the log.
+func (m *Mount) openSnapshot(partial bool) (*snapshot, error) {
+	db, err := index.Open(m.repository, index.Options{Log: m.options.Log, Partial: partial})
+	if err != nil {
+		return nil, err
+	}
+	generations, err := db.Generations()
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	c, err := newCatalog(generations, m.options.Source, db.Number(), m.refreshes.sourceNumber)
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	s := &snapshot{catalog: c, db: db}
+	s.refs.Store(1)
+	return s, nil
+}
+
+// sourceNumber returns the number that a source has for the life of the mount.
+func (r *refreshes) sourceNumber(name string) uint64 {
+	if _, ok := r.sources[name]; !ok {
+		r.sources[name] = uint64(len(r.sources))
+	}
+	return r.sources[name]
+}
+
+// show makes a snapshot the newest.
+func (m *Mount) show(s *snapshot) {
+	m.refreshes.number = s.db.Number()
+	m.catalog.Store(s.catalog)
+	m.snapshots.push(s)
+}
+
+// refresh shows what was committed since the last time, and reports whether
+// there was anything. Readers in flight go on with what they have. A failure
+// changes nothing and is logged once.
+func (m *Mount) refresh() bool {
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	if time.Now().Before(m.refreshes.retryAt) {
+		return false
+	}
+	s, err := m.openNewer()
+	if err != nil {
+		m.failRefresh(err)
+		return false
+	}
+	m.refreshes.retry = 0
+	if s == nil {
+		return false
+	}
+	m.show(s)
+	return true
+}
+
+// openNewer opens a newer snapshot, nil where the log has no new record.
+func (m *Mount) openNewer() (*snapshot, error) {
+	record, err := m.repository.OpenRecord(m.refreshes.number + 1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := record.Close(); err != nil {
+		return nil, err
+	}
+	return m.openSnapshot(false)
+}
+
+func (m *Mount) failRefresh(err error) {
+	r := &m.refreshes
+	if r.retry == 0 {
+		m.log.print("new generations are not shown: %v", err)
+	}
+	r.retry = min(max(2*r.retry, minRetry), maxRetry)
+	r.retryAt = time.Now().Add(r.retry)
+}
+
+// poll keeps the mount up to date until it ends.
+func (m *Mount) poll() {
+	tick, release := time.NewTicker(pollInterval), time.NewTicker(releaseInterval)
+	defer tick.Stop()
+	defer release.Stop()
+	for told := m.catalog.Load(); ; {
+		select {
+		case <-m.unmounted:
+			return
+		case <-release.C:
+			m.parts.releaseRemoved()
+			continue
+		case <-tick.C:
+		}
+		m.refresh()
+		if shown := m.catalog.Load(); shown != told {
+			m.tellKernel(told, shown)
+			told = shown
+		}
+	}
+}
+
+// tellKernel makes the kernel drop what it remembers of listings that changed.
+// It would do so by itself after a moment; this is for those who look sooner.
+// No lock is held here: the kernel may wait for an answer of ours first.
+func (m *Mount) tellKernel(before, now *catalog) {
+	if m.pinned.Number != 0 {
+		return
+	}
+	m.tellListing(before.root, now.root)
+	for node, l := range before.sources {
+		m.tellListing(l, now.sources[node])
+	}
+}
+
+// tellListing compares two states of a listing; now is nil where it is gone.
+func (m *Mount) tellListing(before, now *listing) {
+	if now == nil {
+		now = &listing{}
+	}
+	for name, e := range before.named {
+		if now.named[name].node != e.node {
+			m.fuse.EntryNotify(before.node, name)
+		}
+	}
+	m.fuse.InodeNotify(before.node, 0, 0)
+}

@@ -1,0 +1,443 @@
+package fs
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	errStale  = fuse.Status(syscall.ESTALE) // its generation was dropped
+	errNoAttr = fuse.Status(syscall.ENODATA)
+	errNoData = fuse.Status(syscall.ENXIO) // of lseek
+)
+
+// server answers the kernel. What it does not define is refused by readOnly.
+type server struct {
+	readOnly
+	m *Mount
+}
+
+// String is the name that go-fuse gives the file system where it needs one.
+func (s *server) String() string { return "backupfs" }
+
+// place is a directory of a generation, with the snapshot that answers for it.
+type place struct {
+	*snapshot
+	generation uint64
+	dir        index.DirID
+}
+
+func (p place) view() index.View { return p.db.At(p.generation) }
+
+// place returns the directory of a generation that a node is. Its snapshot is
+// to be released, unless the status tells why there is none.
+func (s *server) place(node uint64) (place, fuse.Status) {
+	generation, dir, ok := splitDirNode(node)
+	if node == rootNode && s.m.pinned.Number != 0 {
+		generation, dir, ok = s.m.pinned.Number, s.m.pinned.Root, true
+	}
+	if !ok {
+		return place{}, fuse.ENOTDIR
+	}
+	snap := s.m.snapshots.of(generation)
+	if snap == nil {
+		return place{}, errStale
+	}
+	return place{snap, generation, dir}, fuse.OK
+}
+
+// listing returns the directory above the generations that a node is, nil where
+// it is none.
+func (s *server) listing(node uint64) *listing {
+	if node == rootNode && s.m.pinned.Number != 0 {
+		return nil
+	}
+	c := s.m.catalog.Load()
+	if node == rootNode {
+		return c.root
+	}
+	return c.sources[node]
+}
+
+// isListing reports whether a node is, or was, a directory above the
+// generations.
+func (s *server) isListing(node uint64) bool {
+	if node == rootNode {
+		return s.m.pinned.Number == 0
+	}
+	_, link := splitLinkNode(node)
+	return node&(dirFlag|synthFlag) == synthFlag && !link
+}
+
+// withInode calls f with the newest index that knows the inode. f returns an
+// error that wraps index.ErrNotFound where it does not.
+func (s *server) withInode(f func(db *index.DB) error) error {
+	err := index.ErrNotFound
+	for k := 0; errors.Is(err, index.ErrNotFound); k++ {
+		snap := s.m.snapshots.at(k)
+		if snap == nil {
+			return err
+		}
+		err = f(snap.db)
+		snap.release()
+	}
+	return err
+}
+
+// fail logs an error and returns what the kernel is told.
+func (s *server) fail(op string, node uint64, err error) fuse.Status {
+	s.m.log.once("%s of inode %d failed: %v (find %s -inum %d: its names)", op, node, err, s.m.mountpoint, node)
+	return fuse.EIO
+}
+
+// Lookup implements fuse.RawFileSystem.
+func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if s.isListing(h.NodeId) {
+		return s.lookupListed(h.NodeId, name, out)
+	}
+	p, status := s.place(h.NodeId)
+	if !status.Ok() {
+		return status
+	}
+	defer p.release()
+	entry, err := p.view().Lookup(p.dir, name)
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		out.SetEntryTimeout(forever) // node 0: there is none, and never will be
+		return fuse.OK
+	case err != nil:
+		return s.fail("lookup in a directory", h.NodeId, err)
+	}
+	return s.setEntry(out, p, entry)
+}
+
+// lookupListed answers for names above the generations. The kernel is not to
+// keep that there is none.
+func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse.Status {
+	l := s.listing(node)
+	if l == nil {
+		return errStale
+	}
+	e, ok := l.lookup(name)
+	if !ok {
+		return fuse.ENOENT
+	}
+	return s.setListedEntry(out, e)
+}
+
+func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
+	out.NodeId = e.node
+	out.Generation = 1
+	out.SetEntryTimeout(briefly)
+	valid, status := s.attr(e.node, &out.Attr)
+	out.SetAttrTimeout(valid)
+	return status
+}
+
+// setEntry fills in an entry of a directory of a generation.
+func (s *server) setEntry(out *fuse.EntryOut, p place, e index.Dirent) fuse.Status {
+	out.Generation = 1
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+	if e.Dir != 0 {
+		out.NodeId = dirNode(p.generation, e.Dir)
+		setAttr(&out.Attr, out.NodeId, e.Attr, 0)
+		return fuse.OK
+	}
+	out.NodeId = uint64(e.Ino)
+	data := e.Attr.Size
+	if e.Attr.Type == archive.TypeFile && data > 0 {
+		inode, err := p.db.Inode(e.Ino)
+		if err != nil {
+			return s.fail("lookup", out.NodeId, err)
+		}
+		data = inode.Stored
+	}
+	setAttr(&out.Attr, out.NodeId, e.Attr, data)
+	return fuse.OK
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	valid, status := s.attr(in.NodeId, &out.Attr)
+	out.SetTimeout(valid)
+	return status
+}
+
+// attr fills in the attributes of any node and returns how long they are valid.
+func (s *server) attr(node uint64, out *fuse.Attr) (time.Duration, fuse.Status) {
+	if ino, ok := fileInode(node); ok {
+		return forever, s.fileAttr(node, ino, out)
+	}
+	if generation, ok := splitLinkNode(node); ok {
+		return forever, s.linkAttr(node, generation, out)
+	}
+	if !s.isListing(node) {
+		return forever, s.dirAttr(node, out)
+	}
+	l := s.listing(node)
+	if l == nil {
+		return 0, errStale
+	}
+	setListingAttr(out, l, s.m.owner)
+	return briefly, fuse.OK
+}
+
+func (s *server) fileAttr(node uint64, ino index.Ino, out *fuse.Attr) fuse.Status {
+	inode, err := s.inode(ino)
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return errStale
+	case err != nil:
+		return s.fail("getattr", node, err)
+	}
+	setAttr(out, node, inode.Attr, inode.Stored)
+	return fuse.OK
+}
+
+func (s *server) inode(ino index.Ino) (inode index.Inode, err error) {
+	err = s.withInode(func(db *index.DB) (err error) {
+		inode, err = db.Inode(ino)
+		return err
+	})
+	return inode, err
+}
+
+func (s *server) dirAttr(node uint64, out *fuse.Attr) fuse.Status {
+	p, status := s.place(node)
+	if !status.Ok() {
+		return status
+	}
+	defer p.release()
+	dir, err := p.view().Dir(p.dir)
+	if err != nil {
+		return s.fail("getattr", node, err)
+	}
+	setAttr(out, node, dir.Attr, 0)
+	return fuse.OK
+}
+
+func (s *server) linkAttr(node, generation uint64, out *fuse.Attr) fuse.Status {
+	g, ok := s.generation(generation)
+	if !ok {
+		return errStale
+	}
+	setLinkAttr(out, node, g.Name, archive.Timespec{Sec: g.Time.Unix()}, s.m.owner)
+	return fuse.OK
+}
+
+func (s *server) generation(number uint64) (index.Generation, bool) {
+	snap := s.m.snapshots.of(number)
+	if snap == nil {
+		return index.Generation{}, false
+	}
+	defer snap.release()
+	return snap.generations[number], true
+}
+
+// Readlink implements fuse.RawFileSystem.
+func (s *server) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	if generation, ok := splitLinkNode(h.NodeId); ok {
+		g, ok := s.generation(generation)
+		if !ok {
+			return nil, errStale
+		}
+		return []byte(g.Name), fuse.OK
+	}
+	ino, ok := fileInode(h.NodeId)
+	if !ok {
+		return nil, fuse.EINVAL
+	}
+	inode, err := s.inode(ino)
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return nil, errStale
+	case err != nil:
+		return nil, s.fail("readlink", h.NodeId, err)
+	}
+	return []byte(inode.Target), fuse.OK
+}
+
+// Read implements fuse.RawFileSystem. Less than what was asked for is returned
+// at the end of the file only: the kernel takes the rest for zeros.
+func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
+	ino, ok := fileInode(in.NodeId)
+	if !ok {
+		return nil, fuse.EISDIR
+	}
+	n, err := s.readAt(ino, b, int64(in.Offset))
+	if err != nil && s.m.refresh() {
+		// What the file's contents lay in was compacted away a moment ago.
+		n, err = s.readAt(ino, b, int64(in.Offset))
+	}
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return nil, errStale
+	case err != nil:
+		return nil, s.failRead(in.NodeId, err)
+	}
+	return fuse.ReadResultData(b[:n]), fuse.OK
+}
+
+// failRead is fail for a READ. Damage is logged once for a file, wherever in it
+// the kernel tries to read.
+func (s *server) failRead(node uint64, err error) fuse.Status {
+	if damage := (*archive.DamageError)(nil); errors.As(err, &damage) {
+		err = damage
+	}
+	return s.fail("read", node, err)
+}
+
+// readAt fills b from a file, or as much of it as there is before its end.
+func (s *server) readAt(ino index.Ino, b []byte, offset int64) (n int, err error) {
+	r := passage{parts: s.m.parts}
+	err = s.withInode(func(db *index.DB) (err error) {
+		n, err = db.ReadAt(&r, ino, b, offset)
+		return err
+	})
+	if errors.Is(err, io.EOF) {
+		return n, nil
+	}
+	if err == nil && len(b) >= sequentialRead {
+		r.ahead()
+	}
+	return n, err
+}
+
+// Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
+func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	ino, ok := fileInode(in.NodeId)
+	if !ok || in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return fuse.EINVAL
+	}
+	var found int64
+	err := s.withInode(func(db *index.DB) (err error) {
+		if in.Whence == unix.SEEK_DATA {
+			found, err = db.NextData(ino, int64(in.Offset))
+		} else {
+			found, err = db.NextHole(ino, int64(in.Offset))
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return errNoData
+	case err != nil:
+		return s.fail("lseek", in.NodeId, err)
+	}
+	out.Offset = uint64(found)
+	return fuse.OK
+}
+
+// StatFs implements fuse.RawFileSystem: as the size the raw bytes of all parts,
+// as what is used of it their stored bytes.
+func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	snap := s.m.snapshots.at(0)
+	if snap == nil {
+		return fuse.EIO
+	}
+	defer snap.release()
+	raw, stored := snap.db.Totals()
+	out.Bsize, out.Frsize, out.NameLen = blockSize, blockSize, 255
+	out.Blocks = uint64(raw+blockSize-1) / blockSize
+	out.Bfree = uint64(max(raw-stored, 0)) / blockSize
+	out.Bavail = out.Bfree
+	for _, g := range snap.generations {
+		out.Files += uint64(g.Files + g.Dirs)
+	}
+	return fuse.OK
+}
+
+// GetXAttr implements fuse.RawFileSystem.
+func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	ino, status := s.xattrInode(h.NodeId)
+	if !status.Ok() {
+		return 0, status
+	}
+	if !ino.HasXattrs() || hidden(name, h.Caller) {
+		return 0, errNoAttr
+	}
+	var value string
+	err := s.withInode(func(db *index.DB) (err error) {
+		value, err = db.Xattr(ino, name)
+		return err
+	})
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return 0, errNoAttr
+	case err != nil:
+		return 0, s.fail("getxattr", h.NodeId, err)
+	}
+	return reply(dest, value)
+}
+
+// ListXAttr implements fuse.RawFileSystem.
+func (s *server) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	ino, status := s.xattrInode(h.NodeId)
+	if !status.Ok() || !ino.HasXattrs() {
+		return 0, status
+	}
+	var xattrs []archive.Xattr
+	err := s.withInode(func(db *index.DB) (err error) {
+		xattrs, err = db.Xattrs(ino)
+		return err
+	})
+	switch {
+	case errors.Is(err, index.ErrNotFound):
+		return 0, errStale
+	case err != nil:
+		return 0, s.fail("listxattr", h.NodeId, err)
+	}
+	var names strings.Builder
+	for _, x := range xattrs {
+		if !hidden(x.Name, h.Caller) {
+			names.WriteString(x.Name)
+			names.WriteByte(0)
+		}
+	}
+	return reply(dest, names.String())
+}
+
+// xattrInode returns the inode that holds a node's extended attributes. What
+// lies above the generations has the inode 0, which has none.
+func (s *server) xattrInode(node uint64) (index.Ino, fuse.Status) {
+	if ino, ok := fileInode(node); ok {
+		return ino, fuse.OK
+	}
+	if _, link := splitLinkNode(node); link || s.isListing(node) {
+		return 0, fuse.OK
+	}
+	p, status := s.place(node)
+	if !status.Ok() {
+		return 0, status
+	}
+	defer p.release()
+	dir, err := p.view().Dir(p.dir)
+	if err != nil {
+		return 0, s.fail("getxattr", node, err)
+	}
+	return dir.Ino, fuse.OK
+}
+
+// hidden reports whether only root may see an extended attribute, and the
+// caller is not root.
+func hidden(name string, caller fuse.Caller) bool {
+	return caller.Uid != 0 && strings.HasPrefix(name, "trusted.")
+}
+
+// reply copies an answer into the buffer that the caller has for it, which is
+// empty where only its length is asked for.
+func reply(dest []byte, answer string) (uint32, fuse.Status) {
+	if len(dest) < len(answer) {
+		return uint32(len(answer)), fuse.ERANGE
+	}
+	return uint32(copy(dest, answer)), fuse.OK
+}

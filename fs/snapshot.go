@@ -1,0 +1,112 @@
+package fs
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/backupfs/backupfs/index"
+)
+
+// keptSnapshots bounds how many indexes stay open: the newest, and older ones
+// that know a generation which was dropped since.
+const keptSnapshots = 3
+
+// snapshot is an index and the catalog that belongs to it. It is closed with
+// its last reference.
+type snapshot struct {
+	*catalog
+	db   *index.DB
+	refs atomic.Int64
+}
+
+// release gives a reference back.
+func (s *snapshot) release() {
+	if s.refs.Add(-1) == 0 {
+		s.db.Close()
+	}
+}
+
+// snapshots holds the newest snapshot, and older ones so that what is open in
+// a dropped generation goes on being readable. It is safe for concurrent use.
+type snapshots struct {
+	pinned uint64 // the generation that is always kept; 0: none
+
+	mu   sync.RWMutex
+	list []*snapshot // newest first
+}
+
+// at returns the k-th newest snapshot, nil where there are fewer. The caller
+// releases it.
+func (l *snapshots) at(k int) *snapshot {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if k >= len(l.list) {
+		return nil
+	}
+	s := l.list[k]
+	s.refs.Add(1)
+	return s
+}
+
+// of returns the newest snapshot that has a generation, nil where none has. The
+// caller releases it.
+func (l *snapshots) of(generation uint64) *snapshot {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for _, s := range l.list {
+		if _, ok := s.generations[generation]; ok {
+			s.refs.Add(1)
+			return s
+		}
+	}
+	return nil
+}
+
+// push makes s the newest and takes over its reference.
+func (l *snapshots) push(s *snapshot) {
+	for _, old := range l.replace(s) {
+		old.release()
+	}
+}
+
+// replace makes s the newest and returns those that are not kept.
+func (l *snapshots) replace(s *snapshot) (dropped []*snapshot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := []*snapshot{s}
+	for _, old := range l.list {
+		if l.worthKeeping(kept, old) {
+			kept = append(kept, old)
+		} else {
+			dropped = append(dropped, old)
+		}
+	}
+	l.list = kept
+	return dropped
+}
+
+// worthKeeping reports whether old knows a generation that none of the kept
+// ones knows, and there is room for it.
+func (l *snapshots) worthKeeping(kept []*snapshot, old *snapshot) bool {
+	full := len(kept) >= keptSnapshots
+	for number := range old.generations {
+		if full && number != l.pinned {
+			continue
+		}
+		if !slices.ContainsFunc(kept, func(k *snapshot) bool { _, ok := k.generations[number]; return ok }) {
+			return true
+		}
+	}
+	return false
+}
+
+// close releases all.
+func (l *snapshots) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.list {
+		s.release()
+	}
+	l.list = nil
+}
