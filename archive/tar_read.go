@@ -188,12 +188,9 @@ type octalParser struct {
 	err error
 }
 
-// field decodes octal digits that a NUL or a space ends.
+// field decodes octal digits, after which there is nothing but NULs and spaces.
 func (p *octalParser) field(name string, from, to int) int64 {
-	s := p.h[from:to]
-	if i := bytes.IndexAny(s, "\x00 "); i >= 0 {
-		s = s[:i]
-	}
+	s := bytes.TrimRight(p.h[from:to], "\x00 ")
 	n, err := strconv.ParseUint(string(s), 8, 63)
 	if err != nil && p.err == nil {
 		p.err = fmt.Errorf("header field %s: %q is no octal number", name, p.h[from:to])
