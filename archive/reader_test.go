@@ -1,0 +1,500 @@
+package archive
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestReaderRanges reads every kind of range, checked against the decoded stream.
+func TestReaderRanges(t *testing.T) {
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, samplesOf(1, 600, 9000, 20000, 3))[0]
+	stream := rawStream(t, s, pp.Part)
+	r := NewReader(s, 5*testFrame)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 3000 {
+		off := rng.Int64N(pp.Part.Raw)
+		b := make([]byte, rng.Int64N(min(pp.Part.Raw-off, 3*testFrame)+1))
+		if err := r.ReadAt(pp.Part, b, off); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(b, stream[off:off+int64(len(b))]) {
+			t.Fatalf("wrong bytes at %d+%d", off, len(b))
+		}
+	}
+	for _, c := range []struct{ off, n int64 }{{-1, 1}, {pp.Part.Raw, 1}, {pp.Part.Raw - 1, 2}, {1 << 62, 1}} {
+		err := r.ReadAt(pp.Part, make([]byte, c.n), c.off)
+		if de := (*DamageError)(nil); err == nil || errors.As(err, &de) {
+			t.Errorf("%d bytes at %d: %v", c.n, c.off, err)
+		}
+	}
+	if err := r.Close(); err != nil || s.open != 0 {
+		t.Error(err, s.open)
+	}
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); !errors.Is(err, fs.ErrClosed) {
+		t.Error(err)
+	}
+	r.Prefetch(pp.Part, 0)
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// rawStream decodes a whole part.
+func rawStream(t testing.TB, s Store, p Part) []byte {
+	t.Helper()
+	r := NewReader(s, 0)
+	defer r.Close()
+	b := make([]byte, p.Raw)
+	if err := r.ReadAt(p, b, 0); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestReaderFrame(t *testing.T) {
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, samplesOf(9000, 600))[0]
+	stream := rawStream(t, s, pp.Part)
+	r := NewReader(s, 1)
+	defer r.Close()
+	var held []Frame
+	for off := int64(0); off < pp.Part.Raw; {
+		f, err := r.Frame(pp.Part, off+1)
+		if err != nil || f.RawOffset != off {
+			t.Fatal(f.RawOffset, err)
+		}
+		held = append(held, f)
+		off += int64(len(f.Raw))
+	}
+	for _, f := range held { // although the cache is too small for one
+		if !bytes.Equal(f.Raw, stream[f.RawOffset:f.RawOffset+int64(len(f.Raw))]) {
+			t.Errorf("frame at %d changed", f.RawOffset)
+		}
+		f.Release()
+	}
+	if r.frames.used != 0 || len(r.frames.frames) != 0 {
+		t.Errorf("%d bytes, %d frames in a cache of one byte", r.frames.used, len(r.frames.frames))
+	}
+}
+
+// TestReaderFlippedBits flips every bit of a small part. A reader gives the
+// right bytes or says that the part is damaged, and where.
+func TestReaderFlippedBits(t *testing.T) {
+	s := newMemStore()
+	samples := samplesOf(300, 1500, 700)
+	pp := pack(t, s, PackerOptions{FrameRaw: 1024}, samples)[0]
+	name := pp.Part.StoreName()
+	good := s.objects[name]
+	stream := rawStream(t, s, pp.Part)
+	bad := bytes.Clone(good)
+	s.objects[name] = bad
+	b := make([]byte, pp.Part.Raw)
+	for i := range good {
+		bad[i] ^= 1 << (i % 8)
+		damaged := readFrames(t, s, pp.Part, b, stream)
+		if damaged == 0 {
+			t.Fatalf("byte %d: nobody noticed", i)
+		}
+		if int64(i) < pp.Part.Stored-pp.Part.TailStored && damaged != 1 {
+			t.Fatalf("byte %d: %d frames cannot be read, want one", i, damaged)
+		}
+		if _, err := ScanPart(s, pp.Part.Name); !isDamage(err) {
+			t.Fatalf("byte %d: scan: %v", i, err)
+		}
+		bad[i] = good[i]
+	}
+	if damaged := readFrames(t, s, pp.Part, b, stream); damaged != 0 {
+		t.Fatal(damaged)
+	}
+}
+
+func isDamage(err error) bool {
+	var de *DamageError
+	return errors.As(err, &de)
+}
+
+// readFrames reads a part in pieces of 512 bytes and returns how many frames
+// are damaged; 1<<30 if all are.
+func readFrames(t *testing.T, s Store, p Part, b, want []byte) int {
+	t.Helper()
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	offsets := map[int64]bool{}
+	for off := int64(0); off < p.Raw; off += tarBlock {
+		err := r.ReadAt(p, b[:tarBlock], off)
+		var de *DamageError
+		switch {
+		case err == nil:
+			if !bytes.Equal(b[:tarBlock], want[off:off+tarBlock]) {
+				t.Fatalf("wrong bytes at %d", off)
+			}
+		case errors.As(err, &de) && de.Part == p.Name:
+			offsets[de.StoredOffset] = true
+		default:
+			t.Fatal(err)
+		}
+	}
+	return len(offsets)
+}
+
+func TestReaderTruncated(t *testing.T) {
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(300, 1500))[0]
+	name := pp.Part.StoreName()
+	good := s.objects[name]
+	for n := range good {
+		s.objects[name] = good[:n]
+		r := NewReader(s, 1<<20)
+		if err := r.ReadAt(pp.Part, make([]byte, 1), 0); !isDamage(err) {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+		r.Close()
+		if _, err := ScanPart(s, pp.Part.Name); !isDamage(err) {
+			t.Fatalf("%d bytes: scan: %v", n, err)
+		}
+	}
+	if s.open != 0 {
+		t.Error("parts left open")
+	}
+}
+
+// TestReaderTruncatedWhileOpen cuts a part that is open and of the right size
+// when it is opened.
+func TestReaderTruncatedWhileOpen(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	pp := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(300, 1500))[0]
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	file := dir + "/" + pp.Part.StoreName()
+	run(t, "chmod", "u+w", file)
+	run(t, "truncate", "-s", "100", file)
+	err := r.ReadAt(pp.Part, make([]byte, 1), 1500)
+	if !isDamage(err) || !strings.Contains(err.Error(), "ends at") {
+		t.Error(err)
+	}
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+		t.Error("what is in the cache:", err)
+	}
+}
+
+func TestReaderMissingAndSwapped(t *testing.T) {
+	s := newMemStore()
+	parts := pack(t, s, PackerOptions{FrameRaw: 1024, PartStored: 1}, samplesOf(1500, 1501))
+	a, b := parts[0].Part, parts[1].Part
+	s.objects[a.StoreName()], s.objects[b.StoreName()] = s.objects[b.StoreName()], s.objects[a.StoreName()]
+	for _, p := range []Part{a, b} {
+		if err := NewReader(s, 1<<20).ReadAt(p, make([]byte, 1), 0); !isDamage(err) {
+			t.Error("swapped:", err)
+		}
+		if _, err := ScanPart(s, p.Name); !isDamage(err) {
+			t.Error("swapped: scan:", err)
+		}
+	}
+	delete(s.objects, a.StoreName())
+	err := NewReader(s, 1<<20).ReadAt(a, make([]byte, 1), 0)
+	if !isDamage(err) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), a.Name.String()) {
+		t.Error("missing:", err)
+	}
+	if _, err := ScanPart(s, a.Name); !isDamage(err) || !errors.Is(err, fs.ErrNotExist) {
+		t.Error("missing: scan:", err)
+	}
+}
+
+// TestReaderTransportErrors: errors of the store are no damage, and pass.
+func TestReaderTransportErrors(t *testing.T) {
+	s := newMemStore()
+	samples := samplesOf(1500, 1501)
+	parts := pack(t, s, PackerOptions{FrameRaw: 1024}, samples)
+	p := parts[0].Part
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	fails := func(want error) {
+		t.Helper()
+		err := r.ReadAt(p, make([]byte, 1), 0)
+		if isDamage(err) || !errors.Is(err, want) || !strings.Contains(err.Error(), p.Name.String()) {
+			t.Errorf("%v, want %v", err, want)
+		}
+	}
+	s.fail = func(string) error { return syscall.EMFILE }
+	fails(syscall.EMFILE)
+	if _, err := ScanPart(s, p.Name); isDamage(err) || !errors.Is(err, syscall.EMFILE) {
+		t.Error(err)
+	}
+	s.fail = nil
+	s.onRead = func(string, int64) error { return syscall.EIO }
+	fails(syscall.EIO)
+	s.onRead = func(_ string, off int64) error {
+		if off < p.Stored-p.TailStored {
+			return syscall.EIO
+		}
+		return nil
+	}
+	fails(syscall.EIO)
+	s.onRead = nil
+	checkContents(t, r, parts, samples)
+}
+
+func TestReaderOtherDescriptionOfAPart(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(1500))[0].Part
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	if err := r.ReadAt(p, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	other := p
+	other.Tail[0] ^= 1
+	if err := r.ReadAt(other, make([]byte, 1), 0); !isDamage(err) {
+		t.Error(err)
+	}
+	other = p
+	other.TailStored = 1 << 40
+	if err := r.ReadAt(other, make([]byte, 1), 0); err == nil {
+		t.Error("a tail of a TiB")
+	}
+	if err := r.ReadAt(p, make([]byte, 1), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReaderDecodesOnce has many readers ask for one frame at the same time.
+func TestReaderDecodesOnce(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{}, samplesOf(200000))[0].Part
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	if _, err := r.table(&p); err != nil {
+		t.Fatal(err)
+	}
+	var reads atomic.Int64
+	s.onRead = func(string, int64) error {
+		reads.Add(1)
+		time.Sleep(20 * time.Millisecond)
+		return nil
+	}
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			if err := r.ReadAt(p, make([]byte, 100), int64(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if reads.Load() != 1 {
+		t.Errorf("%d reads", reads.Load())
+	}
+}
+
+// TestReaderEviction has parallel readers and a cache of a few frames; with
+// -race it shows that no buffer is used again while somebody reads it.
+func TestReaderEviction(t *testing.T) {
+	noLeaks(t)
+	s := newMemStore()
+	samples := samplesOf(20000, 20001, 700, 600, 500, 30000, 9000, 9001)
+	parts := pack(t, s, PackerOptions{FrameRaw: testFrame, PartStored: 30000}, samples)
+	var streams [][]byte
+	for _, pp := range parts {
+		streams = append(streams, rawStream(t, s, pp.Part))
+	}
+	r := NewReader(s, 4*testFrame)
+	r.objects.limit = 1
+	r.tables.limit = 1
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(g), 1))
+			for range 400 {
+				i := rng.IntN(len(parts))
+				off := rng.Int64N(parts[i].Part.Raw)
+				f, err := r.Frame(parts[i].Part, off)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if !bytes.Equal(f.Raw, streams[i][f.RawOffset:f.RawOffset+int64(len(f.Raw))]) {
+					t.Errorf("wrong bytes in the frame at %d", f.RawOffset)
+				}
+				r.Prefetch(parts[i].Part, off)
+				f.Release()
+			}
+		})
+	}
+	wg.Wait()
+	r.wg.Wait()
+	c := r.frames
+	if c.used > c.limit || len(c.frames) != c.freshQ.Len()+c.hotQ.Len() || len(c.ghosts) != c.ghostQ.Len() || len(c.ghosts) > 64 {
+		t.Errorf("used %d of %d, %d frames, %d+%d queued, %d ghosts", c.used, c.limit, len(c.frames), c.freshQ.Len(), c.hotQ.Len(), len(c.ghosts))
+	}
+	if s.open > 1 {
+		t.Errorf("%d parts are open", s.open)
+	}
+	if err := r.Close(); err != nil || s.open != 0 || c.used != 0 || c.fresh != 0 {
+		t.Error(err, s.open, c.used, c.fresh)
+	}
+}
+
+// TestReaderScanResistance: a walk through everything does not push out what
+// is read again and again.
+func TestReaderScanResistance(t *testing.T) {
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, []sample{sampleOf("big", noise(200*testFrame, 1))})[0]
+	r := NewReader(s, 20*testFrame)
+	defer r.Close()
+	read := func(frame int) {
+		if err := r.ReadAt(pp.Part, make([]byte, 1), int64(frame)*testFrame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 200 {
+		read(i)
+		if i%10 == 9 { // the working set, now and then
+			read(0)
+			read(1)
+		}
+	}
+	misses := 0
+	s.onRead = func(string, int64) error { misses++; return nil }
+	for i := 100; i < 200; i++ {
+		read(i % 17 * 10)
+		read(0)
+		read(1)
+	}
+	for i := range 150 {
+		read(20 + i)
+	}
+	before := misses
+	read(0)
+	read(1)
+	if misses != before {
+		t.Error("a walk pushed out the frames in use")
+	}
+}
+
+func TestReaderPrefetch(t *testing.T) {
+	noLeaks(t)
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, []sample{sampleOf("big", noise(40*testFrame, 1))})[0]
+	r := NewReader(s, 1<<20)
+	r.Prefetch(pp.Part, 0) // not read before: nothing
+	if len(r.frames.frames) != 0 {
+		t.Error("decoded ahead in a part that nobody reads")
+	}
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.Prefetch(pp.Part, 0)
+	r.wg.Wait()
+	if !r.frames.has(frameKey{pp.Part.Name, 1}) {
+		t.Error("the next frame was not decoded ahead")
+	}
+	r.Prefetch(pp.Part, -1)
+	r.Prefetch(pp.Part, pp.Part.Raw)
+	r.Prefetch(pp.Part, pp.Part.Raw-1)
+	if err := r.Close(); err != nil || s.open != 0 {
+		t.Error(err)
+	}
+	small := NewReader(s, testFrame) // no room: nothing
+	if err := small.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	small.Prefetch(pp.Part, 0)
+	small.wg.Wait()
+	if small.frames.has(frameKey{pp.Part.Name, 1}) {
+		t.Error("decoded ahead into a cache of one frame")
+	}
+	small.Close()
+}
+
+func TestReaderForget(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(5000))[0].Part
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	if err := r.ReadAt(p, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(p.StoreName()); err != nil {
+		t.Fatal(err)
+	}
+	r.Forget(p.Name)
+	r.Forget(p.Name)
+	if s.open != 0 {
+		t.Error("a part that was removed is open")
+	}
+	if err := r.ReadAt(p, make([]byte, 1), 0); err != nil {
+		t.Error("what is in the cache:", err)
+	}
+	if err := r.ReadAt(p, make([]byte, 1), 2000); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestReaderCloseWhileReading(t *testing.T) {
+	noLeaks(t)
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, samplesOf(50000, 50001))[0]
+	stream := rawStream(t, s, pp.Part)
+	for range 20 {
+		r := NewReader(s, 3*testFrame)
+		var wg sync.WaitGroup
+		for g := range 4 {
+			wg.Go(func() {
+				for off := int64(g * 1000); off < pp.Part.Raw-1000; off += 3000 {
+					b := make([]byte, 1000)
+					err := r.ReadAt(pp.Part, b, off)
+					if err == nil && !bytes.Equal(b, stream[off:off+1000]) {
+						t.Error("wrong bytes")
+					}
+					if err != nil && !errors.Is(err, fs.ErrClosed) {
+						t.Error(err)
+					}
+					r.Prefetch(pp.Part, off)
+				}
+			})
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if s.open != 0 {
+			t.Fatalf("%d parts left open", s.open)
+		}
+	}
+}
+
+func TestReaderWarmReadDoesNotAllocate(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{FrameRaw: testFrame}, samplesOf(50000))[0].Part
+	r := NewReader(s, 1<<20)
+	defer r.Close()
+	b := make([]byte, 10000)
+	if n := testing.AllocsPerRun(100, func() {
+		if err := r.ReadAt(p, b, 1000); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestDamageErrorText(t *testing.T) {
+	err := error(&DamageError{Part: Digest{0xab}, StoredOffset: 7, Problem: "wrong frame", Err: errors.New("cause")})
+	if got, want := err.Error(), fmt.Sprintf("part ab%062d is damaged at stored offset 7: wrong frame: cause", 0); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

@@ -1,0 +1,399 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func newDirStore(t *testing.T, dir string) *DirStore {
+	t.Helper()
+	s, err := NewDirStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// put publishes an object.
+func put(t *testing.T, s Store, name, content string) {
+	t.Helper()
+	d, err := s.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(d, content); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Publish(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listing returns the names and sizes of a listing, and its error.
+func listing(s Store, prefix string) (out []string, err error) {
+	for o, err := range s.List(prefix) {
+		if err != nil {
+			return out, err
+		}
+		out = append(out, fmt.Sprint(o.Name, " ", o.Stored))
+	}
+	return out, nil
+}
+
+func TestDirStore(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Error("a store that only exists wrote something")
+	}
+	for _, name := range []string{"b", "a/y", "a/x", "a-b/x", "parts/3f/1", "parts/00/2"} {
+		put(t, s, name, name)
+	}
+	for prefix, want := range map[string]string{
+		"":          "[a-b/x 5 a/x 3 a/y 3 b 1 parts/00/2 10 parts/3f/1 10]",
+		"a/":        "[a/x 3 a/y 3]",
+		"parts/":    "[parts/00/2 10 parts/3f/1 10]",
+		"parts/3f/": "[parts/3f/1 10]",
+		"parts/4f/": "[]",
+		"log/":      "[]",
+	} {
+		if got, err := listing(s, prefix); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("list %q: %v %v, want %v", prefix, got, err, want)
+		}
+	}
+	for range s.List("") {
+		break // a listing may be left
+	}
+	o, err := s.Open("a/x")
+	if err != nil || o.Size() != 3 {
+		t.Fatal(err)
+	}
+	if err := s.Remove("a/x"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 3)
+	if _, err := o.ReadAt(b, 0); err != nil || string(b) != "a/x" {
+		t.Error("an open object cannot be read after its removal:", err)
+	}
+	if n, err := o.ReadAt(b, 1); n != 2 || err != io.EOF {
+		t.Error(n, err)
+	}
+	if err := o.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := o.ReadAt(b, 0); !errors.Is(err, fs.ErrClosed) || !strings.Contains(err.Error(), "a/x") {
+		t.Error(err)
+	}
+	if err := s.Remove("a/x"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "remove a/x") {
+		t.Error(err)
+	}
+	if _, err := s.Open("a/x"); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), dir) {
+		t.Error(err)
+	}
+	if _, err := s.Open("a"); err == nil {
+		t.Error("a directory was opened as an object")
+	}
+	if err := s.Remove("a"); err == nil {
+		t.Error("a directory was removed as an object")
+	}
+}
+
+func TestDirStoreModes(t *testing.T) {
+	old := unix.Umask(0o027)
+	defer unix.Umask(old)
+	dir := t.TempDir()
+	put(t, newDirStore(t, dir), "parts/3f/x", "x")
+	for path, want := range map[string]fs.FileMode{"parts/3f/x": 0o440, "parts/3f": 0o750 | fs.ModeDir, "parts": 0o750 | fs.ModeDir} {
+		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v %v, want %v", path, info.Mode(), err, want)
+		}
+	}
+}
+
+func TestDirStoreNames(t *testing.T) {
+	s := newDirStore(t, t.TempDir())
+	for _, name := range []string{"", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "tmp", "tmp/a", "a\nb", "a\x00b", "ü", `a\b`} {
+		d, err := s.Create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Publish(name) == nil {
+			t.Errorf("published %q", name)
+		}
+		if err := d.Discard(); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.Open(name); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("open %q: %v", name, err)
+		}
+		if err := s.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("remove %q: %v", name, err)
+		}
+	}
+	for _, prefix := range []string{"a", "/", "../", "tmp/", "a//"} {
+		if _, err := listing(s, prefix); err == nil {
+			t.Errorf("list %q", prefix)
+		}
+	}
+}
+
+func TestDirStoreListingsThatFail(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	put(t, s, "log/1", "1")
+	if err := os.WriteFile(filepath.Join(dir, "parts"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := listing(s, "parts/"); err == nil || !strings.Contains(err.Error(), "parts") {
+		t.Errorf("a directory that is none: %v %v", got, err)
+	}
+	os.Remove(filepath.Join(dir, "parts"))
+	os.Symlink("/nowhere/at/all", filepath.Join(dir, "log/2"))
+	if got, err := listing(s, "log/"); err == nil || !errors.Is(err, fs.ErrNotExist) || len(got) != 1 {
+		t.Errorf("a link to nowhere: %v %v", got, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := listing(s, "parts/"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a store that is gone: %v %v", got, err)
+	}
+	if _, err := NewDirStore(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewDirStore(dir); err == nil {
+		t.Error("a file is no store")
+	}
+}
+
+func TestDirStoreFollowsLinks(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	put(t, newDirStore(t, other), "3f/x", "x")
+	if err := os.Symlink(other, filepath.Join(dir, "parts")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := listing(newDirStore(t, dir), ""); err != nil || fmt.Sprint(got) != "[parts/3f/x 1]" {
+		t.Error(got, err)
+	}
+}
+
+// TestDirStoreExclusive lets several stores race for the same names.
+func TestDirStoreExclusive(t *testing.T) {
+	dir := t.TempDir()
+	const names, writers = 20, 6
+	var won [names]atomic.Int64
+	var wg sync.WaitGroup
+	for w := range writers {
+		s := newDirStore(t, dir)
+		wg.Go(func() {
+			for i := range names {
+				d, err := s.Create()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				fmt.Fprint(d, w)
+				switch err := d.Publish(fmt.Sprintf("log/%02d/%d", i%3, i)); {
+				case err == nil:
+					won[i].Add(1)
+				case !errors.Is(err, fs.ErrExist):
+					t.Error(err)
+				}
+				if err := d.Discard(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range names {
+		if won[i].Load() != 1 {
+			t.Errorf("name %d was published %d times", i, won[i].Load())
+		}
+	}
+	if got, err := listing(newDirStore(t, dir), "log/"); err != nil || len(got) != names {
+		t.Error(got, err)
+	}
+	for _, e := range must(os.ReadDir(filepath.Join(dir, "tmp"))) {
+		if left := must(os.ReadDir(filepath.Join(dir, "tmp", e.Name()))); len(left) != 0 {
+			t.Errorf("drafts are left: %v", left)
+		}
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func TestLinkNew(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	for _, p := range []string{a, b} {
+		if err := os.WriteFile(p, []byte(p), 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := linkNew(a, b); !errors.Is(err, fs.ErrExist) {
+		t.Error(err)
+	}
+	os.Remove(b)
+	if err := linkNew(a, b); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(b); err != nil || string(got) != a {
+		t.Errorf("%q %v", got, err)
+	}
+	if _, err := os.Stat(a); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestDirStoreDrafts(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	d := must(s.Create())
+	if _, err := d.Write([]byte("draft")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := listing(s, ""); err != nil || len(got) != 0 {
+		t.Error("a draft is listed:", got, err)
+	}
+	b := make([]byte, 4)
+	if n, err := d.(io.ReaderAt).ReadAt(b, 2); n != 3 || err != io.EOF || string(b[:n]) != "aft" {
+		t.Error(n, err)
+	}
+	if err := d.Publish("x/y"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Discard(); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Write(nil); err == nil {
+		t.Error("written after it was published")
+	}
+	if err := d.Publish("x/z"); err == nil {
+		t.Error("published twice")
+	}
+	d = must(s.Create())
+	if err := d.Publish("x/y"); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "publish x/y") {
+		t.Error(err)
+	}
+	if err := d.Publish("x/z"); !errors.Is(err, fs.ErrExist) {
+		t.Error("published after a failure:", err)
+	}
+	for range 2 {
+		if err := d.Discard(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, err := listing(s, ""); fmt.Sprint(got) != "[x/y 5]" {
+		t.Error(got, err)
+	}
+}
+
+// TestDirStoreDirectoryGone removes a directory that the store knows to be there.
+func TestDirStoreDirectoryGone(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	put(t, s, "parts/3f/x", "x")
+	if err := os.RemoveAll(filepath.Join(dir, "parts")); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "parts/3f/x", "y")
+}
+
+func TestDirStoreWriterDirectory(t *testing.T) {
+	dir := t.TempDir()
+	tmp := filepath.Join(dir, "tmp")
+	writers := func() (names []string) {
+		for _, e := range must(os.ReadDir(tmp)) {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	a := newDirStore(t, dir)
+	must(a.Create())
+	left := must(a.TempDir("index-*.new"))
+	if m, _ := filepath.Match("index-*.new", filepath.Base(left)); !m || filepath.Dir(filepath.Dir(left)) != tmp {
+		t.Error(left)
+	}
+	// What a dead writer left: a directory without a lock, and odds and ends.
+	dead := filepath.Join(tmp, "w-DEAD")
+	if err := os.MkdirAll(filepath.Join(dead, "deep/er"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(dead, "draft"), []byte("x"), 0o444)
+	os.WriteFile(filepath.Join(tmp, "file"), nil, 0o666)
+	os.Symlink(a.Dir(), filepath.Join(tmp, "link"))
+	unix.Mkfifo(filepath.Join(tmp, "fifo"), 0o666)
+	b := newDirStore(t, dir)
+	must(b.Create())
+	if got := writers(); len(got) != 2 || !slices.Contains(got, filepath.Base(filepath.Dir(left))) {
+		t.Errorf("tmp holds %v", got)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := writers(); len(got) != 1 {
+		t.Errorf("tmp holds %v", got)
+	}
+	if _, err := a.Create(); !errors.Is(err, fs.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := a.TempDir("x"); !errors.Is(err, fs.ErrClosed) {
+		t.Error(err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDirStoreWritersRace starts and ends writers at the same time: none may
+// remove the directory of a living one.
+func TestDirStoreWritersRace(t *testing.T) {
+	dir := t.TempDir()
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 15 {
+				s, err := NewDirStore(dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				d, err := s.Create()
+				if err == nil {
+					err = d.Publish(fmt.Sprintf("log/%d-%d", w, i))
+				}
+				if err == nil {
+					err = s.Close()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if left := must(os.ReadDir(filepath.Join(dir, "tmp"))); len(left) != 0 {
+		t.Errorf("tmp holds %v", left)
+	}
+}
