@@ -49,10 +49,11 @@ func checked(cmd *cobra.Command, r backup.CheckResult, asJSON bool) error {
 	case asJSON:
 		_ = json.NewEncoder(w).Encode(r)
 	case r.Damages == 0:
-		fmt.Fprintf(w, "no damage: %d generations, %d log records, %d parts of %s\n", r.Generations, r.Records, r.Parts, humanize.IBytes(uint64(r.StoredBytes)))
+		fmt.Fprintf(w, "no damage: %s, %s, %s of %s\n", plural(int64(r.Generations), "generation"),
+			plural(int64(r.Records), "log record"), plural(int64(r.Parts), "part"), humanize.IBytes(uint64(r.StoredBytes)))
 	}
 	if r.Damages > 0 {
-		return &exitError{exitDamage, fmt.Sprintf("%d damages, named above", r.Damages)}
+		return &exitError{exitDamage, plural(int64(r.Damages), "damage") + ", named above"}
 	}
 	return nil
 }

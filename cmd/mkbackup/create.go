@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -80,7 +79,7 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error
 	}
 	f.print(cmd.OutOrStdout(), summary)
 	if summary.Errors > 0 {
-		return &exitError{exitIncomplete, fmt.Sprintf("%d problems with files, named above", summary.Errors)}
+		return &exitError{exitIncomplete, plural(summary.Errors, "problem") + " with files, named above; everything else is committed"}
 	}
 	return nil
 }
@@ -163,11 +162,18 @@ func (f *createFlags) print(w io.Writer, s backup.Summary) {
 		name = f.Source + "/" + name
 	}
 	fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
-	fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s in %d parts, %s\n",
+	fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s (%s), %s\n",
 		humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged),
-		humanize.IBytes(uint64(s.ReadBytes)), humanize.IBytes(uint64(s.StoredBytes)), s.Parts, took(s.Seconds))
+		humanize.IBytes(uint64(s.ReadBytes)), humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
+}
+
+func plural(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return humanize.Comma(n) + " " + noun + "s"
 }
 
 func took(seconds float64) string {
-	return strings.TrimSuffix(time.Duration(seconds*float64(time.Second)).Round(10*time.Millisecond).String(), "0ms")
+	return time.Duration(seconds * float64(time.Second)).Round(10 * time.Millisecond).String()
 }
