@@ -37,6 +37,7 @@ func (m *Mount) mountOptions() *fuse.MountOptions {
 		MaxWrite:             maxRead,
 		MaxReadAhead:         maxRead,
 		DisableSplice:        true,
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // it counts as a level of stacking below an overlayfs
 		EnableSymlinkCaching: true,
 		DirectMountStrict:    root,
 		DirectMountFlags:     unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV,
