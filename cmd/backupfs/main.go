@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 )
+
+// version is set by the build.
+var version = "unknown"
 
 // Exit codes besides 0.
 const (
@@ -33,11 +35,11 @@ func run(args []string) int {
 	if errors.As(err, &failed) {
 		return int(failed) // the background process has said why
 	}
-	fmt.Fprintln(os.Stderr, "backupfs:", err)
 	if errors.As(err, new(usageError)) {
-		fmt.Fprintln(os.Stderr, "Try 'backupfs --help' for more information.")
+		fmt.Fprintf(os.Stderr, "backupfs: %v: see backupfs --help\n", err)
 		return exitUsage
 	}
+	fmt.Fprintln(os.Stderr, "backupfs:", err)
 	return exitFailed
 }
 
@@ -48,7 +50,7 @@ func newCommand() *cobra.Command {
 		Short:                 "Mount a repository: every generation is a plain directory tree",
 		Long:                  longHelp,
 		Example:               examples,
-		Version:               version(),
+		Version:               version,
 		SilenceUsage:          true,
 		SilenceErrors:         true,
 		DisableFlagsInUseLine: true,
@@ -70,13 +72,6 @@ func newCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.define(cmd.Flags())
 	return cmd
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 const longHelp = `backupfs mounts the repository REPO, which mkbackup made, on the directory
