@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// minCache is the least cache: some decoded frames.
-const minCache size = 4 << 20
+// minCache is the least cache: a frame or two.
+const minCache size = 1 << 20
 
 // config is what the command line asks for.
 type config struct {
