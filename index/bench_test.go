@@ -1,0 +1,243 @@
+package index
+
+import (
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// The big tree has directories of 20 files, 100 of them in one, and 10,000
+// contents in a part.
+const (
+	bigDir   = 20
+	bigGroup = 100 * bigDir
+	bigPart  = 10000
+	bigFiles = 1000000
+)
+
+func bigPath(n int) string {
+	return fmt.Sprintf("%04d/%06d/file-%02d.txt", n/bigGroup, n/bigDir, n%bigDir)
+}
+
+func bigHash(n, version int) archive.Hash {
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[:], uint64(n))
+	binary.LittleEndian.PutUint64(b[8:], uint64(version))
+	return archive.HashOf(b[:])
+}
+
+func bigContent(n, version int) archive.Line {
+	return archive.Line{Content: &archive.Placement{Part: bigPartOf(n, version).Part.Name, Content: archive.Content{
+		Hash: bigHash(n, version), RawOffset: int64(n%bigPart) * 8192, RawLen: int64(1000 + n%5000)}}}
+}
+
+func bigPartOf(n, version int) archive.Line {
+	p := &archive.Part{Stored: 20 << 20, Raw: bigPart * 8192, TailStored: 1000}
+	binary.BigEndian.PutUint64(p.Name[:], uint64(n/bigPart)+1)
+	p.Name[31] = byte(version)
+	return archive.Line{Part: p}
+}
+
+func bigEntry(n, version int) archive.Line {
+	a := fileAttr(int64(1000 + n%5000))
+	a.Inode, a.Mtime.Nsec = uint64(n), uint32(version)
+	return entryLine(bigPath(n), a, archive.Extent{Len: a.Size, Hash: bigHash(n, version)})
+}
+
+// bigRecord is a complete generation.
+func bigRecord(files int) iter.Seq[archive.Line] {
+	return func(yield func(archive.Line) bool) {
+		for n := range files {
+			if n%bigPart == 0 && !yield(bigPartOf(n, 0)) || !yield(bigContent(n, 0)) {
+				return
+			}
+		}
+		if !yield(entryLine(".", dirAttr())) {
+			return
+		}
+		for n := range files {
+			path := bigPath(n)
+			if n%bigGroup == 0 && !yield(entryLine(path[:4], dirAttr())) ||
+				n%bigDir == 0 && !yield(entryLine(path[:11], dirAttr())) ||
+				!yield(bigEntry(n, 0)) {
+				return
+			}
+		}
+	}
+}
+
+// bigChange changes every step-th file.
+func bigChange(files, step, version int) iter.Seq[archive.Line] {
+	return func(yield func(archive.Line) bool) {
+		for n := version; n < files; n += step {
+			if !yield(bigPartOf(n, version)) || !yield(bigContent(n, version)) {
+				return
+			}
+		}
+		for n := version; n < files; n += step {
+			if !yield(bigEntry(n, version)) {
+				return
+			}
+		}
+	}
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func stored(b *builder) (n int64) {
+	for _, t := range b.tables {
+		n += t.Stored
+	}
+	return n
+}
+
+// anonymous returns the anonymous memory of this process, in bytes.
+func anonymous() int64 {
+	text, _ := os.ReadFile("/proc/self/status")
+	var kb int64
+	if _, line, ok := strings.Cut(string(text), "RssAnon:"); ok {
+		fmt.Sscan(line, &kb)
+	}
+	return kb << 10
+}
+
+// watch returns a function that ends it and returns the most anonymous memory
+// that the process had in between.
+func watch() func() int64 {
+	stop, most := make(chan bool), make(chan int64)
+	go func() {
+		peak := int64(0)
+		for {
+			select {
+			case <-stop:
+				most <- peak
+				return
+			case <-time.After(5 * time.Millisecond):
+				peak = max(peak, anonymous())
+			}
+		}
+	}()
+	return func() int64 { close(stop); return <-most }
+}
+
+// BenchmarkMillion measures a first generation of 1,000,000 files, an advance of
+// 1,000 changes, opening and reading.
+func BenchmarkMillion(b *testing.B) {
+	for b.Loop() {
+		runtime.GC()
+		cpu, start, peak := cpuTime(), time.Now(), watch()
+		base := newTestBuilder(b)
+		r := newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles))
+		if err := base.apply(r); err != nil {
+			b.Fatal(err)
+		}
+		if err := base.finish(true); err != nil {
+			b.Fatal(err)
+		}
+		b.Logf("apply %d files: %v, CPU %v; %d tables of %d MB; %d MB of memory at most", bigFiles, time.Since(start), cpuTime()-cpu, len(base.tables), stored(base)>>20, peak()>>20)
+		b.ReportMetric(time.Since(start).Seconds(), "apply-s")
+		runtime.GC()
+		last := advanceMany(b, base)
+		readMany(b, last)
+	}
+}
+
+// advanceMany advances 20 times, each time in a clone.
+func advanceMany(b *testing.B, base *builder) *builder {
+	if err := writeSeal(base, "test"); err != nil {
+		b.Fatal(err)
+	}
+	for version := 1; version <= 20; version++ {
+		start := time.Now()
+		who, err := ownersOf(base.dir)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s, err := verifySeal(base.dir, "test", base.number, who)
+		if err != nil {
+			b.Fatal(err)
+		}
+		verified := time.Since(start)
+		dir := filepath.Join(b.TempDir(), fmt.Sprint(version))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			b.Fatal(err)
+		}
+		if err := clone(&sealed{seal: *s, dir: base.dir}, dir); err != nil {
+			b.Fatal(err)
+		}
+		next, err := newBuilder(dir, s.Tables, s.Record)
+		if err != nil {
+			b.Fatal(err)
+		}
+		h := header(archive.KindGeneration, next.number+1, next.number)
+		if err := next.apply(newRecord(h, bigChange(bigFiles, bigFiles/1000, version))); err != nil {
+			b.Fatal(err)
+		}
+		applied := time.Since(start)
+		if err := next.finish(true); err != nil {
+			b.Fatal(err)
+		}
+		if err := writeSeal(next, "test"); err != nil {
+			b.Fatal(err)
+		}
+		b.Logf("advance %d: %v, of it verify %v, apply %v; %d tables of %d MB", version, time.Since(start), verified, applied-verified, len(next.tables), stored(next)>>20)
+		base = next
+	}
+	return base
+}
+
+func readMany(b *testing.B, last *builder) {
+	start := time.Now()
+	db, err := newDB(last.dir, last.number)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	b.Logf("open without the verification: %v; %d MB of memory", time.Since(start), anonymous()>>20)
+	for _, g := range []uint64{1, last.number} {
+		v := db.At(g)
+		root := DirID(1)
+		start = time.Now()
+		const gets = 20000
+		for n := range gets {
+			dir, err := v.Resolve(root, bigPath(n * 47 % bigFiles)[:11])
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := v.Lookup(dir.Dir, fmt.Sprintf("file-%02d.txt", n%bigDir)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Logf("generation %d: resolve of 3 names: %v", g, time.Since(start)/gets)
+		start = time.Now()
+		entries, lists := 0, 0
+		for n := 0; n < bigFiles; n += 47 * bigDir {
+			e, err := v.Resolve(root, bigPath(n)[:11])
+			if err != nil {
+				b.Fatal(err)
+			}
+			resolved := time.Now()
+			if err := v.List(e.Dir, "", func(Dirent) bool { entries++; return true }); err != nil {
+				b.Fatal(err)
+			}
+			start = start.Add(-time.Since(resolved))
+			lists++
+			_ = resolved
+		}
+		b.Logf("generation %d: %d lists of 20", g, lists)
+	}
+	b.Logf("%d MB of memory", anonymous()>>20)
+}

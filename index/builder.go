@@ -1,0 +1,250 @@
+package index
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/skl"
+	"github.com/dgraph-io/badger/v4/y"
+)
+
+// Bytes of memory for the values that are not in a table yet.
+const (
+	minMemory = 4 << 20
+	maxMemory = 24 << 20
+)
+
+// builder is an index that is being written in a directory of its own: tables,
+// and values in memory that are newer than those. It is used by one goroutine.
+// After an error it is only good to be closed.
+type builder struct {
+	dir    string
+	tables []tableFile
+	nextID uint64     // of the next table
+	disk   *badger.DB // the tables, nil where there is none
+	memory *skl.Skiplist
+	inodes []byte // inode values in memory, which are put in the order of their keys and not read: key, length, value …
+	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
+
+	number uint64 // of the newest record applied
+	meta   meta   // after it
+
+	key, value, versioned []byte // scratch
+}
+
+// newBuilder starts a builder in dir, which has the given tables, but no
+// MANIFEST. number is that of the record that they cover.
+func newBuilder(dir string, tables []tableFile, number uint64) (*builder, error) {
+	b := &builder{dir: dir, tables: tables, number: number, nextID: 1, limit: minMemory}
+	for _, t := range tables {
+		b.nextID = max(b.nextID, t.ID+1)
+	}
+	if err := b.reopen(); err != nil {
+		return nil, err
+	}
+	if number == 0 {
+		return b, nil
+	}
+	var err error
+	b.meta, err = readMeta(b.disk, number)
+	if err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+func readMeta(db *badger.DB, number uint64) (m meta, err error) {
+	err = get(db, number, []byte{spaceMeta}, func(value []byte) error {
+		m, err = decodeMeta(value)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: no meta of record %d", ErrDamaged, number)
+	}
+	return m, err
+}
+
+// reopen makes the tables readable.
+func (b *builder) reopen() error {
+	if err := b.close(); err != nil {
+		return err
+	}
+	if err := writeManifest(b.dir, b.tables); err != nil {
+		return err
+	}
+	if len(b.tables) == 0 {
+		return nil
+	}
+	var err error
+	b.disk, err = openTables(b.dir)
+	return err
+}
+
+func (b *builder) close() error {
+	if b.disk == nil {
+		return nil
+	}
+	err := b.disk.Close()
+	b.disk = nil
+	return err
+}
+
+// versionedKey returns the key as badger's tables order it: behind it the
+// version, counted down so that the newest comes first.
+func (b *builder) versionedKey(key []byte, version uint64) []byte {
+	b.versioned = binary.BigEndian.AppendUint64(append(b.versioned[:0], key...), math.MaxUint64-version)
+	return b.versioned
+}
+
+// put writes a value at the record being applied. It keeps neither slice.
+func (b *builder) put(key, value []byte) error {
+	need := int64(len(key) + len(value) + sumSize + skl.MaxNodeSize + 64)
+	if b.memory != nil && (b.memory.MemSize()+need > b.limit || int64(len(b.inodes))+need > b.limit/2) {
+		if err := b.flush(); err != nil {
+			return err
+		}
+		b.limit = min(2*b.limit, maxMemory)
+	}
+	if b.memory == nil {
+		b.memory = skl.NewSkiplist(b.limit)
+		b.inodes = slices.Grow(b.inodes[:0], int(b.limit/2))
+	}
+	b.value = sealValue(key, b.number, append(b.value[:0], value...))
+	versioned := b.versionedKey(key, b.number)
+	if key[0] == spaceInode {
+		b.inodes = append(b.inodes, versioned...)
+		b.inodes = binary.BigEndian.AppendUint32(b.inodes, uint32(len(b.value)))
+		b.inodes = append(b.inodes, b.value...)
+		return nil
+	}
+	b.memory.Put(versioned, y.ValueStruct{Value: b.value})
+	return nil
+}
+
+// get is get at the newest version, what is in memory included.
+func (b *builder) get(key []byte, use func(value []byte) error) error {
+	if b.memory != nil {
+		if v := b.memory.Get(b.versionedKey(key, math.MaxUint64)); v.Version > 0 {
+			value, err := openValue(key, v.Version, v.Value)
+			if err != nil {
+				return err
+			}
+			return use(value)
+		}
+	}
+	return get(b.disk, math.MaxUint64, key, use)
+}
+
+// scan yields the newest version of every key that begins with prefix, in order.
+func (b *builder) scan(prefix []byte, yield func(key, value []byte) error) error {
+	disk := newCursor(b.disk, math.MaxUint64, prefix, scanOptions{})
+	err := b.mergeScan(disk, prefix, yield)
+	return errors.Join(err, disk.close())
+}
+
+func (b *builder) mergeScan(disk *cursor, prefix []byte, yield func(key, value []byte) error) error {
+	more := disk.seek(prefix)
+	if b.memory != nil {
+		recent := b.memory.NewUniIterator(false)
+		defer recent.Close()
+		var last []byte
+		for recent.Seek(y.KeyWithTs(prefix, math.MaxUint64)); recent.Valid(); recent.Next() {
+			key := y.ParseKey(recent.Key())
+			if !bytes.HasPrefix(key, prefix) {
+				break
+			}
+			if last != nil && bytes.Equal(key, last) {
+				continue // an older version
+			}
+			last = key
+			for ; more && bytes.Compare(disk.key, key) < 0; more = disk.next() {
+				if err := yield(disk.key, disk.value); err != nil {
+					return err
+				}
+			}
+			if more && bytes.Equal(disk.key, key) {
+				more = disk.next()
+			}
+			value, err := openValue(key, y.ParseTs(recent.Key()), recent.Value().Value)
+			if err != nil {
+				return err
+			}
+			if err := yield(key, value); err != nil {
+				return err
+			}
+		}
+	}
+	for ; more; more = disk.next() {
+		if err := yield(disk.key, disk.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flush makes room in memory.
+func (b *builder) flush() error {
+	if err := b.spill(); err != nil {
+		return err
+	}
+	if err := b.close(); err != nil {
+		return err
+	}
+	if err := b.compact(flushedRuns, false); err != nil {
+		return err
+	}
+	return b.reopen()
+}
+
+// spill writes what is in memory as a run of one table.
+func (b *builder) spill() error {
+	if b.memory == nil {
+		return nil
+	}
+	out := newTableBuilder((int(b.memory.MemSize()) + len(b.inodes)) / 3)
+	it := b.memory.NewIterator()
+	it.SeekToFirst()
+	for ; it.Valid() && it.Key()[0] < spaceInode; it.Next() {
+		out.Add(it.Key(), it.Value(), 0)
+	}
+	for rest := b.inodes; len(rest) > 0; {
+		const keySize = idKey + 8
+		end := keySize + 4 + int(binary.BigEndian.Uint32(rest[keySize:]))
+		out.Add(rest[:keySize], y.ValueStruct{Value: rest[keySize+4 : end]}, 0)
+		rest = rest[end:]
+	}
+	for ; it.Valid(); it.Next() {
+		out.Add(it.Key(), it.Value(), 0)
+	}
+	it.Close()
+	b.memory = nil
+	t, err := writeTable(b.dir, out, b.nextID)
+	if err != nil {
+		return err
+	}
+	b.nextID++
+	b.addRun(t)
+	return nil
+}
+
+// finish writes everything to tables and closes the builder. whole says that no
+// record was applied in part; then it sees to it that the tables are few.
+func (b *builder) finish(whole bool) error {
+	if err := b.spill(); err != nil {
+		return err
+	}
+	if err := b.close(); err != nil {
+		return err
+	}
+	if whole {
+		if err := b.compact(maxRuns, true); err != nil {
+			return err
+		}
+	}
+	return writeManifest(b.dir, b.tables)
+}

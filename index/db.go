@@ -1,0 +1,92 @@
+package index
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// DB is an open index. It shows the log up to one record, whatever is committed
+// later. It is safe for concurrent use.
+type DB struct {
+	tables  *badger.DB // nil where the log is empty
+	number  uint64
+	meta    meta
+	problem error
+	remove  func() error // what Close does at last; nil where the index is published
+
+	partsMu sync.RWMutex
+	parts   map[uint64]archive.Part // by number, the ones used lately
+}
+
+// newDB opens the tables in dir, which cover the record number.
+func newDB(dir string, number uint64) (*DB, error) {
+	tables, err := openTables(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &DB{tables: tables, number: number, parts: map[uint64]archive.Part{}}
+	if d.meta, err = readMeta(tables, number); err != nil {
+		return nil, errors.Join(err, tables.Close())
+	}
+	return d, nil
+}
+
+// Close releases the index. It waits for nobody: no reader may be active.
+func (d *DB) Close() error {
+	var err error
+	if d.tables != nil {
+		err = d.tables.Close()
+	}
+	if d.remove != nil {
+		err = errors.Join(err, d.remove())
+	}
+	return err
+}
+
+// Number returns the number of the record that the index covers, 0 where the log
+// was empty.
+func (d *DB) Number() uint64 { return d.number }
+
+// Problem returns why the index does not cover the whole log, or is not derived
+// from it as it is now. It is nil unless Options.Partial was set and the log is
+// damaged.
+func (d *DB) Problem() error { return d.problem }
+
+// HasXattrs reports whether any inode has extended attributes.
+func (d *DB) HasXattrs() bool { return d.meta.hasXattrs }
+
+// Totals returns the bytes of all parts that the log named.
+func (d *DB) Totals() (raw, stored int64) { return d.meta.raw, d.meta.stored }
+
+// Generations returns the generations that were not forgotten, by number.
+func (d *DB) Generations() ([]Generation, error) {
+	var list []Generation
+	err := scan(d.tables, d.number, []byte{spaceGeneration}, func(key, value []byte) error {
+		g, err := decodeGeneration(keyID(key), value)
+		if !g.gone {
+			list = append(list, g.Generation)
+		}
+		return err
+	})
+	return list, err
+}
+
+// Head returns the number of the newest generation of a source, forgotten or not:
+// the base of its next one.
+func (d *DB) Head(source string) (number uint64, ok bool, err error) {
+	if len(source) > maxName {
+		return 0, false, nil
+	}
+	err = get(d.tables, d.number, appendSourceKey(make([]byte, 0, maxKey), source), func(value []byte) error {
+		h, err := decodeHead(value)
+		number = h.number
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		return 0, false, nil
+	}
+	return number, err == nil, err
+}

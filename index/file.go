@@ -1,0 +1,299 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// PartReader reads raw bytes of parts; an *archive.Reader does. ReadAt fills b
+// or fails.
+type PartReader interface {
+	ReadAt(p archive.Part, b []byte, rawOffset int64) error
+}
+
+// Inode returns everything about an inode but its extents and extended
+// attributes. The error wraps ErrNotFound where there is none.
+func (d *DB) Inode(i Ino) (Inode, error) {
+	n, err := d.inode(i)
+	return n.Inode, err
+}
+
+func (d *DB) inode(i Ino) (n inode, err error) {
+	err = get(d.tables, d.number, appendInodeKey(make([]byte, 0, idKey), i), func(value []byte) error {
+		n, err = decodeInode(value)
+		n.extents = append([]byte(nil), n.extents...)
+		return err
+	})
+	return n, err
+}
+
+// Extents returns the extents that touch the n bytes of a file from off on, whole
+// and in order, and where they lie now.
+func (d *DB) Extents(i Ino, off, n int64) ([]Extent, error) {
+	node, err := d.inode(i)
+	if err != nil {
+		return nil, err
+	}
+	return d.extents(i, node, off, n)
+}
+
+func (d *DB) extents(i Ino, node inode, off, n int64) ([]Extent, error) {
+	var list []Extent
+	var placeErr error
+	err := d.spans(i, node, off, func(e archive.Extent) bool {
+		if e.Offset-off >= n {
+			return false
+		}
+		var p Place
+		p, placeErr = d.Content(e.Hash)
+		if errors.Is(placeErr, ErrNotFound) || placeErr == nil && p.RawLen != e.Len {
+			placeErr = fmt.Errorf("%w: content %s of inode %d is missing", ErrDamaged, e.Hash, i)
+		}
+		list = append(list, Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
+		return placeErr == nil
+	})
+	if err == nil {
+		err = placeErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// spans yields the extents that end behind off, in order, until yield returns
+// false.
+func (d *DB) spans(i Ino, node inode, off int64, yield func(archive.Extent) bool) error {
+	visit := func(e archive.Extent) bool { return e.Offset+e.Len <= off || yield(e) }
+	if !node.segmented {
+		_, err := decodeExtents(node.extents, 0, visit)
+		return err
+	}
+	first, err := d.segmentOf(i, max(off, node.first))
+	if err != nil {
+		return err
+	}
+	for offset := first; ; {
+		next, more, err := d.segment(i, offset, visit)
+		if err != nil || !more || next == 0 {
+			return err
+		}
+		if next <= offset {
+			return fmt.Errorf("%w: extents of inode %d out of order", ErrDamaged, i)
+		}
+		offset = next
+	}
+}
+
+// segmentOf returns the offset of the last segment that begins at off or before.
+func (d *DB) segmentOf(i Ino, off int64) (int64, error) {
+	key := appendSegmentKey(make([]byte, 0, idKey+8), i, off)
+	c := newCursor(d.tables, d.number, key[:idKey], scanOptions{reverse: true})
+	found := c.seek(key)
+	if found {
+		off = int64(keyID(c.key[8:]))
+	}
+	err := c.close()
+	if err == nil && !found {
+		err = fmt.Errorf("%w: extents of inode %d are missing", ErrDamaged, i)
+	}
+	return off, err
+}
+
+// segment yields the extents of one segment. more says whether all were yielded.
+func (d *DB) segment(i Ino, offset int64, yield func(archive.Extent) bool) (next int64, more bool, err error) {
+	key := appendSegmentKey(make([]byte, 0, idKey+8), i, offset)
+	err = get(d.tables, d.number, key, func(value []byte) error {
+		var extents []byte
+		if next, extents, err = decodeSegment(value); err == nil {
+			more, err = decodeExtents(extents, offset, yield)
+		}
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: extents of inode %d from %d on are missing", ErrDamaged, i, offset)
+	}
+	return next, more, err
+}
+
+// NextData returns the offset of the first byte at or behind off that lies in no
+// hole. The error wraps ErrNotFound where there is none.
+func (d *DB) NextData(i Ino, off int64) (int64, error) {
+	node, err := d.inode(i)
+	if err != nil {
+		return 0, err
+	}
+	found := int64(-1)
+	err = d.spans(i, node, off, func(e archive.Extent) bool {
+		found = max(e.Offset, off)
+		return false
+	})
+	if err == nil && found < 0 {
+		err = ErrNotFound
+	}
+	return found, err
+}
+
+// NextHole returns the offset of the first byte at or behind off that lies in a
+// hole; the end of the file is one. The error wraps ErrNotFound where off is not
+// in the file.
+func (d *DB) NextHole(i Ino, off int64) (int64, error) {
+	node, err := d.inode(i)
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= node.Attr.Size {
+		return 0, ErrNotFound
+	}
+	if node.Stored == node.Attr.Size {
+		return node.Attr.Size, nil
+	}
+	err = d.spans(i, node, off, func(e archive.Extent) bool {
+		if e.Offset > off {
+			return false
+		}
+		off = e.Offset + e.Len
+		return true
+	})
+	return off, err
+}
+
+// Xattr returns the value of an extended attribute. The error wraps ErrNotFound
+// where the inode has none of that name.
+func (d *DB) Xattr(i Ino, name string) (value string, err error) {
+	if !i.HasXattrs() || len(name) > maxName {
+		return "", ErrNotFound
+	}
+	err = get(d.tables, d.number, appendXattrKey(make([]byte, 0, maxKey), i, name), func(v []byte) error {
+		value = string(v)
+		return nil
+	})
+	return value, err
+}
+
+// Xattrs returns the extended attributes of an inode, ordered by name.
+func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
+	if !i.HasXattrs() {
+		return nil, nil
+	}
+	err = scan(d.tables, d.number, appendXattrKey(make([]byte, 0, idKey), i, ""), func(key, value []byte) error {
+		list = append(list, archive.Xattr{Name: string(key[idKey:]), Value: string(value)})
+		return nil
+	})
+	return list, err
+}
+
+// Content returns where a content lies now. The error wraps ErrNotFound where
+// the index does not know it.
+func (d *DB) Content(h archive.Hash) (Place, error) {
+	var p place
+	err := get(d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h), func(value []byte) (err error) {
+		p, err = decodePlace(value)
+		return err
+	})
+	if err != nil {
+		return Place{}, err
+	}
+	part, err := d.part(p.part)
+	return Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}, err
+}
+
+// maxParts bounds the parts in memory; each takes some 130 bytes.
+const maxParts = 16 << 10
+
+// part returns the part of a number, mostly from memory.
+func (d *DB) part(number uint64) (archive.Part, error) {
+	d.partsMu.RLock()
+	p, ok := d.parts[number]
+	d.partsMu.RUnlock()
+	if ok {
+		return p, nil
+	}
+	err := get(d.tables, d.number, appendID(make([]byte, 0, idKey), spacePart, number), func(value []byte) (err error) {
+		p, err = decodePart(value)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: part number %d is missing", ErrDamaged, number)
+	}
+	if err != nil {
+		return p, err
+	}
+	d.partsMu.Lock()
+	defer d.partsMu.Unlock()
+	if len(d.parts) >= maxParts {
+		clear(d.parts)
+	}
+	d.parts[number] = p
+	return p, nil
+}
+
+// Parts yields every part that the log named, oldest first, until yield returns
+// false.
+func (d *DB) Parts(yield func(archive.Part) bool) error {
+	stop := errors.New("stop")
+	err := scan(d.tables, d.number, []byte{spacePart}, func(_, value []byte) error {
+		p, err := decodePart(value)
+		if err == nil && !yield(p) {
+			err = stop
+		}
+		return err
+	})
+	if err == stop {
+		err = nil
+	}
+	return err
+}
+
+// ReadAt reads bytes of a file as io.ReaderAt does: less than len(b) only
+// together with an error, io.EOF at the end of the file. Holes are zeros.
+func (d *DB) ReadAt(r PartReader, i Ino, b []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read inode %d: negative offset", i)
+	}
+	node, err := d.inode(i)
+	if err != nil {
+		return 0, fmt.Errorf("read inode %d: %w", i, err)
+	}
+	size := node.Attr.Size
+	if node.Attr.Type != archive.TypeFile {
+		return 0, fmt.Errorf("read inode %d: it is a %s", i, node.Attr.Type)
+	}
+	if off >= size {
+		return 0, io.EOF
+	}
+	eof := int64(len(b)) > size-off
+	b = b[:min(int64(len(b)), size-off)]
+	n, err := d.fill(r, i, node, b, off)
+	if err != nil {
+		return n, fmt.Errorf("read inode %d at %d: %w", i, off, err)
+	}
+	if eof {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// fill fills b with the bytes of a file from off on, and returns how many are
+// good where it fails.
+func (d *DB) fill(r PartReader, i Ino, node inode, b []byte, off int64) (int, error) {
+	list, err := d.extents(i, node, off, int64(len(b)))
+	if err != nil {
+		return 0, err
+	}
+	n := 0 // filled so far
+	for _, e := range list {
+		skip := max(off-e.Offset, 0) // bytes of the extent before off
+		start := int(e.Offset + skip - off)
+		clear(b[n:start])
+		n = start + int(min(e.Len-skip, int64(len(b)-start)))
+		if err := r.ReadAt(e.Part, b[start:n], e.RawOffset+skip); err != nil {
+			return start, err
+		}
+	}
+	clear(b[n:])
+	return len(b), nil
+}

@@ -1,0 +1,476 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/backupfs/backupfs/archive"
+	"golang.org/x/sys/unix"
+)
+
+// Options are the choices of Open and Rebuild. The zero value works.
+type Options struct {
+	// Log gets messages such as "index 12 is damaged: …"; nil drops them. It is
+	// called by the goroutine that called Open.
+	Log func(format string, args ...any)
+	// Partial makes Open show what it can of a damaged log, instead of failing;
+	// DB.Problem tells. Such an index is never published.
+	Partial bool
+}
+
+// errAgain says that another process changed something: list the indexes again.
+var errAgain = errors.New("changed meanwhile")
+
+// maxAttempts bounds how often that is done.
+const maxAttempts = 50
+
+// Open opens the newest sealed index of a repository and brings it up to the end
+// of the log. What it had to add it publishes, so that the next one has less to
+// do; where the repository cannot be written, or its disk is full, the index is
+// a temporary one, which Close removes. An index that is damaged, of another
+// repository or of another log is never used; it is replaced.
+//
+// The error wraps syscall.ENOSPC where there is no room even for a temporary
+// index.
+func Open(r *archive.Repository, o Options) (*DB, error) { return open(r, o, false) }
+
+// Rebuild is Open, but derives the index from the log alone, and replaces the
+// published one.
+func Rebuild(r *archive.Repository, o Options) (*DB, error) { return open(r, o, true) }
+
+func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
+	if o.Log == nil {
+		o.Log = func(string, ...any) {}
+	}
+	trusted, err := ownersOf(r.Dir())
+	if err != nil {
+		return nil, err
+	}
+	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, rebuild: rebuild}
+	for range maxAttempts {
+		db, err := p.try()
+		if !errors.Is(err, errAgain) {
+			return db, err
+		}
+	}
+	return nil, errors.New("index: other processes keep changing it")
+}
+
+// opener is one call of Open.
+type opener struct {
+	Options
+	r       *archive.Repository
+	owners  owners
+	bad     map[uint64]bool // sealed indexes that must not be used
+	witness *sealed         // the newest sealed index that is sound, but disagrees with the log
+	rebuild bool            // use none of them
+}
+
+// sealed is a sealed index that agrees with its seal.
+type sealed struct {
+	seal
+	dir string
+}
+
+func (p *opener) try() (*DB, error) {
+	numbers, err := p.list() // before the end of the log is looked up, so that none can be beyond it
+	if err != nil {
+		return nil, err
+	}
+	last, err := p.r.Last()
+	if err != nil {
+		return nil, err
+	}
+	if last == 0 {
+		return &DB{}, nil
+	}
+	var base *sealed
+	if !p.rebuild {
+		if base, err = p.newest(numbers, last); err != nil {
+			return nil, err
+		}
+	}
+	if base != nil && base.Record == last {
+		return p.openSealed(base.dir, last)
+	}
+	return p.build(base, last)
+}
+
+// list returns the numbers of the sealed indexes, newest first.
+func (p *opener) list() ([]uint64, error) {
+	entries, err := os.ReadDir(p.r.IndexDir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	var numbers []uint64
+	for _, e := range entries {
+		n, err := strconv.ParseUint(e.Name(), 10, 64)
+		if err == nil && n > 0 && e.Name() == dirName(n) {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	slices.Reverse(numbers)
+	return numbers, nil
+}
+
+func dirName(number uint64) string { return fmt.Sprintf("%012d", number) }
+
+func (p *opener) dir(number uint64) string { return filepath.Join(p.r.IndexDir(), dirName(number)) }
+
+// newest returns the newest index that may be used, nil where there is none.
+func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
+	for _, n := range numbers {
+		if p.bad[n] {
+			continue
+		}
+		s, err := p.verify(n, last)
+		if err == nil {
+			return s, nil
+		}
+		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
+			return nil, errAgain
+		}
+		p.bad[n] = true
+		p.Log("index %d is not used: %v", n, err)
+	}
+	return nil, nil
+}
+
+func (p *opener) verify(n, last uint64) (*sealed, error) {
+	if n > last {
+		return nil, fmt.Errorf("it is of another log: this one ends with record %d", last)
+	}
+	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners)
+	if err != nil {
+		return nil, err
+	}
+	found := &sealed{seal: *s, dir: p.dir(n)}
+	digest, err := p.recordDigest(n, last)
+	if err == nil && digest != s.Digest {
+		err = fmt.Errorf("it is of another log: its record %d has the digest %s, not %s", n, s.Digest, digest)
+	}
+	if err != nil {
+		if p.witness == nil {
+			p.witness = found
+		}
+		return nil, err
+	}
+	return found, nil
+}
+
+// recordDigest returns the digest of a record; the record behind it tells it faster.
+func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
+	if n < last {
+		if next, err := p.r.OpenRecord(n + 1); err == nil {
+			defer next.Close()
+			return next.Header().Previous, nil
+		}
+	}
+	return p.r.RecordDigest(n)
+}
+
+// openSealed opens an index that was verified.
+func (p *opener) openSealed(dir string, number uint64) (*DB, error) {
+	db, err := newDB(dir, number)
+	if err == nil {
+		return db, nil
+	}
+	if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
+		p.bad[number] = true
+		p.Log("index %d is not used: %v", number, err)
+	}
+	return nil, errAgain
+}
+
+// build makes an index up to the record last, from a sealed one or from nothing.
+func (p *opener) build(base *sealed, last uint64) (*DB, error) {
+	db, err := p.buildPublic(base, last)
+	if unwritable(err) {
+		p.Log("the index cannot be kept in the repository: %v", err)
+		db, err = p.buildPrivate(base, last)
+	}
+	if base != nil && errors.Is(err, ErrDamaged) {
+		p.bad[base.Record] = true
+		p.Log("index %d is not used: %v", base.Record, err)
+		return nil, errAgain
+	}
+	return db, err
+}
+
+// unwritable reports whether it may be possible elsewhere.
+func unwritable(err error) bool {
+	for _, e := range [...]error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// buildPublic builds in the repository, and publishes.
+func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
+	dir, err := p.r.TempDir("index-*")
+	if err != nil {
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	b, problem, err := p.buildAt(dir, base, last)
+	published := false
+	if err == nil && problem == nil {
+		published, err = p.publish(b)
+	}
+	if err == nil && !published {
+		return p.openTemporary(dir, b.number, problem)
+	}
+	if err == nil {
+		var db *DB
+		if db, err = p.openSealed(p.dir(b.number), b.number); err == nil {
+			return db, os.RemoveAll(dir) // what was replaced, if anything
+		}
+	}
+	return nil, errors.Join(err, os.RemoveAll(dir))
+}
+
+// buildPrivate builds outside of the repository, where nobody else looks.
+func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
+	dir, err := os.MkdirTemp("", "backupfs-index-*")
+	if err != nil {
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	b, problem, err := p.buildAt(dir, base, last)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return p.openTemporary(dir, b.number, problem)
+}
+
+// openTemporary opens an index that Close removes.
+func (p *opener) openTemporary(dir string, number uint64, problem error) (*DB, error) {
+	remove := func() error { return os.RemoveAll(dir) }
+	if problem != nil && p.witness != nil && p.witness.Record > number {
+		if db, err := newDB(p.witness.dir, p.witness.Record); err == nil {
+			db.problem = problem
+			return db, remove()
+		}
+	}
+	db, err := newDB(dir, number)
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	db.problem, db.remove = problem, remove
+	return db, nil
+}
+
+// buildAt builds in dir. Where the index may be partial, problem says why it is.
+func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, problem, err error) {
+	if err := p.checkSpace(dir, base); err != nil {
+		return nil, nil, err
+	}
+	if base == nil {
+		b, err = newBuilder(dir, nil, 0)
+	} else if err = clone(base, dir); err == nil {
+		b, err = newBuilder(dir, slices.Clone(base.Tables), base.Record)
+		if err == nil && b.meta.digest != base.Digest {
+			err = errors.Join(fmt.Errorf("%w: it contradicts its seal", ErrDamaged), b.close())
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	problem = p.catchUp(b, last)
+	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
+		return nil, nil, errors.Join(problem, b.close())
+	}
+	if problem != nil {
+		p.Log("the log cannot be read to its end: %v", problem)
+	}
+	return b, problem, b.finish(problem == nil)
+}
+
+// clone gives dir the tables of a sealed index: the same files where that is
+// possible, else copies.
+func clone(base *sealed, dir string) error {
+	for _, t := range base.Tables {
+		from, to := filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name())
+		err := os.Link(from, to)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			err = copyFile(from, to)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return errAgain
+		}
+		if err != nil {
+			return fmt.Errorf("index: %w", err)
+		}
+	}
+	return nil
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	if err := out.Sync(); err != nil {
+		return err
+	}
+	return out.Close()
+}
+
+// catchUp applies the log up to the record last.
+func (p *opener) catchUp(b *builder, last uint64) error {
+	for b.number < last {
+		r, err := p.r.OpenRecord(b.number + 1)
+		if err != nil {
+			return err
+		}
+		err = b.apply(r)
+		if closeErr := r.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spaceMargin is what an index needs on its disk whatever it is.
+const spaceMargin = 32 << 20
+
+// checkSpace refuses to fill the disk: others need it, too. A rebuilt index takes
+// up to four times the stored bytes of the log.
+func (p *opener) checkSpace(dir string, base *sealed) error {
+	need := int64(spaceMargin)
+	if base == nil {
+		for o, err := range p.r.Store().List("log/") {
+			if err != nil {
+				return err
+			}
+			need += 4 * o.Stored
+		}
+	} else if planMerge(base.Tables, maxRuns-1) != 0 {
+		for _, t := range base.Tables {
+			need += t.Stored
+		}
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(dir, &disk); err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	if free := int64(disk.Bavail) * disk.Frsize; free < need {
+		return fmt.Errorf("index: %d bytes more are needed in %s: %w", need-free, dir, syscall.ENOSPC)
+	}
+	return nil
+}
+
+// publish seals a finished index and makes it visible. It reports false where it
+// cannot be in the repository.
+func (p *opener) publish(b *builder) (bool, error) {
+	if err := writeSeal(b, p.r.ID); err != nil {
+		return false, err
+	}
+	err := p.rename(b.dir, b.number)
+	if err == nil {
+		err = archive.SyncDir(p.r.IndexDir())
+	}
+	if unwritable(err) {
+		p.Log("the index cannot be published: %v", err)
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	p.rebuild = false
+	delete(p.bad, b.number)
+	p.removeOld(b.number)
+	return true, nil
+}
+
+// rename makes dir the index of a number. If there is one already it is replaced
+// if it is bad; else the error is errAgain, for it may be used.
+func (p *opener) rename(dir string, number uint64) error {
+	target := p.dir(number)
+	if err := os.Mkdir(p.r.IndexDir(), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("index: %w", err)
+	}
+	err := unix.Rename(dir, target)
+	switch {
+	case err == nil:
+		return nil
+	case err != unix.EEXIST && err != unix.ENOTEMPTY:
+		return fmt.Errorf("index: publish %s: %w", target, err)
+	case !p.rebuild && !p.bad[number]:
+		return errAgain
+	}
+	if err := exchange(dir, target); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return errAgain
+}
+
+// exchange swaps two directories, in one step where the file system can.
+func exchange(dir, target string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE)
+	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
+		old := dir + ".old"
+		if err = unix.Rename(target, old); err == nil {
+			defer os.RemoveAll(old)
+			err = unix.Rename(dir, target)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("index: replace %s: %w", target, err)
+	}
+	return nil
+}
+
+// removeOld removes the indexes before number, but the newest one of them that is
+// not known to be bad. Whoever has one open goes on reading. It is a courtesy: what
+// cannot be removed stays.
+func (p *opener) removeOld(number uint64) {
+	numbers, err := p.list()
+	if err != nil {
+		p.Log("old indexes stay: %v", err)
+		return
+	}
+	kept := false
+	for _, n := range numbers {
+		if n >= number {
+			continue
+		}
+		if !kept && !p.bad[n] {
+			kept = true
+			continue
+		}
+		if err := p.removeIndex(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			p.Log("index %d stays: %v", n, err)
+		}
+	}
+}
+
+// removeIndex removes a sealed index: all of it at once for whoever looks.
+func (p *opener) removeIndex(number uint64) error {
+	old, err := p.r.TempDir("old-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(old)
+	return os.Rename(p.dir(number), filepath.Join(old, dirName(number)))
+}
