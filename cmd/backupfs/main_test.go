@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"golang.org/x/sys/unix"
+)
+
+// beMain makes the test binary be the program.
+const beMain = "BACKUPFS_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beMain) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// program returns a command that runs the program.
+func program(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(os.Environ(), beMain+"=1")
+	return cmd
+}
+
+// newRepo makes a repository with a generation of files of so many bytes.
+func newRepo(t *testing.T, files, size int) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "repo")
+	r, err := archive.Init(dir, archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	record, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer record.Discard()
+	packer := archive.NewPacker(r.Store(), archive.PackerOptions{}, record.AddPart)
+	add := func(path string, a archive.Attr, data ...archive.Extent) {
+		a.Nlink = 1
+		if err := record.Add(archive.Line{Entry: &archive.Entry{Path: path, Attr: a, Data: data}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(".", archive.Attr{Type: archive.TypeDir, Mode: 0o755})
+	rng := rand.NewChaCha8([32]byte{1})
+	for i := range files {
+		content := make([]byte, size)
+		rng.Read(content)
+		h := archive.HashOf(content)
+		if err := packer.Add(archive.Member{Name: "f"}, h, content); err != nil {
+			t.Fatal(err)
+		}
+		add(fmt.Sprintf("f%04d", i), archive.Attr{Type: archive.TypeFile, Mode: 0o644, Size: int64(size)},
+			archive.Extent{Len: int64(size), Hash: h})
+	}
+	if err := packer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	when := time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	if _, _, err := record.Commit(archive.Header{Kind: archive.KindGeneration, Number: 1, Time: when, Name: when.Format(archive.GenerationTimeFormat)}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// foreground runs the program until the test ends, with the repository
+// mounted, and returns where, and its process.
+func foreground(t *testing.T, repo string, args ...string) (mnt string, process *os.Process) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	mnt = t.TempDir()
+	cmd := program(t, append(append([]string{"-f"}, args...), repo, mnt)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+			cmd.Process.Kill()
+			unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+		if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
+			t.Errorf("it ended with %v and said %q", err, stderr.String())
+		}
+	})
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(mnt + "/latest"); err == nil {
+			return mnt, cmd.Process
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("it is not mounted after 10 s")
+		}
+	}
+}
+
+// anonymous returns the anonymous memory of a process in MiB.
+func anonymous(t *testing.T, pid int) int {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "RssAnon:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	const files, size, cache = 64, 2 << 20, 16
+	repo := newRepo(t, files, size)
+	mnt, process := foreground(t, repo, "--cache-size", fmt.Sprintf("%dM", cache))
+	var readers sync.WaitGroup
+	for seed := range 8 {
+		readers.Go(func() {
+			for _, i := range rand.New(rand.NewPCG(uint64(seed), 0)).Perm(files) {
+				readAll(t, fmt.Sprintf("%s/latest/f%04d", mnt, i), size)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		readers.Wait()
+		close(done)
+	}()
+	most := 0
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		case <-time.After(10 * time.Millisecond):
+			_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0) // read them all from the program
+		}
+		most = max(most, anonymous(t, process.Pid))
+	}
+	t.Logf("at most %d MiB with a cache of %d MiB", most, cache)
+	if most > cache+64 {
+		t.Errorf("%d MiB of memory with a cache of %d MiB", most, cache)
+	}
+}
+
+func readAll(t *testing.T, path string, size int64) {
+	f, err := os.Open(path)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	if n, err := io.Copy(io.Discard, f); n != size || err != nil {
+		t.Errorf("%s: %d bytes, %v", path, n, err)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	repo, dir := newRepo(t, 1, 1), t.TempDir()
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{repo}, exitUsage, "two arguments"},
+		{[]string{"--bogus", repo, dir}, exitUsage, "--bogus"},
+		{[]string{"-o", "bogus", repo, dir}, exitUsage, `"bogus"`},
+		{[]string{filepath.Join(dir, "nothing"), dir}, exitFailed, "no repository"},
+		{[]string{repo, filepath.Join(dir, "nothing")}, exitFailed, "no such file"},
+		{[]string{"-f", repo, filepath.Join(dir, "nothing")}, exitFailed, "no such file"},
+		{[]string{"--source", "web1", repo, dir}, exitFailed, `"web1"`},
+		{[]string{"--generation", "2025-01-01", repo, dir}, exitFailed, `"2025-01-01"`},
+		{[]string{repo, repo}, exitFailed, "hide the repository"},
+	} {
+		cmd := program(t, c.args...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		_ = cmd.Run() // its exit code is what counts
+		text := stderr.String()
+		if code := cmd.ProcessState.ExitCode(); code != c.code || !strings.Contains(text, c.want) || strings.Count(text, "\n") != 1 {
+			t.Errorf("%q: exit code %d, %q; want %d and %q", c.args, code, text, c.code, c.want)
+		}
+	}
+}
+
+// A process that leaves a terminal or a pipe to its caller would keep it waiting.
+func TestBackgroundLetsGo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	repo, mnt := newRepo(t, 1, 1), t.TempDir()
+	relative, err := filepath.Rel(filepath.Dir(repo), mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := program(t, filepath.Base(repo), relative)
+	cmd.Dir = filepath.Dir(repo)
+	out, err := cmd.CombinedOutput() // ends when the last descriptor of the pipe is closed
+	if err != nil || len(out) > 0 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	defer func() {
+		if err := unix.Unmount(mnt, 0); err != nil {
+			t.Error(err)
+			unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	}()
+	readAll(t, mnt+"/latest/f0000", 1)
+}
