@@ -860,3 +860,84 @@ func TestUnmountWhileBusy(t *testing.T) {
 	f.Close()
 	m.Wait()
 }
+
+// The date and the full name are one directory, which the kernel knows by one
+// name at a time.
+func TestTwoNamesOfOneDirectory(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("a")
+	d.dir("a/b")
+	d.file("a/b/c", "x")
+	name := d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	var wg sync.WaitGroup
+	stop := time.Now().Add(700 * time.Millisecond)
+	for _, top := range []string{name, "2026-11-21", "latest", "2026-11"} {
+		dir := filepath.Join(mnt, top, "a/b")
+		open := int(openFD(t, dir))
+		wg.Go(func() {
+			for time.Now().Before(stop) {
+				wantContent(t, dir+"/c", "x")
+				wantNames(t, dir, "c")
+				wantNames(t, mnt, name, "latest")
+				var st unix.Stat_t
+				if err := unix.Fstatat(open, "c", &st, 0); err != nil {
+					t.Errorf("relative to %s: %v", dir, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	log.wantNone(t)
+}
+
+// A compaction moves contents and removes their old part at once: whoever reads
+// in the moment before the mount knows is not to notice.
+func TestCompactionUnderAReader(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	data := strings.Repeat("data", 100_000)
+	d.file("f", data)
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	stat(t, mnt+"/latest/f")
+	old := onlyPart(t, r)
+
+	record, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	packer := archive.NewPacker(r.Store(), archive.PackerOptions{FrameRaw: 8 << 10}, record.AddPart)
+	if err := packer.Add(archive.Member{Name: "f"}, archive.HashOf([]byte(data)), []byte(data)); err != nil {
+		t.Fatal(err)
+	}
+	if err := packer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.append(record, archive.Header{Kind: archive.KindCompaction, Time: time.Now()})
+	if err := os.Remove(old); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, mnt+"/latest/f", data)
+	log.wantNone(t)
+}
+
+func TestDamagedRecordIsLoggedOnce(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	if err := os.WriteFile(r.Dir()+"/log/000000000002.jsonl.zst", []byte("garbage"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2200 * time.Millisecond) // three attempts
+	said := log.all()
+	if len(said) != 1 || !strings.Contains(said[0], "new generations are not shown") || !strings.Contains(said[0], "record 2") {
+		t.Errorf("logged %q", said)
+	}
+	wantContent(t, mnt+"/latest/f", "x")
+	mnt, _ = mount(t, r, fs.Options{})
+	wantContent(t, mnt+"/latest/f", "x")
+}
