@@ -135,12 +135,15 @@ func parseMount(line string) (at, fstype string, ok bool) {
 	return unescape.Replace(fields[4]), fstype, true
 }
 
-// mountError explains why a mount failed.
+// mountError explains why a mount failed. fusermount3 has said why itself.
 func mountError(mountpoint string, err error) error {
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV) {
-		err = fmt.Errorf("%w: is the kernel's fuse module loaded?", err)
+	switch {
+	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV):
+		return fmt.Errorf("mount %s: %w: is the kernel's fuse module loaded?", mountpoint, err)
+	case strings.HasPrefix(err.Error(), "fusermount exited"):
+		return fmt.Errorf("mount %s: fusermount3 failed", mountpoint)
 	}
-	return fmt.Errorf("mount %s: %s", mountpoint, strings.TrimSpace(err.Error()))
+	return fmt.Errorf("mount %s: %w", mountpoint, err)
 }
 
 // detach takes a mount out of the file tree although it is in use.
