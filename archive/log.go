@@ -69,7 +69,8 @@ type RecordReader struct {
 	lines  *bufio.Scanner
 	line   int // lines read so far
 	header Header
-	ahead  *jsonLine // a line read but not returned
+	parsed jsonLine // the newest line
+	ahead  bool     // it was not returned yet
 	counts Counts
 	ended  bool
 }
@@ -109,26 +110,27 @@ func (rr *RecordReader) fail(err error) error {
 	return fmt.Errorf("log record %d, line %d: %w", rr.number, rr.line, err)
 }
 
-// scan reads the next line into v.
-func (rr *RecordReader) scan(v any) error {
+// scan returns the next line, valid until the next call.
+func (rr *RecordReader) scan() ([]byte, error) {
 	rr.line++
-	if !rr.lines.Scan() {
-		if err := rr.lines.Err(); err != nil {
-			return rr.fail(err)
-		}
-		return rr.fail(io.ErrUnexpectedEOF)
+	if rr.lines.Scan() {
+		return rr.lines.Bytes(), nil
 	}
-	decoder := json.NewDecoder(bytes.NewReader(rr.lines.Bytes()))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(v); err != nil {
-		return rr.fail(err)
+	if err := rr.lines.Err(); err != nil {
+		return nil, rr.fail(err)
 	}
-	return nil
+	return nil, rr.fail(io.ErrUnexpectedEOF)
 }
 
 func (rr *RecordReader) readHeader() error {
-	if err := rr.scan(&rr.header); err != nil {
+	text, err := rr.scan()
+	if err != nil {
 		return err
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&rr.header); err != nil {
+		return rr.fail(err)
 	}
 	if rr.header.Number != rr.number {
 		return rr.fail(fmt.Errorf("it calls itself record %d", rr.header.Number))
@@ -145,14 +147,13 @@ func (rr *RecordReader) Next() (Line, error) {
 	if rr.ended {
 		return Line{}, io.EOF
 	}
-	j, err := rr.next()
-	if err != nil {
+	if err := rr.next(); err != nil {
 		return Line{}, err
 	}
-	if j.End != nil {
-		return Line{}, rr.finish(*j.End)
+	if rr.parsed.seen == fieldEnd {
+		return Line{}, rr.finish(rr.parsed.end)
 	}
-	line, err := j.line()
+	line, err := rr.parsed.line()
 	if err != nil {
 		return Line{}, rr.fail(err)
 	}
@@ -165,27 +166,33 @@ func (rr *RecordReader) Next() (Line, error) {
 	return line, nil
 }
 
-func (rr *RecordReader) next() (*jsonLine, error) {
-	if j := rr.ahead; j != nil {
-		rr.ahead = nil
-		return j, nil
+// next parses the next line, unless that was done ahead.
+func (rr *RecordReader) next() error {
+	if rr.ahead {
+		rr.ahead = false
+		return nil
 	}
-	j := new(jsonLine)
-	return j, rr.scan(j)
+	text, err := rr.scan()
+	if err != nil {
+		return err
+	}
+	if err := rr.parsed.parse(text); err != nil {
+		return rr.fail(err)
+	}
+	return nil
 }
 
 // completeEntry appends the extents of the "more" lines that follow an entry.
 func (rr *RecordReader) completeEntry(e *Entry) error {
 	for len(e.Data) >= extentsPerLine {
-		j, err := rr.next()
-		if err != nil {
+		if err := rr.next(); err != nil {
 			return err
 		}
-		if j.More == nil {
-			rr.ahead = j
+		if rr.parsed.seen != fieldMore {
+			rr.ahead = true
 			break
 		}
-		if e.Data = extents(e.Data, j.More); len(e.Data) > maxExtents {
+		if e.Data = append(e.Data, rr.parsed.more...); len(e.Data) > maxExtents {
 			return rr.fail(fmt.Errorf("%q: too many extents", e.Path))
 		}
 	}

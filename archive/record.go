@@ -3,7 +3,6 @@ package archive
 import (
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -149,90 +148,6 @@ func (c *Counts) add(l Line) {
 	case l.Forget != 0:
 		c.Forgets++
 	}
-}
-
-// jsonLine is any line but the header, as JSON spells it.
-type jsonLine struct {
-	Part       *Digest      `json:"part,omitempty"` // with Stored: a part; with Content: its place
-	Stored     int64        `json:"stored,omitempty"`
-	Raw        int64        `json:"raw,omitempty"`
-	Tail       int64        `json:"tail,omitempty"`
-	TailDigest *Digest      `json:"tail_digest,omitempty"`
-	Content    *Hash        `json:"content,omitempty"`
-	Offset     int64        `json:"offset,omitempty"`
-	Length     int64        `json:"length,omitempty"`
-	Path       *string      `json:"path,omitempty"`
-	Path64     []byte       `json:"path64,omitempty"`
-	Type       FileType     `json:"type,omitempty"`
-	Mode       jsonMode     `json:"mode,omitempty"`
-	UID        uint32       `json:"uid,omitempty"`
-	GID        uint32       `json:"gid,omitempty"`
-	Size       int64        `json:"size,omitempty"`
-	Mtime      *jsonTime    `json:"mtime,omitempty"`
-	Ctime      *jsonTime    `json:"ctime,omitempty"`
-	Inode      uint64       `json:"inode,omitempty"`
-	Nlink      uint32       `json:"nlink,omitempty"`
-	Rdev       *[2]uint32   `json:"rdev,omitempty"`
-	Target     string       `json:"target,omitempty"`
-	Target64   []byte       `json:"target64,omitempty"`
-	Xattrs     []jsonXattr  `json:"xattrs,omitempty"`
-	Data       []jsonExtent `json:"data,omitempty"`
-	Group      string       `json:"group,omitempty"`
-	Changed    bool         `json:"changed,omitempty"`
-	More       []jsonExtent `json:"more,omitempty"`
-	Gone       *string      `json:"gone,omitempty"`
-	Gone64     []byte       `json:"gone64,omitempty"`
-	Forget     uint64       `json:"forget,omitempty"`
-	End        *Counts      `json:"end,omitempty"`
-}
-
-type jsonXattr struct {
-	Name    string `json:"name,omitempty"`
-	Name64  []byte `json:"name64,omitempty"`
-	Value   string `json:"value,omitempty"`
-	Value64 []byte `json:"value64,omitempty"`
-}
-
-// jsonMode is a mode as an octal string: "0644".
-type jsonMode uint32
-
-func (m *jsonMode) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 8, 32)
-	if err != nil || n > 0o7777 {
-		return fmt.Errorf("bad mode %q", text)
-	}
-	*m = jsonMode(n)
-	return nil
-}
-
-// jsonTime is a time as [seconds, nanoseconds].
-type jsonTime Timespec
-
-func (t *jsonTime) UnmarshalJSON(text []byte) error {
-	var pair []int64
-	if err := json.Unmarshal(text, &pair); err != nil {
-		return err
-	}
-	if len(pair) != 2 || pair[1] < 0 || pair[1] >= 1e9 {
-		return fmt.Errorf("bad time %s", text)
-	}
-	*t = jsonTime{Sec: pair[0], Nsec: uint32(pair[1])}
-	return nil
-}
-
-// jsonExtent is an extent as [offset, length, "hash"].
-type jsonExtent Extent
-
-func (e *jsonExtent) UnmarshalJSON(text []byte) error {
-	fields := [3]any{&e.Offset, &e.Len, &e.Hash}
-	list := fields[:]
-	if err := json.Unmarshal(text, &list); err != nil {
-		return err
-	}
-	if len(list) != 3 || list[2] == nil {
-		return fmt.Errorf("bad extent %s", text)
-	}
-	return nil
 }
 
 // appendString appends ,"name":"value", or the base64 form where value is not UTF-8.
@@ -410,104 +325,11 @@ func appendExtents(b []byte, name string, extents []Extent) []byte {
 	return append(b, ']')
 }
 
-// line translates the JSON of a part, content, entry, gone or forget line.
-func (j *jsonLine) line() (Line, error) {
-	switch {
-	case j.Content != nil:
-		return j.contentLine()
-	case j.Part != nil:
-		return j.partLine()
-	case j.Path != nil || j.Path64 != nil:
-		return j.entryLine()
-	case j.Gone != nil || j.Gone64 != nil:
-		path, err := text(j.Gone, j.Gone64)
-		if err != nil {
-			return Line{}, err
-		}
-		return Line{Gone: path}, validatePath(path)
-	case j.Forget != 0:
-		return Line{Forget: j.Forget}, nil
-	}
-	return Line{}, errors.New("line of no known kind")
-}
-
-func (j *jsonLine) partLine() (Line, error) {
-	if j.TailDigest == nil {
-		return Line{}, errors.New("part without tail digest")
-	}
-	p := &Part{Name: *j.Part, Stored: j.Stored, Raw: j.Raw, TailStored: j.Tail, Tail: *j.TailDigest}
-	return Line{Part: p}, p.validate()
-}
-
 func (p *Part) validate() error {
 	if p.TailStored <= 0 || p.Stored <= p.TailStored || p.Raw <= 0 {
 		return fmt.Errorf("part %s: impossible sizes: stored %d, raw %d, tail %d", p.Name, p.Stored, p.Raw, p.TailStored)
 	}
 	return nil
-}
-
-func (j *jsonLine) contentLine() (Line, error) {
-	if j.Part == nil {
-		return Line{}, errors.New("content without a part")
-	}
-	c := &Placement{Part: *j.Part, Content: Content{Hash: *j.Content, RawOffset: j.Offset, RawLen: j.Length}}
-	return Line{Content: c}, c.validate()
-}
-
-func (c *Placement) validate() error {
-	if c.RawOffset < 0 || c.RawLen <= 0 || c.RawLen > maxContent {
-		return fmt.Errorf("content %s: impossible place: offset %d, length %d", c.Hash, c.RawOffset, c.RawLen)
-	}
-	return nil
-}
-
-func (j *jsonLine) entryLine() (Line, error) {
-	path, err := text(j.Path, j.Path64)
-	if err != nil {
-		return Line{}, err
-	}
-	e := &Entry{Path: path, Group: j.Group, Changed: j.Changed, Data: extents(nil, j.Data)}
-	if j.Mtime == nil || j.Ctime == nil {
-		return Line{}, fmt.Errorf("%q: no mtime or ctime", path)
-	}
-	e.Attr = Attr{Type: j.Type, Mode: uint32(j.Mode), UID: j.UID, GID: j.GID, Size: j.Size,
-		Mtime: Timespec(*j.Mtime), Ctime: Timespec(*j.Ctime), Inode: j.Inode, Nlink: j.Nlink}
-	if j.Rdev != nil {
-		e.Attr.Rdev = Device{Major: j.Rdev[0], Minor: j.Rdev[1]}
-	}
-	if e.Target, err = text(&j.Target, j.Target64); err != nil {
-		return Line{}, err
-	}
-	for _, x := range j.Xattrs {
-		name, err := text(&x.Name, x.Name64)
-		if err != nil {
-			return Line{}, err
-		}
-		value, err := text(&x.Value, x.Value64)
-		if err != nil {
-			return Line{}, err
-		}
-		e.Xattrs = append(e.Xattrs, Xattr{Name: name, Value: value})
-	}
-	return Line{Entry: e}, nil
-}
-
-// text returns the value of a field that has a plain and a base64 form.
-func text(plain *string, encoded []byte) (string, error) {
-	switch {
-	case encoded == nil && plain != nil:
-		return *plain, nil
-	case plain == nil || *plain == "":
-		return string(encoded), nil
-	}
-	return "", fmt.Errorf("%q is given twice", *plain)
-}
-
-func extents(list []Extent, more []jsonExtent) []Extent {
-	for _, e := range more {
-		list = append(list, Extent(e))
-	}
-	return list
 }
 
 // validate checks what a reader relies on; neither writer nor reader lets

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -281,6 +282,12 @@ func TestHostileRecords(t *testing.T) {
 		"extent behind end": entry(`"nlink":1`, `"nlink":1,"data":[[0,1,"`+strings.Repeat("0", 64)+`"]]`),
 		"huge extent":       entry(`"nlink":1`, `"nlink":1,"data":[[9223372036854775807,9223372036854775807,"`+strings.Repeat("0", 64)+`"]]`),
 		"short hash":        entry(`"nlink":1`, `"nlink":1,"data":[[0,1,"00"]]`),
+		"given twice":       entry(`"uid":0`, `"uid":0,"uid":0`),
+		"leading zero":      entry(`"uid":0`, `"uid":00`),
+		"a fraction":        entry(`"uid":0`, `"uid":0.5`),
+		"no uid":            entry(`"uid":0,`, ``),
+		"not UTF-8":         entry(`"a"`, "\"\xff\""),
+		"gone in an entry":  entry(`"uid":0`, `"uid":0,"gone":"x"`),
 		"two kinds of line": goodHeader + `{}` + "\n" + goodEnd,
 		"a line of 1 GiB":   goodHeader + strings.Repeat("\x00", maxLine+1),
 	} {
@@ -329,6 +336,38 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+// FuzzLine: whatever is taken for a line is JSON, and says the same to
+// encoding/json.
+func FuzzLine(f *testing.F) {
+	for line := range strings.Lines(goodEntry + goodEnd + `{"gone":"a\u00e4\n"}` + "\n" + ` { "forget" : 7 } ` + "\n" +
+		`{"path64":"/w==","xattrs":[{"name":"user.a","value64":"AA=="}],"data":[[0,1,"00"]],"inode":18446744073709551615}` + "\n") {
+		f.Add([]byte(line))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var j jsonLine
+		if j.parse(text) != nil {
+			return
+		}
+		var oracle struct {
+			Path   string
+			Size   int64
+			Inode  uint64
+			Gone   string
+			Forget uint64
+			Mtime  []int64
+		}
+		if err := json.Unmarshal(text, &oracle); err != nil {
+			t.Fatalf("%q is taken for JSON: %v", text, err)
+		}
+		e := j.entry
+		if !bytes.Contains(text, []byte("64\"")) && (e.Path != oracle.Path || j.gone != oracle.Gone) ||
+			e.Attr.Size != oracle.Size || e.Attr.Inode != oracle.Inode || j.forget != oracle.Forget ||
+			j.seen&fieldMtime != 0 && (e.Attr.Mtime.Sec != oracle.Mtime[0] || int64(e.Attr.Mtime.Nsec) != oracle.Mtime[1]) {
+			t.Errorf("%q is read as %+v, want %+v", text, j, oracle)
+		}
+	})
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"format":1,"id":"0123456789abcdef0123456789abcdef","created":"2026-11-22T03:00:00Z","part_size":67108864}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -337,4 +376,37 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("accepted %+v", c)
 		}
 	})
+}
+
+// BenchmarkRecordReader reads a record of 10,000 files and their contents.
+func BenchmarkRecordReader(b *testing.B) {
+	const files = 10000
+	r := newTestRepository(b)
+	draft, err := r.NewRecord()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer draft.Discard()
+	part := PublishedPart{Part: Part{Name: Digest{1}, Stored: 1000, Raw: 5000, TailStored: 100}}
+	for i := range files {
+		part.Contents = append(part.Contents, Content{Hash: HashOf(fmt.Append(nil, i)), RawOffset: int64(i) * 1024, RawLen: 100})
+	}
+	if err := draft.AddPart(part); err != nil {
+		b.Fatal(err)
+	}
+	for i, c := range part.Contents {
+		e := Entry{Path: fmt.Sprintf("usr/share/doc/package-%d/file-%d", i/20, i), Attr: Attr{Type: TypeFile, Mode: 0o644, Size: 100, Nlink: 1,
+			Mtime: Timespec{1763780000, 123456789}, Ctime: Timespec{1763780001, 1}, Inode: uint64(i)}, Data: []Extent{{0, 100, c.Hash}}}
+		if err := draft.Add(Line{Entry: &e}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if _, _, err := draft.Commit(Header{Kind: KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		readRecord(b, r, 1)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/files, "ns/file")
 }

@@ -1,0 +1,514 @@
+package archive
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"unicode/utf8"
+)
+
+// jsonReader reads the JSON (RFC 8259) of one line, value by value. The caller
+// knows what must come; anything else is an error. Of numbers only integers are
+// known, and invalid UTF-8 is refused. The first error stays: then every call
+// returns a zero value.
+type jsonReader struct {
+	text []byte
+	at   int // bytes read
+	err  error
+}
+
+func (r *jsonReader) failf(format string, a ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf("byte %d: %s", r.at, fmt.Sprintf(format, a...))
+	}
+}
+
+// peek skips space and returns the next byte, 0 at the end and after an error.
+func (r *jsonReader) peek() byte {
+	for ; r.err == nil && r.at < len(r.text); r.at++ {
+		switch c := r.text[r.at]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// accept skips c if that comes next.
+func (r *jsonReader) accept(c byte) bool {
+	if r.peek() != c || r.err != nil || r.at == len(r.text) {
+		return false
+	}
+	r.at++
+	return true
+}
+
+func (r *jsonReader) expect(c byte) {
+	if !r.accept(c) {
+		r.failf("want %q", c)
+	}
+}
+
+// end returns the first error, which may be that something follows.
+func (r *jsonReader) end() error {
+	if r.peek(); r.err == nil && r.at < len(r.text) {
+		r.failf("something follows the end")
+	}
+	return r.err
+}
+
+// object reads an object. field is called behind each name and reads the value.
+func (r *jsonReader) object(field func(name []byte)) {
+	r.expect('{')
+	if r.accept('}') {
+		return
+	}
+	for r.err == nil {
+		name := r.bytes()
+		r.expect(':')
+		field(name)
+		if r.accept('}') {
+			return
+		}
+		r.expect(',')
+	}
+}
+
+// array reads an array. element is called before each value and reads it.
+func (r *jsonReader) array(element func()) {
+	r.expect('[')
+	if r.accept(']') {
+		return
+	}
+	for r.err == nil {
+		element()
+		if r.accept(']') {
+			return
+		}
+		r.expect(',')
+	}
+}
+
+// bytes reads a string. What it returns may be a part of the text.
+func (r *jsonReader) bytes() []byte {
+	r.expect('"')
+	start := r.at
+	for i := start; i < len(r.text) && r.err == nil; i++ {
+		switch c := r.text[i]; {
+		case c == '"':
+			r.at = i + 1
+			return r.text[start:i]
+		case c < ' ' || c == '\\' || c >= utf8.RuneSelf:
+			return r.unusual(start)
+		}
+	}
+	r.failf("a string without an end")
+	return nil
+}
+
+// unusual reads a string from the quote before start on, which has escapes or
+// is not ASCII.
+func (r *jsonReader) unusual(start int) []byte {
+	for i := start; i < len(r.text); i++ {
+		switch r.text[i] {
+		case '\\':
+			i++
+		case '"':
+			r.at = i + 1
+			return r.unquote(r.text[start-1 : r.at])
+		}
+	}
+	r.failf("a string without an end")
+	return nil
+}
+
+func (r *jsonReader) unquote(quoted []byte) []byte {
+	var s string
+	if !utf8.Valid(quoted) {
+		r.failf("a string that is not UTF-8")
+	} else if err := json.Unmarshal(quoted, &s); err != nil {
+		r.failf("%v", err)
+	}
+	return []byte(s)
+}
+
+func (r *jsonReader) string() string { return string(r.bytes()) }
+
+// base64 reads bytes that travel as base64 (RFC 4648, with padding).
+func (r *jsonReader) base64() string {
+	value, err := base64.StdEncoding.Strict().DecodeString(r.string())
+	if err != nil {
+		r.failf("%v", err)
+	}
+	return string(value)
+}
+
+// hex reads a digest.
+func (r *jsonReader) hex(digest *[32]byte) {
+	if err := unhex(digest[:], r.bytes()); err != nil {
+		r.failf("%v", err)
+	}
+}
+
+// int reads an integer between two bounds.
+func (r *jsonReader) int(least, most int64) int64 {
+	negative := r.accept('-')
+	limit := uint64(math.MaxInt64)
+	if negative {
+		limit++
+	}
+	n := int64(r.uint(limit))
+	if negative {
+		n = -n
+	}
+	if n < least || n > most {
+		r.failf("%d is not in %d to %d", n, least, most)
+		return 0
+	}
+	return n
+}
+
+// uint reads an integer from 0 to most.
+func (r *jsonReader) uint(most uint64) uint64 {
+	first := r.peek()
+	start, n := r.at, uint64(0)
+	for ; r.err == nil && r.at < len(r.text); r.at++ {
+		digit := uint64(r.text[r.at] - '0')
+		if digit > 9 {
+			break
+		}
+		if n > (math.MaxUint64-digit)/10 {
+			r.failf("a number above %d", most)
+			return 0
+		}
+		n = 10*n + digit
+	}
+	switch digits := r.at - start; {
+	case digits == 0:
+		r.failf("want a number")
+	case digits > 1 && first == '0':
+		r.failf("a number with a leading zero")
+	case n > most:
+		r.failf("%d is above %d", n, most)
+	default:
+		return n
+	}
+	return 0
+}
+
+// yes reads the value true, the only one that a flag may have.
+func (r *jsonReader) yes() bool {
+	r.peek()
+	const word = "true"
+	if r.err == nil && len(r.text)-r.at >= len(word) && string(r.text[r.at:r.at+len(word)]) == word {
+		r.at += len(word)
+		return true
+	}
+	r.failf("want true")
+	return false
+}
+
+// time reads [seconds, nanoseconds].
+func (r *jsonReader) time() Timespec {
+	r.expect('[')
+	sec := r.int(math.MinInt64, math.MaxInt64)
+	r.expect(',')
+	nsec := r.uint(1e9 - 1)
+	r.expect(']')
+	return Timespec{Sec: sec, Nsec: uint32(nsec)}
+}
+
+// device reads [major, minor].
+func (r *jsonReader) device() Device {
+	r.expect('[')
+	major := r.uint(math.MaxUint32)
+	r.expect(',')
+	minor := r.uint(math.MaxUint32)
+	r.expect(']')
+	return Device{Major: uint32(major), Minor: uint32(minor)}
+}
+
+// mode reads four octal digits, as a string.
+func (r *jsonReader) mode() uint32 {
+	digits := r.bytes()
+	mode := uint32(0)
+	for _, c := range digits {
+		if c < '0' || c > '7' {
+			r.failf("%q is no mode", digits)
+			return 0
+		}
+		mode = mode<<3 | uint32(c-'0')
+	}
+	if len(digits) != 4 {
+		r.failf("%q is no mode", digits)
+	}
+	return mode
+}
+
+// extents reads [[offset, length, "hash"], …] and appends them to list.
+func (r *jsonReader) extents(list []Extent) []Extent {
+	r.array(func() {
+		var e Extent
+		r.expect('[')
+		e.Offset = r.int(0, math.MaxInt64)
+		r.expect(',')
+		e.Len = r.int(1, maxContent)
+		r.expect(',')
+		r.hex((*[32]byte)(&e.Hash))
+		r.expect(']')
+		list = append(list, e)
+	})
+	return list
+}
+
+// xattrs reads [{"name": …, "value": …}, …].
+func (r *jsonReader) xattrs() (list []Xattr) {
+	r.array(func() {
+		var x Xattr
+		seen := fields(0)
+		r.object(func(name []byte) {
+			switch string(name) {
+			case "name":
+				x.Name = seen.string(r, fieldName)
+			case "name64":
+				x.Name = seen.base64(r, fieldName)
+			case "value":
+				x.Value = seen.string(r, fieldValue)
+			case "value64":
+				x.Value = seen.base64(r, fieldValue)
+			default:
+				r.failf("unknown field %q", name)
+			}
+		})
+		if seen != fieldName|fieldValue {
+			r.failf("an extended attribute without name or value")
+		}
+		list = append(list, x)
+	})
+	return list
+}
+
+// fields is a set of fields of a JSON object.
+type fields uint32
+
+// The fields of all lines. A string and its base64 form are one.
+const (
+	fieldPart fields = 1 << iota
+	fieldStored
+	fieldRaw
+	fieldTail
+	fieldTailDigest
+	fieldContent
+	fieldOffset
+	fieldLength
+	fieldPath
+	fieldType
+	fieldMode
+	fieldUID
+	fieldGID
+	fieldSize
+	fieldMtime
+	fieldCtime
+	fieldInode
+	fieldNlink
+	fieldRdev
+	fieldTarget
+	fieldXattrs
+	fieldData
+	fieldGroup
+	fieldChanged
+	fieldMore
+	fieldGone
+	fieldForget
+	fieldEnd
+	fieldName
+	fieldValue
+
+	partFields    = fieldPart | fieldStored | fieldRaw | fieldTail | fieldTailDigest
+	contentFields = fieldContent | fieldPart | fieldOffset | fieldLength
+	entryFields   = fieldPath | fieldType | fieldMode | fieldUID | fieldGID | fieldSize | fieldMtime | fieldCtime | fieldInode | fieldNlink
+	entryOptional = fieldRdev | fieldTarget | fieldXattrs | fieldData | fieldGroup | fieldChanged
+)
+
+// add notes that a field was given, which it may be only once.
+func (f *fields) add(r *jsonReader, field fields) {
+	if *f&field != 0 {
+		r.failf("a field is given twice")
+	}
+	*f |= field
+}
+
+func (f *fields) string(r *jsonReader, field fields) string {
+	f.add(r, field)
+	return r.string()
+}
+
+func (f *fields) base64(r *jsonReader, field fields) string {
+	f.add(r, field)
+	return r.base64()
+}
+
+// jsonLine holds any line but the header, as JSON spells it.
+type jsonLine struct {
+	seen    fields
+	part    Part
+	content Content
+	entry   Entry    // of an entry line; its Data is also that of a "more" line
+	more    []Extent // of a "more" line
+	gone    string
+	forget  uint64
+	end     Counts
+}
+
+// parse reads a line. It keeps nothing of text.
+func (j *jsonLine) parse(text []byte) error {
+	*j = jsonLine{}
+	r := jsonReader{text: text}
+	r.object(func(name []byte) { j.field(&r, name) })
+	return r.end()
+}
+
+func (j *jsonLine) field(r *jsonReader, name []byte) {
+	e, a := &j.entry, &j.entry.Attr
+	switch string(name) {
+	case "part":
+		j.seen.add(r, fieldPart)
+		r.hex((*[32]byte)(&j.part.Name))
+	case "stored":
+		j.seen.add(r, fieldStored)
+		j.part.Stored = r.int(1, math.MaxInt64)
+	case "raw":
+		j.seen.add(r, fieldRaw)
+		j.part.Raw = r.int(1, math.MaxInt64)
+	case "tail":
+		j.seen.add(r, fieldTail)
+		j.part.TailStored = r.int(1, math.MaxInt64)
+	case "tail_digest":
+		j.seen.add(r, fieldTailDigest)
+		r.hex((*[32]byte)(&j.part.Tail))
+	case "content":
+		j.seen.add(r, fieldContent)
+		r.hex((*[32]byte)(&j.content.Hash))
+	case "offset":
+		j.seen.add(r, fieldOffset)
+		j.content.RawOffset = r.int(0, math.MaxInt64)
+	case "length":
+		j.seen.add(r, fieldLength)
+		j.content.RawLen = r.int(1, maxContent)
+	case "path":
+		e.Path = j.seen.string(r, fieldPath)
+	case "path64":
+		e.Path = j.seen.base64(r, fieldPath)
+	case "type":
+		j.seen.add(r, fieldType)
+		if err := a.Type.UnmarshalText(r.bytes()); err != nil {
+			r.failf("%v", err)
+		}
+	case "mode":
+		j.seen.add(r, fieldMode)
+		a.Mode = r.mode()
+	case "uid":
+		j.seen.add(r, fieldUID)
+		a.UID = uint32(r.uint(math.MaxUint32))
+	case "gid":
+		j.seen.add(r, fieldGID)
+		a.GID = uint32(r.uint(math.MaxUint32))
+	case "size":
+		j.seen.add(r, fieldSize)
+		a.Size = r.int(0, math.MaxInt64)
+	case "mtime":
+		j.seen.add(r, fieldMtime)
+		a.Mtime = r.time()
+	case "ctime":
+		j.seen.add(r, fieldCtime)
+		a.Ctime = r.time()
+	case "inode":
+		j.seen.add(r, fieldInode)
+		a.Inode = r.uint(math.MaxUint64)
+	case "nlink":
+		j.seen.add(r, fieldNlink)
+		a.Nlink = uint32(r.uint(math.MaxUint32))
+	case "rdev":
+		j.seen.add(r, fieldRdev)
+		a.Rdev = r.device()
+	case "target":
+		e.Target = j.seen.string(r, fieldTarget)
+	case "target64":
+		e.Target = j.seen.base64(r, fieldTarget)
+	case "xattrs":
+		j.seen.add(r, fieldXattrs)
+		e.Xattrs = r.xattrs()
+	case "data":
+		j.seen.add(r, fieldData)
+		e.Data = r.extents(nil)
+	case "group":
+		e.Group = j.seen.string(r, fieldGroup)
+	case "changed":
+		j.seen.add(r, fieldChanged)
+		e.Changed = r.yes()
+	default:
+		j.rareField(r, name)
+	}
+}
+
+func (j *jsonLine) rareField(r *jsonReader, name []byte) {
+	switch string(name) {
+	case "more":
+		j.seen.add(r, fieldMore)
+		j.more = r.extents(nil)
+	case "gone":
+		j.gone = j.seen.string(r, fieldGone)
+	case "gone64":
+		j.gone = j.seen.base64(r, fieldGone)
+	case "forget":
+		j.seen.add(r, fieldForget)
+		j.forget = r.uint(math.MaxInt64)
+	case "end":
+		j.seen.add(r, fieldEnd)
+		j.end = r.counts()
+	default:
+		r.failf("unknown field %q: written by a newer program?", name)
+	}
+}
+
+// counts reads the value of an "end" line.
+func (r *jsonReader) counts() (c Counts) {
+	places := map[string]*int64{"parts": &c.Parts, "contents": &c.Contents, "entries": &c.Entries,
+		"extents": &c.Extents, "gone": &c.Gone, "forgets": &c.Forgets}
+	r.object(func(name []byte) {
+		place := places[string(name)]
+		if place == nil {
+			r.failf("unknown or repeated count %q", name)
+			return
+		}
+		delete(places, string(name))
+		*place = r.int(0, math.MaxInt64)
+	})
+	if len(places) > 0 {
+		r.failf("%d counts are missing", len(places))
+	}
+	return c
+}
+
+// line translates a part, content, entry, gone or forget line. The entry is not
+// complete before the extents of "more" lines are added to it.
+func (j *jsonLine) line() (Line, error) {
+	switch {
+	case j.seen == partFields:
+		p := j.part
+		return Line{Part: &p}, p.validate()
+	case j.seen == contentFields:
+		return Line{Content: &Placement{Part: j.part.Name, Content: j.content}}, nil
+	case j.seen&entryFields == entryFields && j.seen&^(entryFields|entryOptional) == 0:
+		e := j.entry
+		return Line{Entry: &e}, nil
+	case j.seen == fieldGone:
+		return Line{Gone: j.gone}, validatePath(j.gone)
+	case j.seen == fieldForget && j.forget > 0:
+		return Line{Forget: j.forget}, nil
+	}
+	return Line{}, errors.New("a line of no known kind, or with too few or too many fields")
+}
