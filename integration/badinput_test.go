@@ -93,8 +93,12 @@ func TestExitCodesAndMessages(t *testing.T) {
 		if len(c.args) == 1 {
 			continue // a usage text of many lines
 		}
-		if lines := strings.Count(res.stderr, "\n"); lines != 1 && !(c.args[len(c.args)-1] == missing && lines == 2) {
-			t.Errorf("%s: want one line: %s", name, res.stderr)
+		lines := 1
+		if strings.HasSuffix(name, "create "+r.dir+" "+missing) {
+			lines = 2 // the path that is not there, and that nothing is left
+		}
+		if strings.Count(res.stderr, "\n") != lines {
+			t.Errorf("%s: want %d lines: %s", name, lines, res.stderr)
 		}
 		if !strings.Contains(res.stderr, c.say) {
 			t.Errorf("%s: the message does not name %q: %s", name, c.say, res.stderr)
@@ -180,8 +184,8 @@ func TestMissingPathIsNamed(t *testing.T) {
 		t.Errorf("the missing path is named %d times: %s", n, res.stderr)
 	}
 	m := r.mount()
-	wantContent(t, m.path(s.Generation, "a", "file"), "a")
-	wantContent(t, m.path(s.Generation, "b", "file"), "b")
+	wantContent(t, m.at(s.Generation, "a", "file"), "a")
+	wantContent(t, m.at(s.Generation, "b", "file"), "b")
 }
 
 // TestPathThatBecomesMissing does not take a path that cannot be found for one
@@ -228,7 +232,7 @@ func TestSelectionOfPaths(t *testing.T) {
 func TestRepositoryAndMountInsideTheSource(t *testing.T) {
 	src := tempDir(t)
 	write(t, filepath.Join(src, "file"), "x")
-	r := initRepo(t, filepath.Join(src, "backup", "repo"))
+	r := initRepo(t, filepath.Join(mkdir(t, src, "backup"), "repo"))
 	r.all(src)
 	m := &fuseMount{t: t, dir: mkdir(t, src, "mnt")}
 	m.start(r)
@@ -242,11 +246,11 @@ func TestRepositoryAndMountInsideTheSource(t *testing.T) {
 	if s.Files != 1 {
 		t.Errorf("summary: %d files, want 1", s.Files)
 	}
-	wantContent(t, m.path(s.Generation, "file"), "x")
-	if entries, err := os.ReadDir(m.path(s.Generation, "mnt")); err == nil && len(entries) > 0 {
+	wantContent(t, m.at(s.Generation, "file"), "x")
+	if entries, err := os.ReadDir(m.at(s.Generation, "mnt")); err == nil && len(entries) > 0 {
 		t.Errorf("the mount was backed up: %v", entries)
 	}
-	if _, err := os.Lstat(m.path(s.Generation, "backup", "repo", "repo.json")); err == nil {
+	if _, err := os.Lstat(m.at(s.Generation, "backup", "repo", "repo.json")); err == nil {
 		t.Error("the repository was backed up")
 	}
 	if again := r.all(src); again.ReadBytes != 0 || again.Parts != 0 {
@@ -317,7 +321,7 @@ func TestFilesThatChangeMeanwhile(t *testing.T) {
 	settle()
 	s := r.all(src)
 	m := r.mount()
-	wantTree(t, "when all is quiet", readTree(t, src), m.path(s.Generation), treetest.Options{})
+	wantTree(t, "when all is quiet", readTree(t, src), m.at(s.Generation), treetest.Options{})
 }
 
 // TestFullDisk lets the disk run full at many points of a run, the last bytes
@@ -332,19 +336,12 @@ func TestFullDisk(t *testing.T) {
 	want := map[string]*treetest.Tree{r.all(small).Generation: readTree(t, small)}
 	wantLarge := readTree(t, large)
 
-	resize := func(free int64) {
-		t.Helper()
-		var st unix.Statfs_t
-		must(t, unix.Statfs(disk, &st))
-		used := int64(st.Blocks-st.Bfree) * st.Bsize
-		run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", (used+free+4095)&^4095), disk)
-	}
 	attempt := func(free int64) bool {
 		t.Helper()
-		resize(free)
 		before := len(r.generations())
-		res := r.mkbackup("create", "--json", "--root", large, "/")
-		resize(256 << 20)
+		leaveFree(t, disk, free)
+		res := r.mkbackup("create", "-q", "--root", large, "/")
+		leaveFree(t, disk, 256<<20)
 		after := r.generations()
 		switch {
 		case res.code == 0 && len(after) == before+1:
@@ -388,6 +385,54 @@ func TestFullDisk(t *testing.T) {
 	r.wantNoLeftovers()
 }
 
+// leaveFree changes the size of a tmpfs so that it has free bytes left.
+func leaveFree(t *testing.T, disk string, free int64) {
+	t.Helper()
+	var st unix.Statfs_t
+	must(t, unix.Statfs(disk, &st))
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	run(t, "mount", "-o", fmt.Sprintf("remount,size=%d", (used+free+4095)&^4095), disk)
+}
+
+// TestFullDiskAtTheEnd lets the disk run full in a run that stores no content,
+// only a log record and an index: the generation exists or does not, and the
+// exit code says which.
+func TestFullDiskAtTheEnd(t *testing.T) {
+	src := tempDir(t)
+	manyFiles(t, src, 2000)
+	disk := tmpfs(t, 256<<20)
+	r := initRepo(t, filepath.Join(disk, "repo"))
+	want := map[string]*treetest.Tree{r.all(src).Generation: readTree(t, src)}
+	failed, committed := 0, 0
+	for free := int64(0); free < 1<<20 && committed < 8; free += 12 << 10 {
+		must(t, os.Chmod(filepath.Join(src, "d000"), os.FileMode(0o700+free>>12&0o77)))
+		before := len(r.generations())
+		leaveFree(t, disk, free)
+		res := r.mkbackup("create", "-q", "--root", src, "/")
+		leaveFree(t, disk, 256<<20)
+		after := r.generations()
+		switch {
+		case res.code == 0 && len(after) == before+1:
+			want[after[len(after)-1]] = readTree(t, src)
+			committed++
+		case res.code == 1 && len(after) == before:
+			failed++
+			wantOneLine(t, res.stderr, "space")
+		default:
+			t.Errorf("%d bytes free: exit code %d, %d generations, before %d\n%s", free, res.code, len(after), before, tail(res.stderr))
+		}
+	}
+	if failed == 0 || committed == 0 {
+		t.Errorf("%d runs failed and %d committed: the sizes tried are wrong", failed, committed)
+	}
+	m := r.mount()
+	for name, tree := range want {
+		wantTree(t, name, tree, m.at(name), treetest.Options{})
+	}
+	r.all(src)
+	r.wantNoLeftovers()
+}
+
 // TestFullDiskFromTheStart fills the disk during init and the first generation.
 func TestFullDiskFromTheStart(t *testing.T) {
 	src := tempDir(t)
@@ -413,7 +458,7 @@ func TestFullDiskFromTheStart(t *testing.T) {
 		run(t, "mount", "-o", "remount,size=64m", disk)
 		s := r.all(src)
 		m := r.mount()
-		wantTree(t, fmt.Sprintf("disk of %d", size), readTree(t, src), m.path(s.Generation), treetest.Options{})
+		wantTree(t, fmt.Sprintf("disk of %d", size), readTree(t, src), m.at(s.Generation), treetest.Options{})
 		m.stop()
 		r.verify()
 		r.wantNoLeftovers()
@@ -457,8 +502,8 @@ func TestInterrupted(t *testing.T) {
 		}
 		s := r.all(src)
 		m := r.mount()
-		wantContent(t, m.path(first.Generation, "file"), "of the first generation")
-		wantTree(t, "after an interrupted run", readTree(t, src), m.path(s.Generation), treetest.Options{})
+		wantContent(t, m.at(first.Generation, "file"), "of the first generation")
+		wantTree(t, "after an interrupted run", readTree(t, src), m.at(s.Generation), treetest.Options{})
 		m.stop()
 		r.wantNoLeftovers()
 	}
@@ -482,7 +527,7 @@ func TestInterruptedReindex(t *testing.T) {
 			t.Errorf("%v: exit code %d\n%s", signal, code, b.stderr.String())
 		}
 		m := r.mount()
-		wantContent(t, m.path(s.Generation, "d000", "f00001"), "content of file 1\nx")
+		wantContent(t, m.at(s.Generation, "d000", "f00001"), "content of file 1\nx")
 		m.stop()
 	}
 	if res := r.mkbackup("reindex"); res.code != 0 {
@@ -552,7 +597,7 @@ func TestDamagedIndexIsRebuilt(t *testing.T) {
 				t.Errorf("%s %s: list: exit code %d\n%s%s", filepath.Base(path), how, res.code, res.stdout, res.stderr)
 			}
 			m := r.mount()
-			wantTree(t, filepath.Base(path)+" "+how, want, m.path(s.Generation), treetest.Options{})
+			wantTree(t, filepath.Base(path)+" "+how, want, m.at(s.Generation), treetest.Options{})
 			m.stop()
 		}
 	}
@@ -584,7 +629,7 @@ func TestDamagedPartGivesEIO(t *testing.T) {
 	m := r.mount()
 	broken := 0
 	for _, n := range nodes {
-		got, err := os.ReadFile(m.path(s.Generation, n.Path))
+		got, err := os.ReadFile(m.at(s.Generation, n.Path))
 		switch {
 		case err != nil:
 			wantErrno(t, n.Path, unix.EIO, err)

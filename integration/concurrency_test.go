@@ -59,7 +59,7 @@ func TestTwoRunsOfOneSource(t *testing.T) {
 				t.Errorf("two generations are called %s", s.Generation)
 			}
 			seen[s.Generation] = true
-			wantTree(t, s.Generation, want, m.path(s.Generation), treetest.Options{})
+			wantTree(t, s.Generation, want, m.at(s.Generation), treetest.Options{})
 		}
 		if s := r.all(src); s.ReadBytes != 0 || s.Parts != 0 || s.New+s.Changed+s.Gone != 0 {
 			t.Errorf("unchanged after two runs at once: %+v", s)
@@ -110,8 +110,7 @@ func TestNewGenerationsAppear(t *testing.T) {
 	write(t, filepath.Join(src, "file"), "0")
 	first := r.all(src)
 	m := r.mount()
-	web := r.mount("--source", "web")
-	held, err := os.Open(m.path(first.Generation, "file"))
+	held, err := os.Open(m.at(first.Generation, "file"))
 	must(t, err)
 	defer held.Close()
 	slowest := time.Duration(0)
@@ -130,7 +129,7 @@ func TestNewGenerationsAppear(t *testing.T) {
 			return false
 		})
 		slowest = max(slowest, time.Since(began))
-		wantContent(t, m.path(s.Generation, "file"), fmt.Sprint(i))
+		wantContent(t, m.at(s.Generation, "file"), fmt.Sprint(i))
 		waitFor(t, 2*time.Second-time.Since(began), "latest to follow", func() bool {
 			target, err := os.Readlink(m.path("latest"))
 			return err == nil && target == s.Generation
@@ -140,7 +139,9 @@ func TestNewGenerationsAppear(t *testing.T) {
 	t.Logf("the slowest took %v", slowest)
 	r.all(src, "--source", "web")
 	waitFor(t, 2*time.Second, "a new source", func() bool { _, err := os.Lstat(m.path("web", "latest", "file")); return err == nil })
-	waitFor(t, 2*time.Second, "the first generation of a source", func() bool { _, err := os.Lstat(web.path("latest", "file")); return err == nil })
+	web := r.mount("--source", "web")
+	second := r.all(src, "--source", "web")
+	wantContent(t, web.at(second.Generation, "file"), "5")
 	b := make([]byte, 1)
 	if _, err := held.ReadAt(b, 0); err != nil || b[0] != '0' {
 		t.Errorf("a file that is open since the start: %q, %v", b, err)
@@ -155,7 +156,7 @@ func TestReindexAndRunsWhileMounted(t *testing.T) {
 	r := newRepo(t)
 	first := r.all(src)
 	want := readTree(t, src)
-	m := r.mount("--cache-size", "1MiB")
+	m := r.mount("--cache-size", "4MiB")
 	stop := make(chan struct{})
 	var wait sync.WaitGroup
 	reads := 0
@@ -166,7 +167,7 @@ func TestReindexAndRunsWhileMounted(t *testing.T) {
 				return
 			default:
 			}
-			got, err := treetest.Read(m.path(first.Generation))
+			got, err := treetest.Read(m.at(first.Generation))
 			if err != nil {
 				t.Errorf("reading meanwhile: %v", err)
 				return
@@ -189,7 +190,7 @@ func TestReindexAndRunsWhileMounted(t *testing.T) {
 		if took := time.Since(began); took > 20*time.Second {
 			t.Errorf("reindex and create while mounted took %v: does the mount block them?", took)
 		}
-		path := m.path(s.Generation)
+		path := m.at(s.Generation)
 		waitFor(t, 2*time.Second, path, func() bool { _, err := os.Lstat(path); return err == nil })
 		wantTree(t, path, readTree(t, src), path, treetest.Options{})
 	}
@@ -205,5 +206,5 @@ func TestReindexAndRunsWhileMounted(t *testing.T) {
 	if reads == 0 {
 		t.Error("the tree was never read whole meanwhile")
 	}
-	wantTree(t, "after all", want, m.path(first.Generation), treetest.Options{})
+	wantTree(t, "after all", want, m.at(first.Generation), treetest.Options{})
 }

@@ -402,15 +402,13 @@ func (m *fuseMount) start(r *repo, args ...string) {
 // stop unmounts and waits for the daemon to end.
 func (m *fuseMount) stop() {
 	m.t.Helper()
-	if !isMounted(m.t, m.dir) {
-		return
-	}
-	pids := daemons(m.t, m.dir)
-	if err := unix.Unmount(m.dir, 0); err != nil {
-		m.t.Errorf("umount %s: %v", m.dir, err)
-		unix.Unmount(m.dir, unix.MNT_DETACH)
-		for _, pid := range pids {
-			syscall.Kill(pid, syscall.SIGKILL)
+	if isMounted(m.t, m.dir) {
+		if err := unix.Unmount(m.dir, 0); err != nil {
+			m.t.Errorf("umount %s: %v", m.dir, err)
+			unix.Unmount(m.dir, unix.MNT_DETACH)
+			for _, pid := range daemons(m.t, m.dir) {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
 	}
 	waitFor(m.t, 10*time.Second, "the daemon of "+m.dir+" to end", func() bool { return len(daemons(m.t, m.dir)) == 0 })
@@ -419,6 +417,15 @@ func (m *fuseMount) stop() {
 // path returns a path in the mount.
 func (m *fuseMount) path(parts ...string) string {
 	return filepath.Join(append([]string{m.dir}, parts...)...)
+}
+
+// at returns a path in a generation, which may have been made a moment ago:
+// the mount has two seconds to show it.
+func (m *fuseMount) at(generation string, parts ...string) string {
+	m.t.Helper()
+	root := m.path(generation)
+	waitFor(m.t, 2*time.Second, root, func() bool { _, err := os.Lstat(root); return err == nil })
+	return filepath.Join(append([]string{root}, parts...)...)
 }
 
 // mountInfo returns the lines of /proc/self/mountinfo about dir.
@@ -448,7 +455,7 @@ func daemons(t testing.TB, dir string) []int {
 	var pids []int
 	for _, p := range paths {
 		exe, err := os.Readlink(p + "/exe")
-		if err != nil || exe != backupfs {
+		if err != nil || filepath.Base(exe) != "backupfs" {
 			continue
 		}
 		line, err := os.ReadFile(p + "/cmdline")

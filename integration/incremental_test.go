@@ -126,7 +126,7 @@ func TestOneChangedFileOfTenThousand(t *testing.T) {
 		t.Errorf("the parts have grown by %d bytes for 8 new ones", grown)
 	}
 	m := r.mount()
-	wantTree(t, "mount", readTree(t, src), m.path(s.Generation), treetest.Options{})
+	wantTree(t, "mount", readTree(t, src), m.at(s.Generation), treetest.Options{})
 }
 
 // TestTenGenerations edits a tree ten times and compares every generation with
@@ -190,7 +190,7 @@ func TestGenerationsInterleave(t *testing.T) {
 	}
 	m := r.mount()
 	for path, tree := range want {
-		wantTree(t, path, tree, m.path(path), treetest.Options{})
+		wantTree(t, path, tree, m.at(path), treetest.Options{})
 	}
 }
 
@@ -213,7 +213,7 @@ func TestLargeFileStoresItsChange(t *testing.T) {
 		if grown > size*5/100 {
 			t.Errorf("%s: stored %d bytes more of %d, want below 5%%", what, grown, size)
 		}
-		run(t, "cmp", path, m.path(s.Generation, "large"))
+		run(t, "cmp", path, m.at(s.Generation, "large"))
 	}
 	changed := append([]byte{}, content...)
 	copy(changed[20<<20:], treetest.Content(62, size/100))
@@ -271,7 +271,7 @@ func TestChecksumAndQuietChanges(t *testing.T) {
 	must(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
 	s := r.all(src)
 	m := r.mount()
-	if b, err := os.ReadFile(m.path(s.Generation, "file")); err != nil || string(b) != "after!" {
+	if b, err := os.ReadFile(m.at(s.Generation, "file")); err != nil || string(b) != "after!" {
 		t.Errorf("a change that keeps size and mtime: %q, %v", b, err)
 	}
 	settle()
@@ -313,7 +313,7 @@ func TestInterruptedRunKeepsItsParts(t *testing.T) {
 		t.Errorf("killed and started again: %d bytes of parts, uninterrupted %d", got, want)
 	}
 	m := r.mount()
-	wantTree(t, "mount", readTree(t, src), m.path(s.Generation), treetest.Options{})
+	wantTree(t, "mount", readTree(t, src), m.at(s.Generation), treetest.Options{})
 	if s := r.all(src); s.ReadBytes != 0 || s.Parts != 0 {
 		t.Errorf("unchanged after that: %+v", s)
 	}

@@ -98,6 +98,9 @@ func runInit() (int, error) {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 1, fmt.Errorf("mount /proc: %w", err)
 	}
+	if err := openFuse(); err != nil {
+		return 1, fmt.Errorf("/dev/fuse: %w", err)
+	}
 	os.Setenv(roleVariable, "tests")
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
@@ -116,6 +119,26 @@ func runInit() (int, error) {
 			return max(status.ExitStatus(), 0) | boolBit(status.Signaled()), nil
 		}
 	}
+}
+
+// openFuse gives every user of the sandbox the right to /dev/fuse that udev
+// gives them on a usual machine.
+func openFuse() error {
+	dir := filepath.Join(os.Getenv("BACKUPFS_INTEGRATION_DIR"), "dev")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=755"); err != nil {
+		return err
+	}
+	node := filepath.Join(dir, "fuse")
+	if err := unix.Mknod(node, unix.S_IFCHR, int(unix.Mkdev(10, 229))); err != nil {
+		return err
+	}
+	if err := os.Chmod(node, 0o666); err != nil {
+		return err
+	}
+	return unix.Mount(node, "/dev/fuse", "", unix.MS_BIND, "")
 }
 
 func boolBit(b bool) int {

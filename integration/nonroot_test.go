@@ -97,14 +97,14 @@ func TestUnreadableForUser(t *testing.T) {
 	root := &repo{t: t, dir: r.dir}
 	m := root.mount()
 	for path, want := range map[string]string{"mine": "readable", "open/in": "open"} {
-		if b, err := os.ReadFile(m.path(s.Generation, path)); err != nil || string(b) != want {
+		if b, err := os.ReadFile(m.at(s.Generation, path)); err != nil || string(b) != want {
 			t.Errorf("%s: %q, %v", path, b, err)
 		}
 	}
-	if b, err := os.ReadFile(m.path(s.Generation, "secret")); err == nil {
+	if b, err := os.ReadFile(m.at(s.Generation, "secret")); err == nil {
 		t.Errorf("an unreadable file is shown with the content %q", b)
 	}
 	whole := root.all(src)
-	wantTree(t, "after root came", readTree(t, src), m.path(whole.Generation), treetest.Options{})
+	wantTree(t, "after root came", readTree(t, src), m.at(whole.Generation), treetest.Options{})
 	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)
 }

@@ -151,7 +151,7 @@ func TestOtherUsersSeeWhatTheyMay(t *testing.T) {
 	}{{1000, 1000, nil}, {2000, 2000, nil}, {3000, 100, nil}, {3000, 3000, []int{100}}, {70_000, 70_000, nil},
 		{70_000, 1000, []int{100, 70_000}}, {65_534, 65_534, nil}} {
 		want := asUserAsk(t, u.uid, u.gid, u.groups, src, paths)
-		got := asUserAsk(t, u.uid, u.gid, u.groups, m.path(s.Generation), paths)
+		got := asUserAsk(t, u.uid, u.gid, u.groups, m.at(s.Generation), paths)
 		wantSameAnswers(t, fmt.Sprintf("as %d:%d, groups %d", u.uid, u.gid, u.groups), want, got)
 	}
 }
@@ -189,7 +189,7 @@ func TestPrivateAncestorStaysPrivate(t *testing.T) {
 	paths := []string{"private", "private/public", "private/public/file"}
 	for _, uid := range []int{1000, 2000} {
 		want := asUserAsk(t, uid, uid, nil, src, paths)
-		got := asUserAsk(t, uid, uid, nil, m.path(s.Generation), paths)
+		got := asUserAsk(t, uid, uid, nil, m.at(s.Generation), paths)
 		wantSameAnswers(t, fmt.Sprintf("as %d", uid), want, got)
 	}
 }
@@ -200,7 +200,7 @@ func TestPrivateMount(t *testing.T) {
 	r := newRepo(t)
 	s := r.all(src)
 	m := r.mount("--private")
-	if b, err := os.ReadFile(m.path(s.Generation, "file")); err != nil || string(b) != "for everybody" {
+	if b, err := os.ReadFile(m.at(s.Generation, "file")); err != nil || string(b) != "for everybody" {
 		t.Errorf("the mounting user reads %q, %v", b, err)
 	}
 	if got := asUserAsk(t, 1000, 1000, nil, m.dir, []string{s.Generation + "/file"}); got[fmt.Sprintf("%q", s.Generation+"/file")]["lstat"] != "EACCES" {

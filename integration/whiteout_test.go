@@ -67,11 +67,11 @@ func TestWhiteouts(t *testing.T) {
 		t.Errorf("create of an upper directory says: %s", res.stderr)
 	}
 	m := r.mount()
-	wantTree(t, "mount", wantUpper, m.path(s.Generation), treetest.Options{})
-	wantSameByRsync(t, upper, m.path(s.Generation))
+	wantTree(t, "mount", wantUpper, m.at(s.Generation), treetest.Options{})
+	wantSameByRsync(t, upper, m.at(s.Generation), "--no-hard-links") // whiteouts share an inode at the source only
 
 	restored := filepath.Join(base, "restored")
-	run(t, "cp", "-a", m.path(s.Generation), restored)
+	run(t, "cp", "-a", m.at(s.Generation), restored)
 	again := overlay(t, lower, restored, "")
 	wantTree(t, "merged again", want, again, treetest.Options{})
 	for _, name := range []string{"deleted", "deleted-too", "deleted-dir", "kept/deleted-below", "replaced-dir/old", "renamed"} {
@@ -103,13 +103,13 @@ func TestWhiteoutSpellings(t *testing.T) {
 	r := newRepo(t)
 	s := r.all(src)
 	m := r.mount()
-	wantTree(t, "mount", readTree(t, src), m.path(s.Generation), treetest.Options{})
-	must(t, unix.Lstat(m.path(s.Generation, "char"), &st))
+	wantTree(t, "mount", readTree(t, src), m.at(s.Generation), treetest.Options{})
+	must(t, unix.Lstat(m.at(s.Generation, "char"), &st))
 	if st.Nlink != 1 {
 		t.Errorf("a whiteout is shown with %d links", st.Nlink)
 	}
 	to := filepath.Join(tempDir(t), "restored")
-	run(t, "cp", "-a", m.path(s.Generation), to)
+	run(t, "cp", "-a", m.at(s.Generation), to)
 	wantTree(t, "cp -a", readTree(t, src), to, treetest.Options{})
 }
 
@@ -138,5 +138,5 @@ func TestMetacopyAndRedirect(t *testing.T) {
 		}
 	}
 	m := r.mount()
-	wantTree(t, "mount", want, m.path(s.Generation), treetest.Options{})
+	wantTree(t, "mount", want, m.at(s.Generation), treetest.Options{})
 }

@@ -71,7 +71,7 @@ func diffEntry(w, g *Entry, o Options) []string {
 	field(w.Target != g.Target, "target", brief(w.Target), brief(g.Target))
 	field(w.Hash != g.Hash, "content", fmt.Sprintf("%x", w.Hash[:6]), fmt.Sprintf("%x", g.Hash[:6]))
 	field(w.Link != g.Link, "hard link of", fmt.Sprintf("%q", w.Link), fmt.Sprintf("%q", g.Link))
-	countLinks := !o.NoNlink && w.Type != Dir && !(w.Type == Char && w.Major == 0 && w.Minor == 0)
+	countLinks := !o.NoNlink && w.Type != Dir && !w.whiteout()
 	field(countLinks && w.Nlink != g.Nlink, "links", w.Nlink, g.Nlink)
 	if o.Holes && w.Type == File {
 		a, b := wholeBlocks(w.Data, w.Size), wholeBlocks(g.Data, g.Size)

@@ -83,7 +83,10 @@ func (g *generator) addEntry(i int) {
 }
 
 func (g *generator) file(n *Node) {
-	n.Mode = 0o400 | g.rng.Uint32N(0o1000)
+	n.Mode = g.rng.Uint32N(0o1000) | 1 // 0 would ask for the usual mode
+	if !g.o.Owners {
+		n.Mode |= 0o600 // an Editor that is not root must be able to write
+	}
 	switch g.rng.IntN(8) {
 	case 0: // empty
 	case 1: // sparse

@@ -136,9 +136,8 @@ func (r *treeReader) entry(dir int, name, path string) *Entry {
 		return nil
 	}
 	r.tree.Entries[path] = e
-	whiteout := e.Type == Char && e.Major == 0 && e.Minor == 0
-	if e.Type != Dir && !whiteout && st.Nlink > 1 {
-		key := [2]uint64{uint64(st.Dev), st.Ino}
+	if e.Type != Dir && !e.whiteout() && st.Nlink > 1 {
+		key := [2]uint64{st.Dev, st.Ino}
 		r.links[key] = append(r.links[key], path)
 	}
 	return e
@@ -169,7 +168,7 @@ func (r *treeReader) readEntry(dir int, name, path string) (*Entry, *unix.Stat_t
 
 func entryOf(path string, st *unix.Stat_t) *Entry {
 	e := &Entry{Path: path, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec,
-		Nlink: uint64(st.Nlink), Inode: st.Ino, Blocks: st.Blocks}
+		Nlink: st.Nlink, Inode: st.Ino, Blocks: st.Blocks}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		e.Type, e.Size = File, st.Size
@@ -189,6 +188,9 @@ func entryOf(path string, st *unix.Stat_t) *Entry {
 	return e
 }
 
+// whiteout reports whether the entry is a whiteout of overlayfs.
+func (e *Entry) whiteout() bool { return e.Type == Char && e.Major == 0 && e.Minor == 0 }
+
 func readlink(fd int) (string, error) {
 	b := make([]byte, 8192)
 	n, err := unix.Readlinkat(fd, "", b)
@@ -200,7 +202,7 @@ func readlink(fd int) (string, error) {
 
 func xattrs(fd int) (map[string]string, error) {
 	list, err := growing(func(b []byte) (int, error) { return unix.Listxattr(procPath(fd), b) })
-	if err == unix.ENOTSUP || err == nil && len(list) == 0 {
+	if errors.Is(err, unix.ENOTSUP) || err == nil && len(list) == 0 {
 		return nil, nil
 	}
 	if err != nil {
@@ -221,7 +223,7 @@ func xattrs(fd int) (map[string]string, error) {
 func growing(get func([]byte) (int, error)) ([]byte, error) {
 	small := make([]byte, 1024)
 	n, err := get(small)
-	if err == unix.ERANGE {
+	if errors.Is(err, unix.ERANGE) {
 		small = make([]byte, 64<<10)
 		n, err = get(small)
 	}

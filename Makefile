@@ -1,0 +1,71 @@
+# GNU make. `make help` says what there is.
+
+GO            ?= go
+VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS       := -s -w -X main.version=$(VERSION)
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# Packages of the product; the integration tests run the built programs, so the
+# race detector has nothing to see there.
+UNITS     = $(shell $(GO) list ./... | grep -v /integration)
+FUZZTIME ?= 20s
+
+# Programs that the tests call, and the Debian packages that hold them.
+TOOLS    := attr getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc
+PACKAGES := attr acl jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev
+
+.DELETE_ON_ERROR:
+.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench-scale clean help
+
+all: build ## the same as build
+
+build: ## both programs, static, into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mkbackup ./cmd/backupfs
+
+deps: ## install the programs that the tests call, where one is missing (needs root)
+	@missing=; for tool in $(TOOLS); do \
+		PATH=$$PATH:/usr/sbin:/sbin command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" -ne 0 ]; then \
+		echo "missing:$$missing: as root, run: apt-get install $(PACKAGES)" >&2; exit 1; \
+	fi; \
+	echo "installing, for$$missing:"; \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(PACKAGES) >/dev/null
+
+test: deps test-units test-integration ## all tests, units and integration (needs root)
+
+test-units: ## tests of the packages
+	$(GO) test $(UNITS)
+
+test-integration: deps ## the real programs, mounts and tools (needs root)
+	$(GO) test -timeout 20m ./integration/...
+
+race: ## tests of the packages under the race detector
+	CGO_ENABLED=1 $(GO) test -race $(UNITS)
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@set -e; for package in $(UNITS); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+lint: ## golangci-lint: .golangci.yml, the layers of imports included
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+vet: ## go vet
+	$(GO) vet ./...
+
+demo: build deps ## back up the Go source three times, mount, compare, restore (needs root)
+	@integration/demo.sh bin
+
+bench-scale: build deps ## a million files: memory, mount time, log record, index (needs root, minutes)
+	$(GO) run ./integration/benchscale bin
+
+clean: ## remove what was built
+	rm -rf bin coverage.out
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
