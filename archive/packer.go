@@ -98,7 +98,7 @@ type packFrame struct {
 
 // NewPacker returns a Packer that puts parts into s. published is called from
 // one goroutine, in order, after each part is on stable storage; an error of
-// published is the packer's. It must not call Close or Abort.
+// published is the packer's. It must not call the packer, except for Raw and Stored.
 func NewPacker(s Store, o PackerOptions, published func(PublishedPart) error) *Packer {
 	p := &Packer{store: s, published: published, stop: make(chan struct{})}
 	if err := p.setOptions(o); err != nil {

@@ -501,3 +501,54 @@ func TestPackerToDirStore(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestPackerPartLimits: a part ends early if it compresses so well that its
+// tail or its list of contents would become long.
+func TestPackerPartLimits(t *testing.T) {
+	s := newMemStore()
+	samples := make([]sample, softMaxFrames+1)
+	for i := range samples {
+		samples[i] = sampleOf("zeros", make([]byte, 512)) // a frame each
+	}
+	parts := pack(t, s, PackerOptions{FrameRaw: 1024}, samples)
+	if len(parts) != 2 || len(parts[1].Contents) != 1 {
+		t.Errorf("%d parts", len(parts))
+	}
+	for _, w := range []partWriter{{stored: 10}, {frames: make([]frameRef, softMaxFrames)}, {contents: make([]Content, softMaxContents)}} {
+		if !w.full(10) {
+			t.Errorf("a part of %d bytes, %d frames, %d contents is not full", w.stored, len(w.frames), len(w.contents))
+		}
+	}
+	w := partWriter{frames: make([]frameRef, maxFrames-1)}
+	if err := w.add(&packFrame{}); err == nil {
+		t.Error("more frames than a tail may have")
+	}
+}
+
+// lossyStore is a store whose drafts do not keep what is written to them.
+type lossyStore struct{ *memStore }
+
+type lossyDraft struct{ Draft }
+
+func (s lossyStore) Create() (Draft, error) {
+	d, err := s.memStore.Create()
+	return lossyDraft{d}, err
+}
+
+func (d lossyDraft) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.Draft.(*memDraft).ReadAt(p, off)
+	p[n/2] ^= 1
+	return n, err
+}
+
+func TestPackerReadsTailBack(t *testing.T) {
+	s := newMemStore()
+	p := NewPacker(lossyStore{s}, PackerOptions{}, nil)
+	x := samplesOf(100)[0]
+	if err := p.Add(x.m, x.hash(), x.b); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err == nil || !strings.Contains(err.Error(), "reads back as other bytes") || len(s.objects) != 0 || s.drafts != 0 {
+		t.Error(err)
+	}
+}

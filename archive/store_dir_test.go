@@ -397,3 +397,50 @@ func TestDirStoreWritersRace(t *testing.T) {
 		t.Errorf("tmp holds %v", left)
 	}
 }
+
+func TestDirStoreWriteFails(t *testing.T) {
+	s := newDirStore(t, t.TempDir())
+	d := must(s.Create())
+	if _, err := d.Write(make([]byte, writeback)); err != nil {
+		t.Fatal(err)
+	}
+	d.(*dirDraft).f.Close()
+	_, err := d.Write([]byte("x"))
+	if err == nil || !strings.Contains(err.Error(), "write a draft") {
+		t.Fatal(err)
+	}
+	if _, again := d.Write([]byte("x")); again != err || d.Publish("x") != err {
+		t.Error("the failure is not final")
+	}
+	if err := d.Discard(); err != nil {
+		t.Error(err)
+	}
+	d = must(s.Create())
+	d.(*dirDraft).f.Close()
+	if err := d.Publish("x"); err == nil || !strings.Contains(err.Error(), "publish x") {
+		t.Error("published without a sync:", err)
+	}
+	if got, err := listing(s, ""); err != nil || len(got) != 0 {
+		t.Error(got, err)
+	}
+}
+
+func TestDirStoreTmpIsUnusable(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "tmp"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newDirStore(t, dir).Create(); err == nil {
+		t.Error("made a draft below a file")
+	}
+	if err := SyncDir(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "log"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(dir, "tmp"))
+	if err := must(newDirStore(t, dir).Create()).Publish("log/1"); err == nil {
+		t.Error("published below a file")
+	}
+}
