@@ -53,7 +53,8 @@ func newBuilder(dir string, tables []tableFile, number uint64) (*builder, error)
 	var err error
 	b.meta, err = readMeta(b.disk, number)
 	if err != nil {
-		return nil, errors.Join(err, b.close())
+		b.close()
+		return nil, err
 	}
 	return b, nil
 }
@@ -71,9 +72,7 @@ func readMeta(db *badger.DB, number uint64) (m meta, err error) {
 
 // reopen makes the tables readable.
 func (b *builder) reopen() error {
-	if err := b.close(); err != nil {
-		return err
-	}
+	b.close()
 	if err := writeManifest(b.dir, b.tables); err != nil {
 		return err
 	}
@@ -85,13 +84,9 @@ func (b *builder) reopen() error {
 	return err
 }
 
-func (b *builder) close() error {
-	if b.disk == nil {
-		return nil
-	}
-	err := b.disk.Close()
+func (b *builder) close() {
+	closeTables(b.disk)
 	b.disk = nil
-	return err
 }
 
 // versionedKey returns the key as badger's tables order it: behind it the
@@ -192,9 +187,7 @@ func (b *builder) flush() error {
 	if err := b.spill(); err != nil {
 		return err
 	}
-	if err := b.close(); err != nil {
-		return err
-	}
+	b.close()
 	if err := b.compact(flushedRuns, false); err != nil {
 		return err
 	}
@@ -238,9 +231,7 @@ func (b *builder) finish(whole bool) error {
 	if err := b.spill(); err != nil {
 		return err
 	}
-	if err := b.close(); err != nil {
-		return err
-	}
+	b.close()
 	if whole {
 		if err := b.compact(maxRuns, true); err != nil {
 			return err

@@ -2,7 +2,6 @@ package index
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -125,7 +124,8 @@ func (b *builder) rewrite(inputs []tableFile, drop bool) ([]tableFile, error) {
 	}
 	run := &runWriter{b: b}
 	err = copyTables(db, run, b.number, drop)
-	return run.tables, errors.Join(err, db.Close())
+	closeTables(db)
+	return run.tables, err
 }
 
 // copyTables copies every version of every key, or those that are still needed at

@@ -29,21 +29,19 @@ func newDB(dir string, number uint64) (*DB, error) {
 	}
 	d := &DB{tables: tables, number: number, parts: map[uint64]archive.Part{}}
 	if d.meta, err = readMeta(tables, number); err != nil {
-		return nil, errors.Join(err, tables.Close())
+		closeTables(tables)
+		return nil, err
 	}
 	return d, nil
 }
 
 // Close releases the index. It waits for nobody: no reader may be active.
 func (d *DB) Close() error {
-	var err error
-	if d.tables != nil {
-		err = d.tables.Close()
-	}
+	closeTables(d.tables)
 	if d.remove != nil {
-		err = errors.Join(err, d.remove())
+		return d.remove()
 	}
-	return err
+	return nil
 }
 
 // Number returns the number of the record that the index covers, 0 where the log

@@ -278,7 +278,8 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	} else if err = clone(base, dir); err == nil {
 		b, err = newBuilder(dir, slices.Clone(base.Tables), base.Record)
 		if err == nil && b.meta.digest != base.Digest {
-			err = errors.Join(fmt.Errorf("%w: it contradicts its seal", ErrDamaged), b.close())
+			b.close()
+			err = fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
 		}
 	}
 	if err != nil {
@@ -286,12 +287,16 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	}
 	problem = p.catchUp(b, last)
 	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
-		return nil, nil, errors.Join(problem, b.close())
+		b.close()
+		return nil, nil, problem
 	}
 	if problem != nil {
 		p.Log("the log cannot be read to its end: %v", problem)
 	}
-	return b, problem, b.finish(problem == nil)
+	if err = b.finish(problem == nil); err != nil {
+		b.close()
+	}
+	return b, problem, err
 }
 
 // clone gives dir the tables of a sealed index: the same files where that is
@@ -414,7 +419,7 @@ func (p *opener) rename(dir string, number uint64) error {
 	switch {
 	case err == nil:
 		return nil
-	case err != unix.EEXIST && err != unix.ENOTEMPTY:
+	case err != unix.EEXIST && err != unix.ENOTEMPTY && err != unix.ENOTDIR:
 		return fmt.Errorf("index: publish %s: %w", target, err)
 	case !p.rebuild && !p.bad[number]:
 		return errAgain
@@ -441,8 +446,8 @@ func exchange(dir, target string) error {
 	return nil
 }
 
-// removeOld removes the indexes before number, but the newest one of them that is
-// not known to be bad. Whoever has one open goes on reading. It is a courtesy: what
+// removeOld removes all indexes but the newest two, and those before number that
+// are known to be bad. Whoever has one open goes on reading. It is a courtesy: what
 // cannot be removed stays.
 func (p *opener) removeOld(number uint64) {
 	numbers, err := p.list()
@@ -450,13 +455,12 @@ func (p *opener) removeOld(number uint64) {
 		p.Log("old indexes stay: %v", err)
 		return
 	}
-	kept := false
+	kept := 0
 	for _, n := range numbers {
-		if n >= number {
-			continue
+		if !p.bad[n] {
+			kept++
 		}
-		if !kept && !p.bad[n] {
-			kept = true
+		if p.bad[n] && n > number || !p.bad[n] && kept <= 2 {
 			continue
 		}
 		if err := p.removeIndex(n); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -27,6 +27,18 @@ func openTables(dir string) (db *badger.DB, err error) {
 	return db, nil
 }
 
+// closeTables closes what openTables opened, nil included. Nothing was written, so
+// nothing can be lost, and badger's error says only that the directory was
+// removed meanwhile.
+func closeTables(db *badger.DB) {
+	if db == nil {
+		return
+	}
+	var err error
+	defer guard("close", &err)()
+	db.Close()
+}
+
 // guard is called around badger: it turns a panic and a fault in mapped memory
 // into an error.
 func guard(what string, err *error) func() {

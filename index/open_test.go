@@ -1,0 +1,623 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/backupfs/backupfs/archive"
+	"golang.org/x/sys/unix"
+)
+
+func newRepository(t testing.TB) *archive.Repository {
+	t.Helper()
+	r, err := archive.Init(filepath.Join(t.TempDir(), "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// reopened opens the repository once more, as another process would.
+func reopened(t testing.TB, r *archive.Repository) *archive.Repository {
+	t.Helper()
+	other, err := archive.Open(r.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Close() })
+	return other
+}
+
+// commit commits record number of a history.
+func (h *history) commit(t testing.TB, r *archive.Repository, number uint64) {
+	t.Helper()
+	header, lines := h.headers[number-1], h.lines[number-1]
+	header.Previous = archive.Digest{}
+	if number > 1 {
+		var err error
+		if header.Previous, err = r.RecordDigest(number - 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Discard()
+	var part archive.PublishedPart
+	for _, l := range lines {
+		switch {
+		case l.Part != nil:
+			part.Part = *l.Part
+		case l.Content != nil:
+			part.Contents = append(part.Contents, l.Content.Content)
+		default:
+			if err := d.Add(l); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if part.Part.Raw > 0 {
+		if err := d.AddPart(part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := d.Commit(header); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// messages collects what Options.Log is told.
+type messages []string
+
+func (m *messages) log(format string, args ...any) { *m = append(*m, fmt.Sprintf(format, args...)) }
+
+func mustOpen(t testing.TB, r *archive.Repository, o Options) *DB {
+	t.Helper()
+	if o.Log == nil {
+		o.Log = func(format string, args ...any) { t.Errorf("message: "+format, args...) }
+	}
+	db, err := Open(r, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func mustClose(t testing.TB, db *DB) {
+	t.Helper()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sealedIndexes(t testing.TB, r *archive.Repository) []string {
+	t.Helper()
+	entries, err := os.ReadDir(r.IndexDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+func noTemporaryFiles(t testing.TB, r *archive.Repository) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(r.Dir(), "tmp", "*", "*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	r := newRepository(t)
+	db := mustOpen(t, r, Options{})
+	if g, err := db.Generations(); db.Number() != 0 || len(g) != 0 || err != nil {
+		t.Errorf("empty log: record %d, %v, %v", db.Number(), g, err)
+	}
+	if _, err := db.Inode(FirstIno); !errors.Is(err, ErrNotFound) {
+		t.Errorf("empty log: %v", err)
+	}
+	if _, err := db.At(1).Dir(1); !errors.Is(err, ErrNotFound) {
+		t.Errorf("empty log: %v", err)
+	}
+	mustClose(t, db)
+
+	h := newHistory(4, 24)
+	var opened []*DB
+	for n := range h.headers {
+		h.commit(t, r, uint64(n)+1)
+		db := mustOpen(t, reopened(t, r), Options{})
+		h.check(t, db)
+		opened = append(opened, db)
+		if n == 0 || n%5 == 4 {
+			mustClose(t, mustOpen(t, r, Options{}))
+		}
+	}
+	if got := sealedIndexes(t, r); !slices.Equal(got, []string{"000000000023", "000000000024"}) {
+		t.Errorf("sealed indexes: %v", got)
+	}
+	for _, db := range opened { // whose files are gone, but for the last two
+		h.check(t, db)
+	}
+	want := dump(t, opened[23])
+	for _, db := range opened {
+		mustClose(t, db)
+	}
+	again := mustOpen(t, r, Options{})
+	if dump(t, again) != want {
+		t.Error("opened again: other answers")
+	}
+	mustClose(t, again)
+	before, err := os.Stat(filepath.Join(r.IndexDir(), dirName(24)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rebuilt, err := Rebuild(r, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dump(t, rebuilt) != want {
+		t.Error("rebuilt: other answers")
+	}
+	mustClose(t, rebuilt)
+	if after, err := os.Stat(filepath.Join(r.IndexDir(), dirName(24))); err != nil || os.SameFile(before, after) {
+		t.Errorf("not replaced: %v", err)
+	}
+	noTemporaryFiles(t, r)
+}
+
+// flip changes a byte in the middle of a file.
+func flip(t *testing.T, name string) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 0x10
+	// Not in place: the tables are shared with the index before.
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func cut(t *testing.T, name string, keep int) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, b[:min(keep, len(b))], 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rewriteSeal(t *testing.T, dir, old, new string) {
+	t.Helper()
+	name := filepath.Join(dir, sealName)
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), old) {
+		t.Fatalf("no %q in %s", old, b)
+	}
+	if err := os.WriteFile(name, []byte(strings.Replace(string(b), old, new, 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tablesOf(t *testing.T, dir string) []string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil || len(list) < 2 {
+		t.Fatalf("tables: %v, %v", list, err)
+	}
+	return list
+}
+
+// TestDamage does to the newest index what must never go unnoticed. The answers
+// stay the same, the damage is said once, and is repaired.
+func TestDamage(t *testing.T) {
+	check := func(err error) {
+		if err != nil {
+			panic(err)
+		}
+	}
+	cases := map[string]func(t *testing.T, dir string){
+		"table flipped":      func(t *testing.T, dir string) { flip(t, tablesOf(t, dir)[0]) },
+		"table cut":          func(t *testing.T, dir string) { cut(t, tablesOf(t, dir)[0], 200) },
+		"table empty":        func(t *testing.T, dir string) { cut(t, tablesOf(t, dir)[1], 0) },
+		"table missing":      func(t *testing.T, dir string) { check(os.Remove(tablesOf(t, dir)[0])) },
+		"MANIFEST flipped":   func(t *testing.T, dir string) { flip(t, filepath.Join(dir, manifestName)) },
+		"MANIFEST cut":       func(t *testing.T, dir string) { cut(t, filepath.Join(dir, manifestName), 20) },
+		"MANIFEST missing":   func(t *testing.T, dir string) { check(os.Remove(filepath.Join(dir, manifestName))) },
+		"seal flipped":       func(t *testing.T, dir string) { flip(t, filepath.Join(dir, sealName)) },
+		"seal cut":           func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 100) },
+		"seal empty":         func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 0) },
+		"seal missing":       func(t *testing.T, dir string) { check(os.Remove(filepath.Join(dir, sealName))) },
+		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 1`, `"schema": 2`) },
+		"another record":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"record": 5`, `"record": 4`) },
+		"another repository": func(t *testing.T, dir string) { rewriteSeal(t, dir, `"repository": "`, `"repository": "f`) },
+		"unknown field":      func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema"`, `"next": 1, "schema"`) },
+		"another level":      func(t *testing.T, dir string) { rewriteSeal(t, dir, `"level": `, `"level": 9`) },
+		"stray file":         func(t *testing.T, dir string) { check(os.WriteFile(filepath.Join(dir, "x"), nil, 0o644)) },
+		"group may write":    func(t *testing.T, dir string) { check(os.Chmod(dir, 0o775)) },
+		"others may write":   func(t *testing.T, dir string) { check(os.Chmod(filepath.Join(dir, manifestName), 0o646)) },
+		"empty directory":    func(t *testing.T, dir string) { check(os.RemoveAll(dir)); check(os.Mkdir(dir, 0o755)) },
+		"file":               func(t *testing.T, dir string) { check(os.RemoveAll(dir)); check(os.WriteFile(dir, nil, 0o644)) },
+		"symlink":            func(t *testing.T, dir string) { check(os.Rename(dir, dir+"x")); check(os.Symlink(dir+"x", dir)) },
+		"directory for table": func(t *testing.T, dir string) {
+			n := tablesOf(t, dir)[0]
+			check(os.Remove(n))
+			check(os.Mkdir(n, 0o755))
+		},
+		"tables swapped": func(t *testing.T, dir string) {
+			n := tablesOf(t, dir)
+			check(os.Rename(n[0], dir+"/x"))
+			check(os.Rename(n[1], n[0]))
+			check(os.Rename(dir+"/x", n[1]))
+		},
+		"owned by a stranger": func(t *testing.T, dir string) {
+			if err := os.Chown(filepath.Join(dir, sealName), 4711, -1); err != nil {
+				t.Skip(err)
+			}
+		},
+	}
+	h := newHistory(5, 5)
+	for name, damage := range cases {
+		t.Run(name, func(t *testing.T) {
+			for _, only := range []bool{true, false} { // the only index, or one of two
+				r := newRepository(t)
+				for n := range h.headers {
+					h.commit(t, r, uint64(n)+1)
+					if n >= 3 || n == 0 {
+						mustClose(t, mustOpen(t, r, Options{}))
+					}
+				}
+				if only {
+					check(os.RemoveAll(filepath.Join(r.IndexDir(), dirName(4))))
+				}
+				damage(t, filepath.Join(r.IndexDir(), dirName(5)))
+				var said messages
+				db := mustOpen(t, r, Options{Log: said.log})
+				h.check(t, db)
+				mustClose(t, db)
+				if len(said) != 1 || !strings.HasPrefix(said[0], "index 5 is not used: ") {
+					t.Errorf("messages: %q", said)
+				}
+				mustClose(t, mustOpen(t, r, Options{}))
+				noTemporaryFiles(t, r)
+			}
+		})
+	}
+}
+
+// TestBelievedDamage damages a table that badger has been shown, as bad memory
+// would: the checksums of the values tell. The end of a table is left alone, which
+// badger reads in goroutines of its own.
+func TestBelievedDamage(t *testing.T) {
+	h := newHistory(6, 4)
+	b := newTestBuilder(t)
+	for range h.headers {
+		h.apply(t, b)
+	}
+	if err := b.finish(true); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(b.dir, b.tables[0].name())
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	for i := -1; i < len(whole)/2; i += max(1, len(whole)/300) {
+		b := slices.Clone(whole)
+		if i >= 0 {
+			b[i] ^= 0x41
+		}
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readEverything(filepath.Dir(name), uint64(len(h.headers)))
+		switch {
+		case i < 0 && err != nil:
+			t.Fatal(err)
+		case i < 0:
+			want = got
+		case err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound):
+			t.Errorf("byte %d: %v", i, err)
+		case err == nil && got != want:
+			t.Errorf("byte %d: answers changed and nobody noticed", i)
+		}
+	}
+}
+
+// readEverything returns the tree of the last generation, or the first error.
+func readEverything(dir string, number uint64) (string, error) {
+	db, err := newDB(dir, number)
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		return "", err
+	}
+	if len(gens) == 0 {
+		return "", ErrNotFound
+	}
+	var s strings.Builder
+	g := gens[len(gens)-1]
+	v := db.At(g.Number)
+	queue := []DirID{g.Root}
+	for len(queue) > 0 {
+		dir := queue[0]
+		queue = queue[1:]
+		var inner error
+		err := v.List(dir, "", func(e Dirent) bool {
+			fmt.Fprintln(&s, e)
+			var x []Extent
+			if x, inner = db.Extents(e.Ino, 0, 1<<60); inner == nil {
+				fmt.Fprintln(&s, x)
+			}
+			if e.Dir != 0 {
+				queue = append(queue, e.Dir)
+			}
+			return inner == nil
+		})
+		if err = errors.Join(err, inner); err != nil {
+			return "", err
+		}
+	}
+	return s.String(), nil
+}
+
+// TestForeignLog opens indexes of a log that was replaced by another one.
+func TestForeignLog(t *testing.T) {
+	r := newRepository(t)
+	h, other := newHistory(7, 6), newHistory(8, 6)
+	for n := uint64(1); n <= 6; n++ {
+		h.commit(t, r, n)
+		mustClose(t, mustOpen(t, r, Options{}))
+	}
+	record := func(n uint64) string { return filepath.Join(r.Dir(), fmt.Sprintf("log/%012d.jsonl.zst", n)) }
+	if err := os.Remove(record(6)); err != nil {
+		t.Fatal(err)
+	}
+	var said messages
+	db := mustOpen(t, r, Options{Log: said.log})
+	h.check(t, db)
+	mustClose(t, db)
+	if db.Number() != 5 || len(said) != 1 || !strings.Contains(said[0], "index 6 is not used: it is of another log") {
+		t.Errorf("shorter log: record %d, %q", db.Number(), said)
+	}
+	for n := uint64(1); n <= 5; n++ {
+		if err := os.Remove(record(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := uint64(1); n <= 6; n++ {
+		other.commit(t, r, n)
+	}
+	said = nil
+	db = mustOpen(t, r, Options{Log: said.log})
+	other.check(t, db)
+	mustClose(t, db)
+	if len(said) != 2 || !strings.Contains(said[0], "index 6 is not used: it is of another log") {
+		t.Errorf("another log: %q", said)
+	}
+	mustClose(t, mustOpen(t, r, Options{}))
+}
+
+// TestDamagedLog opens a repository whose log is damaged: a sealed index goes on
+// to be used as long as it can be compared with the log, and beyond that only
+// where the caller asks for it.
+func TestDamagedLog(t *testing.T) {
+	h := newHistory(9, 6)
+	build := func(t *testing.T, indexes, damaged uint64) *archive.Repository {
+		r := newRepository(t)
+		for n := uint64(1); n <= 6; n++ {
+			h.commit(t, r, n)
+			if n == indexes {
+				mustClose(t, mustOpen(t, r, Options{}))
+			}
+		}
+		flip(t, filepath.Join(r.Dir(), fmt.Sprintf("log/%012d.jsonl.zst", damaged)))
+		return r
+	}
+	for _, c := range []struct {
+		name             string
+		indexes, damaged uint64
+		number           uint64 // covered without Partial, 0 if it fails
+		partial          uint64 // covered with Partial, 0 if it fails
+	}{
+		{"before the index", 5, 3, 6, 6},
+		{"behind the index", 3, 5, 0, 4},
+		{"no index", 0, 4, 0, 3},
+		{"no index, first record", 0, 1, 0, 0},
+		{"last record", 6, 6, 0, 6},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := build(t, c.indexes, c.damaged)
+			before := fmt.Sprint(sealedIndexes(t, r))
+			var said messages
+			db, err := Open(r, Options{Log: said.log})
+			if c.number == 0 {
+				if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("record %d", c.damaged)) {
+					t.Errorf("error %v", err)
+				}
+			} else if err != nil || db.Number() != c.number || db.Problem() != nil {
+				t.Errorf("%v", err)
+			}
+			if db != nil {
+				h.check(t, db)
+				mustClose(t, db)
+				return
+			}
+			db, err = Open(r, Options{Partial: true, Log: said.log})
+			if c.partial == 0 {
+				if err == nil {
+					t.Error("opened")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if db.Number() != c.partial || db.Problem() == nil {
+				t.Errorf("covers %d, problem %v", db.Number(), db.Problem())
+			}
+			if c.partial < 6 {
+				h.check(t, db)
+			}
+			mustClose(t, db)
+			if after := fmt.Sprint(sealedIndexes(t, r)); after != before {
+				t.Errorf("published: %v, before: %v", after, before)
+			}
+			noTemporaryFiles(t, r)
+		})
+	}
+}
+
+// TestConcurrentPublishers has many processes open the index while the log grows.
+func TestConcurrentPublishers(t *testing.T) {
+	r := newRepository(t)
+	h := newHistory(10, 12)
+	h.commit(t, r, 1)
+	var wg sync.WaitGroup
+	done := make(chan bool)
+	for range 6 {
+		other := reopened(t, r)
+		wg.Go(func() {
+			for last := false; !last; {
+				select {
+				case <-done:
+					last = true
+				default:
+				}
+				db, err := Open(other, Options{Log: func(format string, args ...any) { t.Errorf(format, args...) }})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				h.check(t, db)
+				if err := db.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for n := uint64(2); n <= 12; n++ {
+		h.commit(t, r, n)
+	}
+	close(done)
+	wg.Wait()
+	if got := sealedIndexes(t, r); len(got) > 2 || got[len(got)-1] != "000000000012" {
+		t.Errorf("sealed indexes: %v", got)
+	}
+	noTemporaryFiles(t, r)
+}
+
+// mount mounts a small file system, or a directory read-only, for a test.
+func mount(t *testing.T, source, dir, kind string, flags uintptr, data string) {
+	t.Helper()
+	if err := unix.Mount(source, dir, kind, flags, data); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+func TestReadOnlyRepository(t *testing.T) {
+	r := newRepository(t)
+	h := newHistory(11, 3)
+	h.commit(t, r, 1)
+	mustClose(t, mustOpen(t, r, Options{}))
+	h.commit(t, r, 2)
+	h.commit(t, r, 3)
+	r.Close()
+	mount(t, r.Dir(), r.Dir(), "", unix.MS_BIND, "")
+	if err := unix.Mount("", r.Dir(), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Skip(err)
+	}
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	var said messages
+	db := mustOpen(t, reopened(t, r), Options{Log: said.log})
+	h.check(t, db)
+	if len(said) != 1 || !strings.Contains(said[0], "cannot be kept in the repository") {
+		t.Errorf("messages: %q", said)
+	}
+	made, err := os.ReadDir(temp)
+	if err != nil || len(made) != 1 {
+		t.Fatalf("%v, %v", made, err)
+	}
+	if info, err := made[0].Info(); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info, err)
+	}
+	mustClose(t, db)
+	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 40 MB")
+	}
+	dir, temp := t.TempDir(), t.TempDir()
+	mount(t, "tmpfs", dir, "tmpfs", 0, "size=20m")
+	mount(t, "tmpfs", temp, "tmpfs", 0, "size=20m")
+	t.Setenv("TMPDIR", temp)
+	r, err := archive.Init(filepath.Join(dir, "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	h := newHistory(12, 1)
+	h.commit(t, r, 1)
+	if _, err := Open(r, Options{}); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "more are needed") {
+		t.Errorf("little space: %v", err)
+	}
+	if err := unix.Mount("", temp, "", unix.MS_REMOUNT, "size=80m"); err != nil {
+		t.Fatal(err)
+	}
+	var said messages
+	db := mustOpen(t, r, Options{Log: said.log})
+	h.check(t, db)
+	if len(said) != 1 {
+		t.Errorf("messages: %q", said)
+	}
+	mustClose(t, db)
+	// A disk that fills up under way is an error, not the end of the process.
+	b, err := newBuilder(filepath.Join(temp), nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	if err := unix.Mount("", temp, "", unix.MS_REMOUNT, "size=5m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(30000))); !errors.Is(err, syscall.ENOSPC) {
+		if err = b.finish(true); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("full: %v", err)
+		}
+	}
+}
