@@ -50,7 +50,9 @@ type InitOptions struct {
 	PartSize int64 // stored bytes at which a part ends; 0 means DefaultPartSize
 }
 
-// Init makes a repository in dir, which must not exist or be empty.
+// Init makes a repository in dir, which must not exist or be empty. What it
+// makes is closed to everybody but its owner, whatever the umask: a backup holds
+// what others may not read. An empty directory keeps its mode.
 func Init(dir string, o InitOptions) (*Repository, error) {
 	if o.PartSize == 0 {
 		o.PartSize = DefaultPartSize
@@ -62,7 +64,7 @@ func Init(dir string, o InitOptions) (*Repository, error) {
 		return nil, err
 	}
 	for _, sub := range []string{"parts", "log", "index", "tmp"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o777); err != nil {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("make the repository: %w", err)
 		}
 	}
@@ -82,21 +84,21 @@ func Init(dir string, o InitOptions) (*Repository, error) {
 }
 
 func makeEmptyDir(dir string) error {
-	err := os.Mkdir(dir, 0o777)
+	err := os.Mkdir(dir, 0o700)
 	if err == nil {
 		return SyncDir(filepath.Dir(dir))
 	}
 	if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the repository: %w", err)
 	}
+	if _, err := os.Lstat(filepath.Join(dir, configName)); err == nil {
+		return fmt.Errorf("%s is a repository already", dir)
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("make the repository: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() == configName {
-			return fmt.Errorf("%s is a repository already", dir)
-		}
 		if e.Name() != "lost+found" {
 			return fmt.Errorf("%s is not empty: give a new or an empty directory", dir)
 		}

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DirStore is a Store over a local directory. Objects are files of mode 0444
-// (less the umask), directories are made as they are needed. Drafts lie in
+// DirStore is a Store over a local directory. Objects are files of mode 0400,
+// directories are made as they are needed, of mode 0700. Drafts lie in
 // tmp/w-<random>/, the writer directory of this DirStore, which is held by
 // flock for as long as the DirStore lives: whoever can take the lock of such a
 // directory knows that its owner is dead and may remove it.
@@ -83,7 +83,7 @@ func (s *DirStore) TempDir(pattern string) (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(writer, randomName(pattern))
-	if err := os.Mkdir(dir, 0o777); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make a temporary directory: %w", err)
 	}
 	return dir, nil
@@ -96,7 +96,7 @@ func (s *DirStore) Create() (Draft, error) {
 		return nil, err
 	}
 	p := filepath.Join(writer, randomName("draft-*"))
-	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o444)
+	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
 	if err != nil {
 		return nil, fmt.Errorf("create a draft: %w", err)
 	}
@@ -237,7 +237,7 @@ func (s *DirStore) ensureDir(rel string) error {
 	if err := s.ensureDir(path.Dir(rel)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(s.path(rel), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(s.path(rel), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err := SyncDir(s.path(path.Dir(rel))); err != nil {
@@ -268,7 +268,7 @@ func (s *DirStore) writerDir() (string, error) {
 		return s.lock.Name(), nil
 	}
 	tmp := filepath.Join(s.dir, "tmp")
-	if err := os.Mkdir(tmp, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
 	removeDead(tmp)
@@ -286,7 +286,7 @@ func lockNewDir(tmp string) (*os.File, error) {
 	const attempts = 100
 	for range attempts {
 		dir := filepath.Join(tmp, randomName("w-*"))
-		if err := os.Mkdir(dir, 0o777); err != nil {
+		if err := os.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
 		f, err := os.Open(dir)

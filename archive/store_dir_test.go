@@ -111,11 +111,11 @@ func TestDirStore(t *testing.T) {
 }
 
 func TestDirStoreModes(t *testing.T) {
-	old := unix.Umask(0o027)
+	old := unix.Umask(0)
 	defer unix.Umask(old)
 	dir := t.TempDir()
 	put(t, newDirStore(t, dir), "parts/3f/x", "x")
-	for path, want := range map[string]fs.FileMode{"parts/3f/x": 0o440, "parts/3f": 0o750 | fs.ModeDir, "parts": 0o750 | fs.ModeDir} {
+	for path, want := range map[string]fs.FileMode{"parts/3f/x": 0o400, "parts/3f": 0o700 | fs.ModeDir, "parts": 0o700 | fs.ModeDir} {
 		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Mode() != want {
 			t.Errorf("%s: %v %v, want %v", path, info.Mode(), err, want)
 		}

@@ -324,7 +324,7 @@ func copyFile(from, to string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -412,7 +412,7 @@ func (p *opener) publish(b *builder) (bool, error) {
 // if it is bad; else the error is errAgain, for it may be used.
 func (p *opener) rename(dir string, number uint64) error {
 	target := p.dir(number)
-	if err := os.Mkdir(p.r.IndexDir(), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("index: %w", err)
 	}
 	err := unix.Rename(dir, target)

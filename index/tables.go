@@ -48,7 +48,7 @@ func writeTable(dir string, b *table.Builder, id uint64) (tableFile, error) {
 
 // writeFile makes a file with the given bytes on stable storage.
 func writeFile(name string, data []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}

@@ -1,0 +1,89 @@
+package archive
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestClosedToOthers: a backup holds what only root may read, so nobody else
+// may read the repository, whatever the umask.
+func TestClosedToOthers(t *testing.T) {
+	r := newTestRepository(t)
+	draft, err := r.Store().Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := draft.Publish("parts/ab/x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.TempDir("work-"); err != nil {
+		t.Fatal(err)
+	}
+	if err := filepath.WalkDir(r.Dir(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has the mode %v", path, info.Mode())
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInitRefuses(t *testing.T) {
+	if _, err := Init(filepath.Join(t.TempDir(), "a/b"), InitOptions{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no parent directory: %v", err)
+	}
+	if _, err := Init(t.TempDir(), InitOptions{PartSize: 1}); err == nil {
+		t.Error("a part size of 1: no error")
+	}
+	full := t.TempDir()
+	if err := os.WriteFile(full+"/file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(full, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("a directory with files: %v", err)
+	}
+	r := newTestRepository(t)
+	if _, err := Init(r.Dir(), InitOptions{}); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("a repository: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	if _, err := Open(t.TempDir()); !errors.Is(err, ErrNoRepository) {
+		t.Errorf("an empty directory: %v", err)
+	}
+	errBad := errors.New("any other error")
+	const good = `{"format":1,"id":"0123456789abcdef0123456789abcdef","part_size":65536}`
+	for text, want := range map[string]error{
+		good: nil,
+		strings.Replace(good, `"format":1`, `"format":2`, 1): ErrNewerFormat,
+		strings.Replace(good, `"format":1`, `"format":0`, 1): errBad,
+		strings.Replace(good, "65536", "1", 1):               errBad,
+		good[:20]:                                            errBad,
+		"":                                                   errBad,
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, configName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Open(dir)
+		switch {
+		case want == nil && err != nil:
+			t.Errorf("%q: %v", text, err)
+		case want == ErrNewerFormat && !errors.Is(err, want), want != nil && err == nil:
+			t.Errorf("%q: %v", text, err)
+		}
+		if err == nil {
+			r.Close()
+		}
+	}
+}
