@@ -80,6 +80,14 @@ func newCatalog(all []index.Generation, source string, last uint64, sourceNumber
 	return c, nil
 }
 
+// listing returns the directory that a node is, nil where it is none.
+func (c *catalog) listing(node uint64) *listing {
+	if node == rootNode {
+		return c.root
+	}
+	return c.sources[node]
+}
+
 // newListing lists generations and "latest". Its time is that of the newest
 // generation, with the number of the newest log record as nanoseconds: the
 // kernel's copy of the listing is dropped when that changes.

@@ -66,7 +66,8 @@ type Mount struct {
 	fuse       *fuse.Server
 
 	snapshots snapshots
-	catalog   atomic.Pointer[catalog] // of the newest snapshot
+	catalog   atomic.Pointer[catalog]  // of the newest snapshot
+	before    atomic.Pointer[replaced] // the one before; nil at first
 	refreshes refreshes
 
 	unmounted chan struct{} // closed when the kernel has let go

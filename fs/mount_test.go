@@ -25,6 +25,12 @@ import (
 // is logged.
 func mount(t *testing.T, r *repo, o fs.Options) (dir string, log *messages) {
 	t.Helper()
+	dir, log, _ = mounted(t, r, o)
+	return dir, log
+}
+
+func mounted(t *testing.T, r *repo, o fs.Options) (dir string, log *messages, m *fs.Mount) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}
@@ -43,7 +49,7 @@ func mount(t *testing.T, r *repo, o fs.Options) (dir string, log *messages) {
 			m.Wait()
 		}
 	})
-	return dir, log
+	return dir, log, m
 }
 
 // mountpoint makes an empty directory that everybody can get to.
@@ -223,6 +229,7 @@ func TestAttributes(t *testing.T) {
 	wantContent(t, at+"/sticky/hard2", "shared")
 	wantErrno(t, "a name that is not there", unix.Lstat(at+"/nothing", &st), unix.ENOENT)
 	wantErrno(t, "a name below a file", unix.Lstat(at+"/file/x", &st), unix.ENOTDIR)
+	wantErrno(t, "a long name", unix.Lstat(at+"/"+strings.Repeat("x", 256), &st), unix.ENAMETOOLONG)
 	log.wantNone(t)
 }
 
@@ -893,14 +900,15 @@ func TestTwoNamesOfOneDirectory(t *testing.T) {
 }
 
 // A compaction moves contents and removes their old part at once: whoever reads
-// in the moment before the mount knows is not to notice.
+// in the moment before the mount knows is not to notice. The space of the old
+// part is freed.
 func TestCompactionUnderAReader(t *testing.T) {
 	r := newRepo(t)
 	d := r.begin("")
 	data := strings.Repeat("data", 100_000)
 	d.file("f", data)
 	d.commit("2026-11-21T03:00:00Z")
-	mnt, log := mount(t, r, fs.Options{})
+	mnt, log, m := mounted(t, r, fs.Options{})
 	stat(t, mnt+"/latest/f")
 	old := onlyPart(t, r)
 
@@ -921,6 +929,29 @@ func TestCompactionUnderAReader(t *testing.T) {
 	}
 	wantContent(t, mnt+"/latest/f", data)
 	log.wantNone(t)
+
+	moved := onlyPart(t, r)
+	if !isOpen(t, moved) {
+		t.Fatal("the part that was read is not kept open")
+	}
+	if err := os.Remove(moved); err != nil {
+		t.Fatal(err)
+	}
+	m.ReleaseRemoved()
+	if isOpen(t, moved) {
+		t.Error("a part that was removed is kept open")
+	}
+}
+
+func isOpen(t *testing.T, path string) bool {
+	t.Helper()
+	for _, e := range openFiles(t) {
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && strings.TrimSuffix(target, " (deleted)") == path {
+			return true
+		}
+	}
+	return false
 }
 
 func TestDamagedRecordIsLoggedOnce(t *testing.T) {
@@ -940,4 +971,53 @@ func TestDamagedRecordIsLoggedOnce(t *testing.T) {
 	wantContent(t, mnt+"/latest/f", "x")
 	mnt, _ = mount(t, r, fs.Options{})
 	wantContent(t, mnt+"/latest/f", "x")
+}
+
+func TestReadersWhileGenerationsComeAndGo(t *testing.T) {
+	r := newRepo(t)
+	content := func(i int) string { return strings.Repeat(fmt.Sprintf("%08d", i), 10_000) }
+	commit := func(i int) {
+		d := r.begin("")
+		d.file("f", content(i))
+		d.file("same", "same")
+		d.commit(fmt.Sprintf("2026-11-21T03:00:%02dZ", i))
+	}
+	commit(0)
+	mnt, log := mount(t, r, fs.Options{CacheSize: 1 << 20})
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for last := 0; ; {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				b, err := os.ReadFile(mnt + "/latest/f")
+				var i int
+				if _, scanErr := fmt.Sscanf(string(b[:min(8, len(b))]), "%08d", &i); err != nil || scanErr != nil || string(b) != content(i) || i < last {
+					t.Errorf("generation %d after %d: %d bytes, %v", i, last, len(b), err)
+					return
+				}
+				last = i
+				wantContent(t, mnt+"/2026-11-21/same", "same")
+				if _, err := os.ReadDir(mnt); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	before := r.last
+	for i := 1; i <= 8; i++ {
+		commit(i)
+		head := r.last
+		time.Sleep(150 * time.Millisecond)
+		r.forget(before)
+		before = head
+	}
+	within(t, "the last generation", func() bool { target, _ := os.Readlink(mnt + "/latest"); return target == "2026-11-21T03-00-08Z" })
+	close(done)
+	wg.Wait()
+	log.wantNone(t)
 }

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/backupfs/backupfs/index"
@@ -14,6 +15,9 @@ const (
 	minRetry = time.Second
 	maxRetry = 5 * time.Minute
 )
+
+// grace is how long a dropped generation is still found by its name.
+const grace = time.Second
 
 // openSnapshot opens the index at the end of the log. Where partial is set and
 // the log is damaged, it is the index of what can be read of the log.
@@ -48,8 +52,32 @@ func (r *refreshes) sourceNumber(name string) uint64 {
 // show makes a snapshot the newest.
 func (m *Mount) show(s *snapshot) {
 	m.refreshes.number = s.db.Number()
+	if old := m.catalog.Load(); old != nil {
+		m.before.Store(&replaced{old, time.Now().Add(grace)})
+	}
 	m.catalog.Store(s.catalog)
 	m.snapshots.push(s)
+}
+
+// replaced is a catalog whose generations are still found for a moment: until
+// then somebody may be on the way there from a symlink "latest" of that time.
+type replaced struct {
+	*catalog
+	until time.Time
+}
+
+// justDropped finds a generation in a listing as it was a moment ago.
+func (m *Mount) justDropped(node uint64, name string) (listed, bool) {
+	before := m.before.Load()
+	if before == nil || time.Now().After(before.until) {
+		return listed{}, false
+	}
+	l := before.listing(node)
+	if l == nil {
+		return listed{}, false
+	}
+	e, ok := l.named[name]
+	return e, ok && e.mode == syscall.S_IFDIR && e.generation.Number != 0
 }
 
 // refresh shows what was committed since the last time, and reports whether

@@ -19,6 +19,9 @@ const (
 	errNoData = fuse.Status(syscall.ENXIO) // of lseek
 )
 
+// maxName is how many bytes a name may have.
+const maxName = 255
+
 // server answers the kernel. What it does not define is refused by readOnly.
 type server struct {
 	readOnly
@@ -60,11 +63,7 @@ func (s *server) listing(node uint64) *listing {
 	if node == rootNode && s.m.pinned.Number != 0 {
 		return nil
 	}
-	c := s.m.catalog.Load()
-	if node == rootNode {
-		return c.root
-	}
-	return c.sources[node]
+	return s.m.catalog.Load().listing(node)
 }
 
 // isListing reports whether a node is, or was, a directory above the
@@ -108,6 +107,9 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 		return status
 	}
 	defer p.release()
+	if len(name) > maxName {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	entry, err := p.view().Lookup(p.dir, name)
 	switch {
 	case errors.Is(err, index.ErrNotFound):
@@ -126,11 +128,16 @@ func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse
 	if l == nil {
 		return errStale
 	}
-	e, ok := l.lookup(name)
+	if e, ok := l.lookup(name); ok {
+		return s.setListedEntry(out, e)
+	}
+	e, ok := s.m.justDropped(node, name)
 	if !ok {
 		return fuse.ENOENT
 	}
-	return s.setListedEntry(out, e)
+	status := s.setListedEntry(out, e)
+	out.SetEntryTimeout(0)
+	return status
 }
 
 func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
@@ -346,7 +353,7 @@ func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut
 	}
 	defer snap.release()
 	raw, stored := snap.db.Totals()
-	out.Bsize, out.Frsize, out.NameLen = blockSize, blockSize, 255
+	out.Bsize, out.Frsize, out.NameLen = blockSize, blockSize, maxName
 	out.Blocks = uint64(raw+blockSize-1) / blockSize
 	out.Bfree = uint64(max(raw-stored, 0)) / blockSize
 	out.Bavail = out.Bfree
