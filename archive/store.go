@@ -32,9 +32,10 @@ type ObjectInfo struct {
 // first error of Write every later call fails too.
 type Draft interface {
 	io.Writer
-	// Publish makes the object visible under name, whole and on stable
-	// storage, or not at all. The error wraps fs.ErrExist where the name is
-	// taken: of two writers of one name exactly one succeeds.
+	// Publish makes the object visible under name, whole, and returns once it
+	// is on stable storage. The error wraps fs.ErrExist where the name is
+	// taken: of two writers of one name exactly one succeeds. After another
+	// error the object may be visible, whole, but may be gone after a crash.
 	Publish(name string) error
 	// Discard drops what was written. It does nothing after Publish.
 	Discard() error
