@@ -172,6 +172,35 @@ func tenGenerations(t *testing.T, seed uint64) {
 	}
 }
 
+// TestFortyGenerations makes so many that indexes are cloned, merged and
+// rewritten, all under one mount.
+func TestFortyGenerations(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, treetest.Random(4, treetest.RandomOptions{Owners: true, Files: 100, MaxSize: 5000}))
+	r := newRepo(t)
+	first := r.all(src)
+	want := map[string]*treetest.Tree{first.Generation: readTree(t, src)}
+	m := r.mount()
+	editor := treetest.NewEditor(src, 4)
+	for range 39 {
+		_, err := editor.Edit(4)
+		must(t, err)
+		s := r.all(src)
+		want[s.Generation] = readTree(t, src)
+	}
+	if len(want) != 40 {
+		t.Errorf("40 runs gave %d generations", len(want))
+	}
+	for name, tree := range want {
+		wantTree(t, name, tree, m.at(name), treetest.Options{Holes: true})
+	}
+	if n := len(r.glob("index/*")); n > 5 {
+		t.Errorf("%d indexes are kept", n)
+	}
+	m.stop()
+	r.wantNoLeftovers()
+}
+
 // TestGenerationsInterleave edits two sources of one repository in turn.
 func TestGenerationsInterleave(t *testing.T) {
 	r := newRepo(t)

@@ -457,6 +457,26 @@ func TestBackground(t *testing.T) {
 	r.wantNoLeftovers()
 }
 
+// TestRelativePaths gives both programs paths relative to the working directory,
+// which the daemon does not keep.
+func TestRelativePaths(t *testing.T) {
+	base := tempDir(t)
+	write(t, filepath.Join(mkdir(t, base, "src"), "file"), "x")
+	m := &fuseMount{t: t, dir: mkdir(t, base, "mnt")}
+	t.Cleanup(m.stop)
+	for _, args := range [][]string{{mkbackup, "init", "repo"}, {mkbackup, "create", "repo", "--root", "src", "/"}, {backupfs, "repo", "mnt"},
+		{mkbackup, "create", "repo", "--root", "src", "/", "--source", "again"}} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = base
+		if res := runCmd(t, cmd); res.code != 0 {
+			t.Fatalf("%s: exit code %d\n%s", args, res.code, res.stderr)
+		}
+	}
+	wantContent(t, m.path("latest", "file"), "x")
+	wantContent(t, m.at("again/latest", "file"), "x")
+	(&repo{t: t, dir: filepath.Join(base, "repo")}).verify()
+}
+
 // TestKilledDaemon leaves a dead mount, which must not keep anything locked.
 func TestKilledDaemon(t *testing.T) {
 	src := tempDir(t)
