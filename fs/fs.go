@@ -178,21 +178,43 @@ func (m *Mount) release() {
 // Wait returns when the mount has ended, by Unmount or from outside.
 func (m *Mount) Wait() { <-m.done }
 
-// Unmount ends the mount. While programs use it the kernel refuses that: then
+// Unmount ends the mount. Where programs use it the kernel refuses that: then
 // it is taken out of the file tree all the same, and busy is true. It lives on
 // for those programs, out of everybody else's sight, until they let it go or
-// the process ends, after which they get errors.
+// the process ends, after which they get errors. busy is true, too, where the
+// mount lives on in another mount namespace.
 func (m *Mount) Unmount() (busy bool, err error) {
-	if err = m.fuse.Unmount(); err == nil {
-		return false, nil
+	err = unmount(m.mountpoint, false)
+	for try := 1; err != nil && try < unmountTries; try++ {
+		if m.ended(unmountPause) {
+			return false, nil
+		}
+		err = unmount(m.mountpoint, false)
 	}
-	select {
-	case <-m.unmounted:
-		return false, nil
-	default:
+	if err == nil {
+		return !m.ended(unmountPatience), nil
 	}
-	if lazily := detach(m.mountpoint); lazily != nil {
-		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, lazily)
+	if err := unmount(m.mountpoint, true); err != nil {
+		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, err)
 	}
 	return true, nil
+}
+
+// How long Unmount tries before it takes the mount for busy, and how long it
+// waits for the kernel to let go.
+const (
+	unmountTries    = 5
+	unmountPause    = 30 * time.Millisecond
+	unmountPatience = 2 * time.Second
+)
+
+// ended waits for the kernel to let go, at most for a while, and reports
+// whether it did.
+func (m *Mount) ended(wait time.Duration) bool {
+	select {
+	case <-m.unmounted:
+		return true
+	case <-time.After(wait):
+		return false
+	}
 }

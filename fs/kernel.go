@@ -146,16 +146,20 @@ func mountError(mountpoint string, err error) error {
 	return fmt.Errorf("mount %s: %w", mountpoint, err)
 }
 
-// detach takes a mount out of the file tree although it is in use.
-func detach(mountpoint string) error {
+// unmount takes a mount out of the file tree; lazily, although it is in use.
+func unmount(mountpoint string, lazily bool) error {
+	flags, args := 0, []string{"-u", mountpoint}
+	if lazily {
+		flags, args = unix.MNT_DETACH, []string{"-u", "-z", mountpoint}
+	}
 	if os.Geteuid() == 0 {
-		return unix.Unmount(mountpoint, unix.MNT_DETACH)
+		return unix.Unmount(mountpoint, flags)
 	}
 	fusermount, err := exec.LookPath("fusermount3")
 	if err != nil {
 		fusermount = "/bin/fusermount3" // mount(8) leaves us no PATH
 	}
-	out, err := exec.Command(fusermount, "-u", "-z", mountpoint).CombinedOutput()
+	out, err := exec.Command(fusermount, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
 	}

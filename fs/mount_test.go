@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -835,6 +836,38 @@ func TestUnmountFromOutside(t *testing.T) {
 	if busy, err := m.Unmount(); busy || err != nil {
 		t.Errorf("unmount after that: busy %t, %v", busy, err)
 	}
+}
+
+// A mount that another namespace has a copy of cannot end, but Unmount must.
+func TestUnmountWithACopyElsewhere(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	dir := mountpoint(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	m, err := fs.New(r.Repository, dir, fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := exec.Command("sleep", "60")
+	elsewhere.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // which is private then
+	if err := elsewhere.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := m.Unmount(); !busy || err != nil {
+		t.Errorf("unmount: busy %t, %v", busy, err)
+	}
+	if exists(dir + "/latest") {
+		t.Error("still mounted")
+	}
+	if err := elsewhere.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = elsewhere.Wait() // it was killed
+	m.Wait()
 }
 
 func TestUnmountWhileBusy(t *testing.T) {
