@@ -311,6 +311,9 @@ func (a *applier) parent(path string) (name string, err error) {
 		return "", errors.New("the root is missing: a complete generation begins with it")
 	}
 	slash := strings.LastIndexByte(path, '/')
+	if slash == 0 {
+		return "", checkName("")
+	}
 	dir, name := path[:max(slash, 0)], path[slash+1:]
 	for !within(dir, a.last().path) {
 		if err := a.shut(); err != nil {

@@ -121,6 +121,7 @@ func noTemporaryFiles(t testing.TB, r *archive.Repository) {
 }
 
 func TestOpen(t *testing.T) {
+	t.Parallel()
 	r := newRepository(t)
 	db := mustOpen(t, r, Options{})
 	if g, err := db.Generations(); db.Number() != 0 || len(g) != 0 || err != nil {
@@ -236,6 +237,7 @@ func tablesOf(t *testing.T, dir string) []string {
 // TestDamage does to the newest index what must never go unnoticed. The answers
 // stay the same, the damage is said once, and is repaired.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	check := func(err error) {
 		if err != nil {
 			panic(err)
@@ -284,6 +286,7 @@ func TestDamage(t *testing.T) {
 	h := newHistory(5, 5)
 	for name, damage := range cases {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for _, only := range []bool{true, false} { // the only index, or one of two
 				r := newRepository(t)
 				for n := range h.headers {
@@ -314,6 +317,7 @@ func TestDamage(t *testing.T) {
 // would: the checksums of the values tell. The end of a table is left alone, which
 // badger reads in goroutines of its own.
 func TestBelievedDamage(t *testing.T) {
+	t.Parallel()
 	h := newHistory(6, 4)
 	b := newTestBuilder(t)
 	for range h.headers {
@@ -392,6 +396,7 @@ func readEverything(dir string, number uint64) (string, error) {
 
 // TestForeignLog opens indexes of a log that was replaced by another one.
 func TestForeignLog(t *testing.T) {
+	t.Parallel()
 	r := newRepository(t)
 	h, other := newHistory(7, 6), newHistory(8, 6)
 	for n := uint64(1); n <= 6; n++ {
@@ -431,6 +436,7 @@ func TestForeignLog(t *testing.T) {
 // to be used as long as it can be compared with the log, and beyond that only
 // where the caller asks for it.
 func TestDamagedLog(t *testing.T) {
+	t.Parallel()
 	h := newHistory(9, 6)
 	build := func(t *testing.T, indexes, damaged uint64) *archive.Repository {
 		r := newRepository(t)
@@ -456,6 +462,7 @@ func TestDamagedLog(t *testing.T) {
 		{"last record", 6, 6, 0, 6},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			r := build(t, c.indexes, c.damaged)
 			before := fmt.Sprint(sealedIndexes(t, r))
 			var said messages
@@ -499,6 +506,7 @@ func TestDamagedLog(t *testing.T) {
 
 // TestConcurrentPublishers has many processes open the index while the log grows.
 func TestConcurrentPublishers(t *testing.T) {
+	t.Parallel()
 	r := newRepository(t)
 	h := newHistory(10, 12)
 	h.commit(t, r, 1)

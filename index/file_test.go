@@ -1,0 +1,164 @@
+package index
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// fakeParts reads parts whose bytes are a function of part and offset.
+type fakeParts struct{ fail bool }
+
+func (f fakeParts) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
+	for i := range b {
+		b[i] = rawByte(p.Name, rawOffset+int64(i))
+	}
+	if f.fail {
+		return errors.New("damaged part")
+	}
+	return nil
+}
+
+func rawByte(part archive.Digest, rawOffset int64) byte {
+	return byte(rawOffset*7+rawOffset>>8+int64(part[7])) | 1 // never zero
+}
+
+// sparseFile makes a file of count extents, some of them behind holes, and
+// returns its bytes.
+func sparseFile(rnd *rand.Rand, count int, tail int64) (lines []archive.Line, e *archive.Entry, content []byte) {
+	part := &archive.Part{Stored: 1000, Raw: 1 << 30, TailStored: 10}
+	part.Name[7] = 9
+	lines = append(lines, archive.Line{Part: part})
+	e = &archive.Entry{Path: "f", Attr: fileAttr(0)}
+	for i := range count {
+		if rnd.IntN(3) == 0 {
+			content = append(content, make([]byte, 1+rnd.IntN(300))...)
+		}
+		x := archive.Extent{Offset: int64(len(content)), Len: int64(1 + rnd.IntN(100)), Hash: archive.HashOf(fmt.Append(nil, i))}
+		place := archive.Placement{Part: part.Name, Content: archive.Content{Hash: x.Hash, RawOffset: int64(i) * 512, RawLen: x.Len}}
+		for n := range x.Len {
+			content = append(content, rawByte(part.Name, place.RawOffset+n))
+		}
+		lines = append(lines, archive.Line{Content: &place})
+		e.Data = append(e.Data, x)
+	}
+	content = append(content, make([]byte, tail)...)
+	e.Attr.Size = int64(len(content))
+	return append(lines, entryLine(".", dirAttr()), archive.Line{Entry: e}), e, content
+}
+
+// TestReadAt reads files of no, few and many extents, with holes at the start, in
+// the middle and at the end.
+func TestReadAt(t *testing.T) {
+	t.Parallel()
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, count := range []int{0, 1, inlineExtents, inlineExtents + 1, segmentExtents, segmentExtents + 1, 3 * segmentExtents, 3*segmentExtents + 1} {
+		for _, tail := range []int64{0, 100} {
+			lines, entry, content := sparseFile(rnd, count, tail)
+			b := newTestBuilder(t)
+			if err := applyLines(t, b, archive.KindGeneration, 0, lines...); err != nil {
+				t.Fatal(err)
+			}
+			db := finished(t, b)
+			e, err := db.At(1).Resolve(1, "f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkReads(t, rnd, db, e.Ino, content)
+			checkHoles(t, rnd, db, e.Ino, entry.Data, int64(len(content)))
+			if count > 0 {
+				buf := make([]byte, len(content))
+				if n, err := db.ReadAt(fakeParts{fail: true}, e.Ino, buf, 0); err == nil || !bytes.Equal(buf[:n], content[:n]) {
+					t.Errorf("damaged part: %d bytes, %v", n, err)
+				}
+			}
+		}
+	}
+}
+
+func checkReads(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, content []byte) {
+	t.Helper()
+	want := bytes.NewReader(content)
+	for range 60 {
+		off, n := int64(rnd.IntN(len(content)+10)), rnd.IntN(len(content)+20)
+		if rnd.IntN(2) == 0 {
+			n = rnd.IntN(300)
+		}
+		got, expected := bytes.Repeat([]byte{'?'}, n), bytes.Repeat([]byte{'?'}, n)
+		gotN, gotErr := db.ReadAt(fakeParts{}, ino, got, off)
+		wantN, wantErr := want.ReadAt(expected, off)
+		if gotN != wantN || gotErr != wantErr || !bytes.Equal(got, expected) {
+			t.Fatalf("read %d bytes at %d of %d: %d, %v, want %d, %v", n, off, len(content), gotN, gotErr, wantN, wantErr)
+		}
+	}
+	if _, err := db.ReadAt(fakeParts{}, ino, make([]byte, 1), -1); err == nil || err == io.EOF {
+		t.Errorf("negative offset: %v", err)
+	}
+}
+
+func checkHoles(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, data []archive.Extent, size int64) {
+	t.Helper()
+	isData := func(off int64) bool {
+		return slices.ContainsFunc(data, func(e archive.Extent) bool { return e.Offset <= off && off < e.Offset+e.Len })
+	}
+	for range 40 {
+		off := int64(rnd.IntN(int(size) + 2))
+		nextData, nextHole := off, off
+		for nextData < size && !isData(nextData) {
+			nextData++
+		}
+		for nextHole < size && isData(nextHole) {
+			nextHole++
+		}
+		got, err := db.NextData(ino, off)
+		if nextData >= size != errors.Is(err, ErrNotFound) || err == nil && got != nextData {
+			t.Fatalf("next data behind %d: %d, %v, want %d of %d", off, got, err, nextData, size)
+		}
+		got, err = db.NextHole(ino, off)
+		if off >= size != errors.Is(err, ErrNotFound) || err == nil && got != nextHole {
+			t.Fatalf("next hole behind %d: %d, %v, want %d of %d", off, got, err, nextHole, size)
+		}
+	}
+}
+
+// TestExtents checks that extents are returned whole, and only those in the range.
+func TestExtents(t *testing.T) {
+	t.Parallel()
+	rnd := rand.New(rand.NewPCG(3, 4))
+	lines, entry, content := sparseFile(rnd, 1300, 5)
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0, lines...); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	e, err := db.At(1).Resolve(1, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		off, n := int64(rnd.IntN(len(content)+10)), int64(rnd.IntN(2000))
+		var want []int64
+		for _, x := range entry.Data {
+			if x.Offset < off+n && x.Offset+x.Len > off {
+				want = append(want, x.Offset)
+			}
+		}
+		list, err := db.Extents(e.Ino, off, n)
+		var got []int64
+		for _, x := range list {
+			got = append(got, x.Offset)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("%d+%d: %d, %v, want %d", off, n, got, err, want)
+		}
+	}
+	if _, err := db.Extents(e.Ino+2, 0, 1); !errors.Is(err, ErrNotFound) {
+		t.Errorf("extents of no inode: %v", err)
+	}
+}
