@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,7 +133,17 @@ func anonymous(t *testing.T, pid int) int {
 	return kib >> 10
 }
 
+// withRaceDetector reports whether the program takes the memory of the race
+// detector, several times its own.
+func withRaceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
 func TestMemoryIsBounded(t *testing.T) {
+	if withRaceDetector() {
+		t.Skip("the race detector takes more memory")
+	}
 	const files, size, cache = 64, 2 << 20, 16
 	repo := newRepo(t, files, size)
 	mnt, process := foreground(t, repo, "--cache-size", fmt.Sprintf("%dM", cache))
