@@ -172,7 +172,7 @@ func (m *Mount) run() {
 
 func (m *Mount) release() {
 	m.snapshots.close()
-	m.parts.Close()
+	_ = m.parts.Close() // it was only read from
 }
 
 // Wait returns when the mount has ended, by Unmount or from outside.

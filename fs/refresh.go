@@ -26,19 +26,21 @@ func (m *Mount) openSnapshot(partial bool) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	generations, err := db.Generations()
+	c, err := m.readCatalog(db)
 	if err != nil {
-		db.Close()
-		return nil, err
-	}
-	c, err := newCatalog(generations, m.options.Source, db.Number(), m.refreshes.sourceNumber)
-	if err != nil {
-		db.Close()
-		return nil, err
+		return nil, errors.Join(err, db.Close())
 	}
 	s := &snapshot{catalog: c, db: db}
 	s.refs.Store(1)
 	return s, nil
+}
+
+func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
+	generations, err := db.Generations()
+	if err != nil {
+		return nil, err
+	}
+	return newCatalog(generations, m.options.Source, db.Number(), m.refreshes.sourceNumber)
 }
 
 // sourceNumber returns the number that a source has for the life of the mount.

@@ -23,7 +23,7 @@ type snapshot struct {
 // release gives a reference back.
 func (s *snapshot) release() {
 	if s.refs.Add(-1) == 0 {
-		s.db.Close()
+		_ = s.db.Close() // it was only read from; a temporary directory that stays is removed by a later writer
 	}
 }
 

@@ -88,7 +88,7 @@ func readyPipe() (*os.File, bool) {
 	if err != nil {
 		return nil, false
 	}
-	os.Unsetenv(readyVariable)
+	_ = os.Unsetenv(readyVariable) // children need not know
 	unix.CloseOnExec(fd)
 	return os.NewFile(uintptr(fd), "ready"), true
 }

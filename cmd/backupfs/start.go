@@ -45,7 +45,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err != nil {
 		return err
 	}
-	defer repository.Close()
+	defer func() { _ = repository.Close() }() // nothing was written to it but an index, which is published
 	c.Log = log
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
