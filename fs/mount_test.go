@@ -776,20 +776,27 @@ func TestStatFS(t *testing.T) {
 	}
 }
 
-func TestUnmountFreesEverything(t *testing.T) {
-	r := newRepo(t)
-	d := r.begin("")
-	d.file("f", "x")
-	d.commit("2026-11-21T03:00:00Z")
-	dir := mountpoint(t)
+// mountSmall mounts a repository with a file "f". The test unmounts it.
+func mountSmall(t *testing.T) (m *fs.Mount, dir string, r *repo) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}
+	r, dir = newRepo(t), mountpoint(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	m, err := fs.New(r.Repository, dir, fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // if the test did not
+	return m, dir, r
+}
+
+func TestUnmountFreesEverything(t *testing.T) {
+	m, dir, r := mountSmall(t)
 	once := func() {
-		m, err := fs.New(r.Repository, dir, fs.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
 		wantContent(t, dir+"/latest/f", "x")
 		if busy, err := m.Unmount(); busy || err != nil {
 			t.Errorf("unmount: busy %t, %v", busy, err)
@@ -799,6 +806,10 @@ func TestUnmountFreesEverything(t *testing.T) {
 	once()
 	files, routines := openFiles(t), runtime.NumGoroutine()
 	for range 5 {
+		var err error
+		if m, err = fs.New(r.Repository, dir, fs.Options{}); err != nil {
+			t.Fatal(err)
+		}
 		once()
 	}
 	within(t, "back to where it was", func() bool { return len(openFiles(t)) <= len(files) && runtime.NumGoroutine() <= routines })
@@ -817,18 +828,7 @@ func openFiles(t *testing.T) []iofs.DirEntry {
 }
 
 func TestUnmountFromOutside(t *testing.T) {
-	r := newRepo(t)
-	d := r.begin("")
-	d.file("f", "x")
-	d.commit("2026-11-21T03:00:00Z")
-	dir := mountpoint(t)
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
-	m, err := fs.New(r.Repository, dir, fs.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, dir, _ := mountSmall(t)
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Error(err)
 	}
@@ -840,18 +840,7 @@ func TestUnmountFromOutside(t *testing.T) {
 
 // A mount that another namespace has a copy of cannot end, but Unmount must.
 func TestUnmountWithACopyElsewhere(t *testing.T) {
-	r := newRepo(t)
-	d := r.begin("")
-	d.file("f", "x")
-	d.commit("2026-11-21T03:00:00Z")
-	dir := mountpoint(t)
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
-	m, err := fs.New(r.Repository, dir, fs.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, dir, _ := mountSmall(t)
 	elsewhere := exec.Command("sleep", "60")
 	elsewhere.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS} // which is private then
 	if err := elsewhere.Start(); err != nil {
@@ -871,18 +860,7 @@ func TestUnmountWithACopyElsewhere(t *testing.T) {
 }
 
 func TestUnmountWhileBusy(t *testing.T) {
-	r := newRepo(t)
-	d := r.begin("")
-	d.file("f", "x")
-	d.commit("2026-11-21T03:00:00Z")
-	dir := mountpoint(t)
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
-	m, err := fs.New(r.Repository, dir, fs.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, dir, _ := mountSmall(t)
 	f, err := os.Open(dir + "/latest/f")
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ func notify(state string) error {
 	if err != nil {
 		return fmt.Errorf("tell systemd %s: %w", state, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // a datagram is sent or not before that
 	if _, err := conn.Write([]byte(state)); err != nil {
 		return fmt.Errorf("tell systemd %s: %w", state, err)
 	}
