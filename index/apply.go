@@ -139,15 +139,15 @@ func (a *applier) start() error {
 	return nil
 }
 
-func (a *applier) head() (h head, err error) {
+func (a *applier) head() (head, error) {
 	if len(a.header.Source) > maxName {
 		return head{}, fmt.Errorf("source name of %d bytes", len(a.header.Source))
 	}
-	err = a.b.get(appendSourceKey(a.key[:0], a.header.Source), func(value []byte) error {
-		h, err = decodeHead(value)
-		return err
-	})
-	return h, err
+	value, err := a.b.get(appendSourceKey(a.key[:0], a.header.Source))
+	if err != nil {
+		return head{}, err
+	}
+	return decodeHead(value)
 }
 
 func (a *applier) line(l archive.Line) error {
@@ -211,21 +211,20 @@ func (a *applier) findPart(name archive.Digest) (bool, error) {
 	if a.part.Name == name && a.part.Raw > 0 {
 		return true, nil
 	}
-	var number uint64
-	err := a.b.get(appendPartNameKey(a.key[:0], name), func(value []byte) (err error) {
-		number, err = decodeNumber(value)
-		return err
-	})
+	value, err := a.b.get(appendPartNameKey(a.key[:0], name))
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}
-	if err == nil {
-		a.number = number
-		err = a.b.get(appendID(a.key[:0], spacePart, number), func(value []byte) (err error) {
-			a.part, err = decodePart(value)
-			return err
-		})
+	if err != nil {
+		return false, err
 	}
+	if a.number, err = decodeNumber(value); err != nil {
+		return false, err
+	}
+	if value, err = a.b.get(appendID(a.key[:0], spacePart, a.number)); err != nil {
+		return false, missing(err, "part number %d", a.number)
+	}
+	a.part, err = decodePart(value)
 	return err == nil, err
 }
 
@@ -255,16 +254,18 @@ func (a *applier) addContent(c archive.Placement) error {
 
 func (a *applier) forget(number uint64) error {
 	key := appendID(a.key[:0], spaceGeneration, number)
-	gone := true
-	err := a.b.get(key, func(value []byte) error {
-		g, err := decodeGeneration(number, value)
-		gone = g.gone
-		return err
-	})
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	value, err := a.b.get(key)
+	if errors.Is(err, ErrNotFound) {
+		return errors.New("no such generation, or forgotten already")
+	}
+	if err != nil {
 		return err
 	}
-	if gone {
+	g, err := decodeGeneration(number, value)
+	if err != nil {
+		return err
+	}
+	if g.gone {
 		return errors.New("no such generation, or forgotten already")
 	}
 	a.value = appendForgotten(a.value[:0], a.header.Time)
@@ -376,18 +377,18 @@ func checkName(name string) error {
 
 // lookup returns what is in a directory under a name; its kind is gone where
 // there is nothing.
-func (a *applier) lookup(f *frame, name string) (e dirent, err error) {
+func (a *applier) lookup(f *frame, name string) (dirent, error) {
 	if f.fresh {
 		return dirent{}, nil
 	}
-	err = a.b.get(appendDirentKey(a.key[:0], f.dir, name), func(value []byte) error {
-		e, err = decodeDirent(value)
-		return err
-	})
+	value, err := a.b.get(appendDirentKey(a.key[:0], f.dir, name))
 	if errors.Is(err, ErrNotFound) {
-		err = nil
+		return dirent{}, nil
 	}
-	return e, err
+	if err != nil {
+		return dirent{}, err
+	}
+	return decodeDirent(value)
 }
 
 // load makes the node of an open directory known.
@@ -395,19 +396,14 @@ func (a *applier) load(f *frame) error {
 	if f.loaded {
 		return nil
 	}
-	there := false
-	err := a.b.get(appendNodeKey(a.key[:0], f.dir), func(value []byte) (err error) {
-		f.node, there, err = decodeNode(value)
-		return err
-	})
-	if err == nil && !there {
-		err = ErrNotFound
+	value, err := a.b.get(appendNodeKey(a.key[:0], f.dir))
+	if err == nil {
+		f.node, f.loaded, err = decodeNode(value)
 	}
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: directory %d is missing", ErrDamaged, f.dir)
+	if err != nil || !f.loaded {
+		return missing(err, "directory %d", f.dir)
 	}
-	f.loaded = err == nil
-	return err
+	return nil
 }
 
 // count adds n to the number of entries of the last open directory.
@@ -635,16 +631,15 @@ func (a *applier) leafInode(e *archive.Entry) (Ino, error) {
 	}
 	print := fingerprint(e)
 	key := appendGroupKey(nil, a.tree.root, e.Group)
-	var old group
-	err := a.b.get(key, func(value []byte) (err error) {
-		old, err = decodeGroup(value)
-		return err
-	})
-	if err == nil && old.print == print {
-		return old.ino, nil
-	}
+	value, err := a.b.get(key)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return 0, err
+	}
+	if err == nil {
+		old, err := decodeGroup(value)
+		if err != nil || old.print == print {
+			return old.ino, err
+		}
 	}
 	ino, err := a.newInode(e)
 	if err != nil {
@@ -732,21 +727,18 @@ func (a *applier) checkContent(e archive.Extent) error {
 	if n, ok := a.recent[binary.BigEndian.Uint64(e.Hash[:])]; ok && int64(n) == e.Len {
 		return nil
 	}
-	length := int64(0)
-	err := a.b.get(appendContentKey(a.key[:0], e.Hash), func(value []byte) error {
-		p, err := decodePlace(value)
-		length = p.rawLen
-		return err
-	})
-	switch {
-	case errors.Is(err, ErrNotFound):
+	value, err := a.b.get(appendContentKey(a.key[:0], e.Hash))
+	if errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("offset %d: content %s, which no record named", e.Offset, e.Hash)
-	case err != nil:
-		return err
-	case length != e.Len:
-		return fmt.Errorf("offset %d: %d bytes of content %s, which has %d", e.Offset, e.Len, e.Hash, length)
 	}
-	return nil
+	if err != nil {
+		return err
+	}
+	p, err := decodePlace(value)
+	if err == nil && p.rawLen != e.Len {
+		err = fmt.Errorf("offset %d: %d bytes of content %s, which has %d", e.Offset, e.Len, e.Hash, p.rawLen)
+	}
+	return err
 }
 
 func checkEntry(e *archive.Entry) error {

@@ -208,36 +208,115 @@ func readMany(b *testing.B, last *builder) {
 	defer db.Close()
 	b.Logf("open without the verification: %v; %d MB of memory", time.Since(start), anonymous()>>20)
 	for _, g := range []uint64{1, last.number} {
-		v := db.At(g)
-		root := DirID(1)
-		start = time.Now()
-		const gets = 20000
-		for n := range gets {
-			dir, err := v.Resolve(root, bigPath(n * 47 % bigFiles)[:11])
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := v.Lookup(dir.Dir, fmt.Sprintf("file-%02d.txt", n%bigDir)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		b.Logf("generation %d: resolve of 3 names: %v", g, time.Since(start)/gets)
-		start = time.Now()
-		entries, lists := 0, 0
-		for n := 0; n < bigFiles; n += 47 * bigDir {
-			e, err := v.Resolve(root, bigPath(n)[:11])
-			if err != nil {
-				b.Fatal(err)
-			}
-			resolved := time.Now()
-			if err := v.List(e.Dir, "", func(Dirent) bool { entries++; return true }); err != nil {
-				b.Fatal(err)
-			}
-			start = start.Add(-time.Since(resolved))
-			lists++
-			_ = resolved
-		}
-		b.Logf("generation %d: %d lists of 20", g, lists)
+		b.Logf("generation %d: %s", g, readCosts(b, db, db.At(g)))
 	}
 	b.Logf("%d MB of memory", anonymous()>>20)
+}
+
+// readCosts measures each kind of read at places all over the big tree.
+func readCosts(b *testing.B, db *DB, v View) string {
+	const reads = 5000
+	var dirs []Dirent
+	var inos []Ino
+	for n := range reads {
+		e, err := v.Resolve(1, bigPath(n * 197 % bigFiles)[:11])
+		if err != nil {
+			b.Fatal(err)
+		}
+		dirs = append(dirs, e)
+	}
+	check := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	var costs []string
+	measure := func(what string, read func(n int)) {
+		start := time.Now()
+		for n := range reads {
+			read(n)
+		}
+		costs = append(costs, fmt.Sprintf("%s %v", what, (time.Since(start)/reads).Round(100*time.Nanosecond)))
+	}
+	measure("lookup", func(n int) {
+		e, err := v.Lookup(dirs[n].Dir, "file-07.txt")
+		check(err)
+		inos = append(inos, e.Ino)
+	})
+	measure("dir", func(n int) { _, err := v.Dir(dirs[n].Dir); check(err) })
+	measure("list of 20", func(n int) { check(v.List(dirs[n].Dir, "", func(Dirent) bool { return true })) })
+	measure("inode", func(n int) { _, err := db.Inode(inos[n]); check(err) })
+	measure("extents", func(n int) { _, err := db.Extents(inos[n], 0, 1<<20); check(err) })
+	return strings.Join(costs, ", ")
+}
+
+// BenchmarkOpen opens a sealed index of 100,000 files.
+func BenchmarkOpen(b *testing.B) {
+	made := newTestBuilder(b)
+	if err := made.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles/10))); err != nil {
+		b.Fatal(err)
+	}
+	if err := made.finish(true); err != nil {
+		b.Fatal(err)
+	}
+	if err := writeSeal(made, "test"); err != nil {
+		b.Fatal(err)
+	}
+	who, err := ownersOf(made.dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(stored(made))
+	for b.Loop() {
+		if _, err := verifySeal(made.dir, "test", 1, who); err != nil {
+			b.Fatal(err)
+		}
+		db, err := newDB(made.dir, 1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		db.Close()
+	}
+}
+
+// BenchmarkRead measures reads of an index of 100,000 files in one run.
+func BenchmarkRead(b *testing.B) {
+	made := newTestBuilder(b)
+	if err := made.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles/10))); err != nil {
+		b.Fatal(err)
+	}
+	if err := made.spill(); err != nil {
+		b.Fatal(err)
+	}
+	made.close()
+	if err := made.compact(1, true); err != nil {
+		b.Fatal(err)
+	}
+	db := finished(b, made)
+	v := db.At(1)
+	dir, err := v.Resolve(1, "0010/001000")
+	if err != nil {
+		b.Fatal(err)
+	}
+	e, err := v.Lookup(dir.Dir, "file-07.txt")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, read := range map[string]func() error{
+		"Lookup":  func() error { _, err := v.Lookup(dir.Dir, "file-07.txt"); return err },
+		"Absent":  func() error { v.Lookup(dir.Dir, "file-77.txt"); return nil },
+		"Dir":     func() error { _, err := v.Dir(dir.Dir); return err },
+		"List20":  func() error { return v.List(dir.Dir, "", func(Dirent) bool { return true }) },
+		"Inode":   func() error { _, err := db.Inode(e.Ino); return err },
+		"Extents": func() error { _, err := db.Extents(e.Ino, 0, 1<<20); return err },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := read(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

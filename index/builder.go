@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"slices"
 
@@ -59,15 +58,12 @@ func newBuilder(dir string, tables []tableFile, number uint64) (*builder, error)
 	return b, nil
 }
 
-func readMeta(db *badger.DB, number uint64) (m meta, err error) {
-	err = get(db, number, []byte{spaceMeta}, func(value []byte) error {
-		m, err = decodeMeta(value)
-		return err
-	})
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: no meta of record %d", ErrDamaged, number)
+func readMeta(db *badger.DB, number uint64) (meta, error) {
+	value, err := get(db, number, []byte{spaceMeta})
+	if err != nil {
+		return meta{}, missing(err, "meta of record %d", number)
 	}
-	return m, err
+	return decodeMeta(value)
 }
 
 // reopen makes the tables readable.
@@ -122,17 +118,13 @@ func (b *builder) put(key, value []byte) error {
 }
 
 // get is get at the newest version, what is in memory included.
-func (b *builder) get(key []byte, use func(value []byte) error) error {
+func (b *builder) get(key []byte) ([]byte, error) {
 	if b.memory != nil {
 		if v := b.memory.Get(b.versionedKey(key, math.MaxUint64)); v.Version > 0 {
-			value, err := openValue(key, v.Version, v.Value)
-			if err != nil {
-				return err
-			}
-			return use(value)
+			return openValue(key, v.Version, v.Value)
 		}
 	}
-	return get(b.disk, math.MaxUint64, key, use)
+	return get(b.disk, math.MaxUint64, key)
 }
 
 // scan yields the newest version of every key that begins with prefix, in order.

@@ -160,7 +160,7 @@ func copyKeys(c *cursor, run *runWriter, s *sieve) error {
 			if n == len(all) {
 				all = append(all, version{})
 			}
-			all[n].at, all[n].sealed = c.at, append(all[n].sealed[:0], c.buf...)
+			all[n].at, all[n].sealed = c.at, append(all[n].sealed[:0], c.sealed...)
 			n++
 		}
 		kept := all[:n]

@@ -78,13 +78,13 @@ func (d *DB) Head(source string) (number uint64, ok bool, err error) {
 	if len(source) > maxName {
 		return 0, false, nil
 	}
-	err = get(d.tables, d.number, appendSourceKey(make([]byte, 0, maxKey), source), func(value []byte) error {
-		h, err := decodeHead(value)
-		number = h.number
-		return err
-	})
+	value, err := get(d.tables, d.number, appendSourceKey(make([]byte, 0, maxKey), source))
 	if errors.Is(err, ErrNotFound) {
 		return 0, false, nil
 	}
-	return number, err == nil, err
+	if err != nil {
+		return 0, false, err
+	}
+	h, err := decodeHead(value)
+	return h.number, err == nil, err
 }

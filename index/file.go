@@ -21,13 +21,12 @@ func (d *DB) Inode(i Ino) (Inode, error) {
 	return n.Inode, err
 }
 
-func (d *DB) inode(i Ino) (n inode, err error) {
-	err = get(d.tables, d.number, appendInodeKey(make([]byte, 0, idKey), i), func(value []byte) error {
-		n, err = decodeInode(value)
-		n.extents = append([]byte(nil), n.extents...)
-		return err
-	})
-	return n, err
+func (d *DB) inode(i Ino) (inode, error) {
+	value, err := get(d.tables, d.number, appendInodeKey(make([]byte, 0, idKey), i))
+	if err != nil {
+		return inode{}, err
+	}
+	return decodeInode(value)
 }
 
 // Extents returns the extents that touch the n bytes of a file from off on, whole
@@ -49,11 +48,12 @@ func (d *DB) extents(i Ino, node inode, off, n int64) ([]Extent, error) {
 		}
 		var p Place
 		p, placeErr = d.Content(e.Hash)
-		if errors.Is(placeErr, ErrNotFound) || placeErr == nil && p.RawLen != e.Len {
-			placeErr = fmt.Errorf("%w: content %s of inode %d is missing", ErrDamaged, e.Hash, i)
+		if placeErr != nil || p.RawLen != e.Len {
+			placeErr = missing(placeErr, "content %s of inode %d, %d bytes", e.Hash, i, e.Len)
+			return false
 		}
 		list = append(list, Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
-		return placeErr == nil
+		return true
 	})
 	if err == nil {
 		err = placeErr
@@ -98,7 +98,7 @@ func (d *DB) segmentOf(i Ino, off int64) (int64, error) {
 	}
 	err := c.close()
 	if err == nil && !found {
-		err = fmt.Errorf("%w: extents of inode %d are missing", ErrDamaged, i)
+		err = missing(nil, "extents of inode %d", i)
 	}
 	return off, err
 }
@@ -106,15 +106,13 @@ func (d *DB) segmentOf(i Ino, off int64) (int64, error) {
 // segment yields the extents of one segment. more says whether all were yielded.
 func (d *DB) segment(i Ino, offset int64, yield func(archive.Extent) bool) (next int64, more bool, err error) {
 	key := appendSegmentKey(make([]byte, 0, idKey+8), i, offset)
-	err = get(d.tables, d.number, key, func(value []byte) error {
-		var extents []byte
-		if next, extents, err = decodeSegment(value); err == nil {
-			more, err = decodeExtents(extents, offset, yield)
-		}
-		return err
-	})
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: extents of inode %d from %d on are missing", ErrDamaged, i, offset)
+	value, err := get(d.tables, d.number, key)
+	if err != nil {
+		return 0, false, missing(err, "extents of inode %d from %d on", i, offset)
+	}
+	next, extents, err := decodeSegment(value)
+	if err == nil {
+		more, err = decodeExtents(extents, offset, yield)
 	}
 	return next, more, err
 }
@@ -163,15 +161,12 @@ func (d *DB) NextHole(i Ino, off int64) (int64, error) {
 
 // Xattr returns the value of an extended attribute. The error wraps ErrNotFound
 // where the inode has none of that name.
-func (d *DB) Xattr(i Ino, name string) (value string, err error) {
+func (d *DB) Xattr(i Ino, name string) (string, error) {
 	if !i.HasXattrs() || len(name) > maxName {
 		return "", ErrNotFound
 	}
-	err = get(d.tables, d.number, appendXattrKey(make([]byte, 0, maxKey), i, name), func(v []byte) error {
-		value = string(v)
-		return nil
-	})
-	return value, err
+	value, err := get(d.tables, d.number, appendXattrKey(make([]byte, 0, maxKey), i, name))
+	return string(value), err
 }
 
 // Xattrs returns the extended attributes of an inode, ordered by name.
@@ -189,11 +184,11 @@ func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 // Content returns where a content lies now. The error wraps ErrNotFound where
 // the index does not know it.
 func (d *DB) Content(h archive.Hash) (Place, error) {
-	var p place
-	err := get(d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h), func(value []byte) (err error) {
-		p, err = decodePlace(value)
-		return err
-	})
+	value, err := get(d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
+	if err != nil {
+		return Place{}, err
+	}
+	p, err := decodePlace(value)
 	if err != nil {
 		return Place{}, err
 	}
@@ -212,15 +207,12 @@ func (d *DB) part(number uint64) (archive.Part, error) {
 	if ok {
 		return p, nil
 	}
-	err := get(d.tables, d.number, appendID(make([]byte, 0, idKey), spacePart, number), func(value []byte) (err error) {
-		p, err = decodePart(value)
-		return err
-	})
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: part number %d is missing", ErrDamaged, number)
-	}
+	value, err := get(d.tables, d.number, appendID(make([]byte, 0, idKey), spacePart, number))
 	if err != nil {
-		return p, err
+		return archive.Part{}, missing(err, "part number %d", number)
+	}
+	if p, err = decodePart(value); err != nil {
+		return archive.Part{}, err
 	}
 	d.partsMu.Lock()
 	defer d.partsMu.Unlock()

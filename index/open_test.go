@@ -629,3 +629,27 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestFault reads an index whose table was cut under it: what would be the end of
+// a process that believes its memory is an error.
+func TestFault(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(2000))); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	if err := os.Truncate(filepath.Join(b.dir, b.tables[0].name()), 0); err != nil {
+		t.Fatal(err)
+	}
+	v := db.At(1)
+	if _, err := v.Lookup(1, "0000"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("lookup: %v", err)
+	}
+	if err := v.List(1, "", func(Dirent) bool { return true }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("list: %v", err)
+	}
+	if err := scan(db.tables, 1, []byte{spaceDirent}, func(_, _ []byte) error { return nil }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("scan: %v", err)
+	}
+}

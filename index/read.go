@@ -17,7 +17,7 @@ import (
 // openTables opens the badger database in dir for reading. It takes no lock: the
 // directory never changes.
 func openTables(dir string) (db *badger.DB, err error) {
-	defer guard("open "+dir, &err)()
+	defer rescue("open "+dir, debug.SetPanicOnFault(true), &err)
 	db, err = badger.OpenManaged(badger.DefaultOptions(dir).WithReadOnly(true).WithBypassLockGuard(true).
 		WithLogger(nil).WithMetricsEnabled(false).WithCompression(options.None).WithBlockCacheSize(0).
 		WithDetectConflicts(false).WithNumVersionsToKeep(math.MaxInt).WithMaxLevels(maxLevels))
@@ -35,57 +35,60 @@ func closeTables(db *badger.DB) {
 		return
 	}
 	var err error
-	defer guard("close", &err)()
+	defer rescue("close", debug.SetPanicOnFault(true), &err)
 	db.Close()
 }
 
-// guard is called around badger: it turns a panic and a fault in mapped memory
-// into an error.
-func guard(what string, err *error) func() {
-	old := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(old)
-		if r := recover(); r != nil {
-			*err = fmt.Errorf("%w: %s: %v", ErrDamaged, what, r)
-		}
+// rescue is deferred around every use of badger: it turns a panic and a fault in
+// mapped memory into an error. old is what debug.SetPanicOnFault returned.
+func rescue(what string, old bool, err *error) {
+	debug.SetPanicOnFault(old)
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("%w: %s: %v", ErrDamaged, what, r)
 	}
 }
 
-// get calls use with the newest value of key that is not newer than ts. The
-// value is valid during the call. It returns ErrNotFound where there is none.
-func get(db *badger.DB, ts uint64, key []byte, use func(value []byte) error) (err error) {
+// get returns the newest value of key that is not newer than ts. It returns
+// ErrNotFound where there is none.
+func get(db *badger.DB, ts uint64, key []byte) (value []byte, err error) {
 	if db == nil {
-		return ErrNotFound
+		return nil, ErrNotFound
 	}
-	defer guard("read", &err)()
+	defer rescue("read", debug.SetPanicOnFault(true), &err)
 	txn := db.NewTransactionAt(ts, false)
 	defer txn.Discard()
 	item, err := txn.Get(key)
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return ErrNotFound
+	if err == badger.ErrKeyNotFound {
+		return nil, ErrNotFound
+	}
+	if err == nil {
+		value, err = item.ValueCopy(nil)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: key %q: %w", ErrDamaged, key, err)
+		return nil, fmt.Errorf("%w: key %q: %w", ErrDamaged, key, err)
 	}
-	return item.Value(func(sealed []byte) error {
-		value, err := openValue(key, item.Version(), sealed)
-		if err != nil {
-			return err
-		}
-		return use(value)
-	})
+	return openValue(key, item.Version(), value)
+}
+
+// missing returns the error of what another value promises, but is not there, or
+// not as promised; any other error it returns as it is.
+func missing(err error, format string, args ...any) error {
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: %s: missing", ErrDamaged, fmt.Sprintf(format, args...))
 }
 
 // cursor runs over the keys that begin with a prefix. It is used by one
 // goroutine and must be closed.
 type cursor struct {
-	txn   *badger.Txn
-	it    *badger.Iterator
-	key   []byte // valid until the next move, as
-	value []byte // is the value
-	buf   []byte
-	at    uint64 // version of the value
-	err   error
+	txn    *badger.Txn
+	it     *badger.Iterator
+	key    []byte // valid until the next move, as are
+	value  []byte // the value and
+	sealed []byte // the value with its checksum
+	at     uint64 // version of the value
+	err    error
 }
 
 // scanOptions are the variants of a cursor.
@@ -99,7 +102,7 @@ func newCursor(db *badger.DB, ts uint64, prefix []byte, o scanOptions) *cursor {
 	if db == nil {
 		return c
 	}
-	defer guard("read", &c.err)()
+	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
 	c.txn = db.NewTransactionAt(ts, false)
 	c.it = c.txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: o.reverse, AllVersions: o.allVersions})
 	return c
@@ -107,32 +110,33 @@ func newCursor(db *badger.DB, ts uint64, prefix []byte, o scanOptions) *cursor {
 
 // seek moves to the first key that is not before key, or, in reverse, to the
 // last one that is not behind it. It reports whether there is one.
-func (c *cursor) seek(key []byte) bool {
-	return c.move(func() { c.it.Seek(key) })
-}
-
-// next moves to the next key. It reports whether there is one.
-func (c *cursor) next() bool {
-	return c.move(c.it.Next)
-}
-
-func (c *cursor) move(step func()) (ok bool) {
+func (c *cursor) seek(key []byte) (ok bool) {
 	if c.err != nil || c.it == nil {
 		return false
 	}
-	defer guard("read", &c.err)()
-	step()
+	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
+	c.it.Seek(key)
+	return c.load()
+}
+
+// next moves to the next key. It reports whether there is one.
+func (c *cursor) next() (ok bool) {
+	if c.err != nil || c.it == nil {
+		return false
+	}
+	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
+	c.it.Next()
+	return c.load()
+}
+
+func (c *cursor) load() bool {
 	if !c.it.Valid() {
 		return false
 	}
 	item := c.it.Item()
 	c.key, c.at = item.Key(), item.Version()
-	c.err = item.Value(func(sealed []byte) error {
-		c.buf = append(c.buf[:0], sealed...)
-		return nil
-	})
-	if c.err == nil {
-		c.value, c.err = openValue(c.key, c.at, c.buf)
+	if c.sealed, c.err = item.ValueCopy(c.sealed); c.err == nil {
+		c.value, c.err = openValue(c.key, c.at, c.sealed)
 	}
 	return c.err == nil
 }
@@ -142,7 +146,7 @@ func (c *cursor) close() error {
 	if c.it == nil {
 		return c.err
 	}
-	defer guard("read", &c.err)()
+	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
 	c.it.Close()
 	c.txn.Discard()
 	return c.err

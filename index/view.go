@@ -1,7 +1,6 @@
 package index
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -23,11 +22,11 @@ func (v View) Lookup(dir DirID, name string) (Dirent, error) {
 	if name == "" || len(name) > maxName {
 		return Dirent{}, ErrNotFound
 	}
-	var e dirent
-	err := get(v.db.tables, v.ts, appendDirentKey(make([]byte, 0, maxKey), dir, name), func(value []byte) (err error) {
-		e, err = decodeDirent(value)
-		return err
-	})
+	value, err := get(v.db.tables, v.ts, appendDirentKey(make([]byte, 0, maxKey), dir, name))
+	if err != nil {
+		return Dirent{}, err
+	}
+	e, err := decodeDirent(value)
 	if err == nil && e.kind == kindGone {
 		err = ErrNotFound
 	}
@@ -43,20 +42,19 @@ func (v View) complete(name string, e dirent) (Dirent, error) {
 		return Dirent{Name: name, Ino: e.ino, Attr: e.attr}, nil
 	}
 	n, err := v.Dir(e.dir)
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: directory %d, called %q, is missing", ErrDamaged, e.dir, name)
+	if err != nil {
+		return Dirent{}, missing(err, "directory %d, called %q", e.dir, name)
 	}
-	return Dirent{Name: name, Ino: n.Ino, Dir: e.dir, Attr: n.Attr}, err
+	return Dirent{Name: name, Ino: n.Ino, Dir: e.dir, Attr: n.Attr}, nil
 }
 
 // Dir returns a directory. The error wraps ErrNotFound where it did not exist.
 func (v View) Dir(dir DirID) (Node, error) {
-	var n Node
-	there := false
-	err := get(v.db.tables, v.ts, appendNodeKey(make([]byte, 0, idKey), dir), func(value []byte) (err error) {
-		n, there, err = decodeNode(value)
-		return err
-	})
+	value, err := get(v.db.tables, v.ts, appendNodeKey(make([]byte, 0, idKey), dir))
+	if err != nil {
+		return Node{}, err
+	}
+	n, there, err := decodeNode(value)
 	if err == nil && !there {
 		err = ErrNotFound
 	}
