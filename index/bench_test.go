@@ -140,6 +140,7 @@ func BenchmarkMillion(b *testing.B) {
 		runtime.GC()
 		cpu, start, peak := cpuTime(), time.Now(), watch()
 		base := newTestBuilder(b)
+		base.limit = minMemory
 		r := newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles))
 		if err := base.apply(r); err != nil {
 			b.Fatal(err)
@@ -253,6 +254,7 @@ func readCosts(b *testing.B, db *DB, v View) string {
 // BenchmarkOpen opens a sealed index of 100,000 files.
 func BenchmarkOpen(b *testing.B) {
 	made := newTestBuilder(b)
+	made.limit = minMemory
 	if err := made.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles/10))); err != nil {
 		b.Fatal(err)
 	}
@@ -282,6 +284,7 @@ func BenchmarkOpen(b *testing.B) {
 // BenchmarkRead measures reads of an index of 100,000 files in one run.
 func BenchmarkRead(b *testing.B) {
 	made := newTestBuilder(b)
+	made.limit = minMemory
 	if err := made.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(bigFiles/10))); err != nil {
 		b.Fatal(err)
 	}

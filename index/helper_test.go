@@ -74,13 +74,14 @@ func entryLine(path string, a archive.Attr, data ...archive.Extent) archive.Line
 	return archive.Line{Entry: &archive.Entry{Path: path, Attr: a, Data: data}}
 }
 
-// newTestBuilder returns a builder in a directory of its own.
+// newTestBuilder returns a builder in a directory of its own, with little memory.
 func newTestBuilder(t testing.TB) *builder {
 	t.Helper()
 	b, err := newBuilder(t.TempDir(), nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.limit = minMemory / 16
 	t.Cleanup(func() { b.close() })
 	return b
 }

@@ -149,8 +149,8 @@ func TestOpen(t *testing.T) {
 	if got := sealedIndexes(t, r); !slices.Equal(got, []string{"000000000023", "000000000024"}) {
 		t.Errorf("sealed indexes: %v", got)
 	}
-	for _, db := range opened { // whose files are gone, but for the last two
-		h.check(t, db)
+	for n := 3; n < len(opened); n += 5 { // whose files are gone
+		h.check(t, opened[n])
 	}
 	want := dump(t, opened[23])
 	for _, db := range opened {
