@@ -30,10 +30,11 @@ type builder struct {
 	inodes []byte // inode values in memory, which are put in the order of their keys and not read: key, length, value …
 	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
 
-	number uint64 // of the newest record applied
-	meta   meta   // after it
+	number   uint64   // of the newest record applied
+	meta     meta     // after it
+	manifest fileSeal // of the last MANIFEST written
 
-	key, value, versioned []byte // scratch
+	value, versioned []byte // scratch
 }
 
 // newBuilder starts a builder in dir, which has the given tables, but no
@@ -69,13 +70,10 @@ func readMeta(db *badger.DB, number uint64) (meta, error) {
 // reopen makes the tables readable.
 func (b *builder) reopen() error {
 	b.close()
-	if err := writeManifest(b.dir, b.tables); err != nil {
+	var err error
+	if b.manifest, err = writeManifest(b.dir, b.tables); err != nil || len(b.tables) == 0 {
 		return err
 	}
-	if len(b.tables) == 0 {
-		return nil
-	}
-	var err error
 	b.disk, err = openTables(b.dir)
 	return err
 }
@@ -229,5 +227,7 @@ func (b *builder) finish(whole bool) error {
 			return err
 		}
 	}
-	return writeManifest(b.dir, b.tables)
+	var err error
+	b.manifest, err = writeManifest(b.dir, b.tables)
+	return err
 }

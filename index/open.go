@@ -37,8 +37,8 @@ const maxAttempts = 50
 // a temporary one, which Close removes. An index that is damaged, of another
 // repository or of another log is never used; it is replaced.
 //
-// The error wraps syscall.ENOSPC where there is no room even for a temporary
-// index.
+// The repository must stay open for as long as the DB is. The error wraps
+// syscall.ENOSPC where there is no room even for a temporary index.
 func Open(r *archive.Repository, o Options) (*DB, error) { return open(r, o, false) }
 
 // Rebuild is Open, but derives the index from the log alone, and replaces the
@@ -370,9 +370,12 @@ func (p *opener) checkSpace(dir string, base *sealed) error {
 			}
 			need += 4 * o.Stored
 		}
-	} else if planMerge(base.Tables, maxRuns-1) != 0 {
+	} else {
+		level := planMerge(base.Tables, maxRuns-1)
 		for _, t := range base.Tables {
-			need += t.Stored
+			if t.Level <= level {
+				need += t.Stored
+			}
 		}
 	}
 	var disk unix.Statfs_t

@@ -151,3 +151,17 @@ func (c *cursor) close() error {
 	c.txn.Discard()
 	return c.err
 }
+
+// scan calls use with the key and the value of every key that begins with
+// prefix, at a timestamp, in order. The slices are valid during the call.
+func scan(db *badger.DB, ts uint64, prefix []byte, use func(key, value []byte) error) error {
+	c := newCursor(db, ts, prefix, scanOptions{})
+	var err error
+	for more := c.seek(prefix); more && err == nil; more = c.next() {
+		err = use(c.key, c.value)
+	}
+	if closeErr := c.close(); err == nil {
+		err = closeErr
+	}
+	return err
+}

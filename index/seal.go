@@ -56,13 +56,10 @@ func (s *seal) files() map[string]fileSeal {
 // writeSeal seals a finished builder's directory: everything in it is on stable
 // storage then, and nobody but its owner can write to it.
 func writeSeal(b *builder, repository string) error {
-	text, err := manifest(b.tables)
-	if err != nil {
-		return err
-	}
 	s := seal{Schema: schema, Repository: repository, Record: b.number, Digest: b.meta.digest,
-		Manifest: fileSeal{Stored: int64(len(text)), BLAKE3: blake3.Sum256(text)}, Tables: b.tables}
-	if text, err = json.MarshalIndent(s, "", "\t"); err != nil {
+		Manifest: b.manifest, Tables: b.tables}
+	text, err := json.MarshalIndent(s, "", "\t")
+	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
 	if err := writeFile(filepath.Join(b.dir, sealName), append(text, '\n')); err != nil {

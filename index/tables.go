@@ -81,10 +81,10 @@ func manifest(tables []tableFile) ([]byte, error) {
 }
 
 // writeManifest makes dir the badger database of the given tables.
-func writeManifest(dir string, tables []tableFile) error {
+func writeManifest(dir string, tables []tableFile) (fileSeal, error) {
 	b, err := manifest(tables)
 	if err != nil {
-		return err
+		return fileSeal{}, err
 	}
-	return writeFile(filepath.Join(dir, manifestName), b)
+	return fileSeal{Stored: int64(len(b)), BLAKE3: blake3.Sum256(b)}, writeFile(filepath.Join(dir, manifestName), b)
 }
