@@ -146,6 +146,27 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestOutputThatCannotBeWritten wants the loss of what was asked for said, and a
+// generation that was committed counted as one all the same.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	for command, args := range map[string][]string{"list": nil, "list --json": {"--json"}, "ls": {"latest"}, "ls --json": {"latest", "--json"}, "check": nil} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		must(t, err)
+		cmd := r.command(strings.Fields(command)[0], args...)
+		cmd.Stdout = full
+		res := runCmd(t, cmd)
+		must(t, full.Close())
+		if res.code != 1 {
+			t.Errorf("%s to a full disk: exit code %d, want 1", command, res.code)
+		}
+		wantOneLine(t, res.stderr, "space")
+	}
+}
+
 // TestUnreadableRepository takes every right from a repository and asks as
 // somebody else.
 func TestUnreadableRepository(t *testing.T) {
