@@ -1,6 +1,7 @@
 package index
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -310,6 +311,211 @@ func TestSieve(t *testing.T) {
 	}
 	if fmt.Sprint(after) != fmt.Sprint(want) {
 		t.Errorf("keys before %v, after %v, want %v", before, after, want)
+	}
+}
+
+// TestSievePins checks that a link that appears after all else of its group was
+// dropped shares the inode, as it does in an index that was never merged.
+func TestSievePins(t *testing.T) {
+	t.Parallel()
+	for _, merge := range []bool{false, true} {
+		b := newTestBuilder(t)
+		apply := func(kind archive.Kind, base uint64, lines ...archive.Line) {
+			h := header(kind, b.number+1, base)
+			h.Time = h.Time.AddDate(0, 0, int(h.Number)*2)
+			if err := b.apply(newRecord(h, slices.Values(lines))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		link := func(path string) archive.Line {
+			l := entryLine(path, fileAttr(7))
+			l.Entry.Group = "g"
+			l.Entry.Xattrs = []archive.Xattr{{Name: "user.a", Value: "b"}}
+			return l
+		}
+		apply(archive.KindGeneration, 0, entryLine(".", dirAttr()), link("a"))
+		apply(archive.KindGeneration, 1, archive.Line{Gone: "a"})
+		if err := b.flush(); err != nil {
+			t.Fatal(err)
+		}
+		apply(archive.KindForget, 0, archive.Line{Forget: 1})
+		apply(archive.KindCompaction, 0)
+		if err := b.flush(); err != nil {
+			t.Fatal(err)
+		}
+		b.close()
+		if merge {
+			if err := b.compact(1, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.reopen(); err != nil {
+			t.Fatal(err)
+		}
+		apply(archive.KindGeneration, 2, link("z"))
+		db := finished(t, b)
+		e, err := db.At(5).Resolve(1, "z")
+		if err != nil || e.Ino != FirstIno+3 {
+			t.Errorf("merged %v: %+v, %v", merge, e, err)
+		}
+		if x, err := db.Xattrs(e.Ino); err != nil || len(x) != 1 {
+			t.Errorf("merged %v: %v, %v", merge, x, err)
+		}
+		if i, err := db.Inode(e.Ino); err != nil || i.Attr != fileAttr(7) {
+			t.Errorf("merged %v: %v, %v", merge, i, err)
+		}
+	}
+}
+
+// TestMergeOfSome checks that a merge of the newest runs keeps what hides older
+// values.
+func TestMergeOfSome(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(1000))); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.flush(); err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(1); n <= 3; n++ {
+		if err := applyLines(t, b, archive.KindGeneration, n, archive.Line{Gone: bigPath(int(n))}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := applyLines(t, b, archive.KindForget, 0, archive.Line{Forget: 1}, archive.Line{Forget: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.spill(); err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	if err := b.compact(3, true); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.tables) != 2 {
+		t.Fatalf("runs: %+v", b.tables)
+	}
+	db := finished(t, b)
+	for n, want := range map[uint64]int{3: 1000 - 2, 4: 1000 - 3} {
+		files := 0
+		for _, e := range walk(t, db.At(n), 1) {
+			if e.Dir == 0 {
+				files++
+			}
+		}
+		if files != want {
+			t.Errorf("generation %d has %d files, want %d", n, files, want)
+		}
+	}
+}
+
+// TestBury counts out a directory whose entries are partly in tables, partly in
+// memory, and partly in both.
+func TestBury(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	for n, lines := range [][]archive.Line{
+		{entryLine(".", dirAttr()), entryLine("d", dirAttr()), entryLine("d/a", fileAttr(1)), entryLine("d/b", fileAttr(2)),
+			entryLine("d/c", fileAttr(4)), entryLine("d/e", fileAttr(8)), entryLine("x", fileAttr(64))},
+		{entryLine("d/b", fileAttr(16)), archive.Line{Gone: "d/c"}, entryLine("d/d", fileAttr(32)), entryLine("d/f", fileAttr(128))},
+		{archive.Line{Gone: "d"}},
+	} {
+		if err := applyLines(t, b, archive.KindGeneration, uint64(n), lines...); err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			if err := b.flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	gens, err := finished(t, b).Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range []Generation{{Files: 5, Dirs: 2, Raw: 79}, {Files: 6, Dirs: 2, Raw: 249}, {Files: 1, Dirs: 1, Raw: 64}} {
+		if g := gens[n]; g.Files != want.Files || g.Dirs != want.Dirs || g.Raw != want.Raw {
+			t.Errorf("generation %d: %+v, want %+v", n+1, g, want)
+		}
+	}
+}
+
+// TestListAfter lists a directory from every place in it.
+func TestListAfter(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	lines := []archive.Line{entryLine(".", dirAttr())}
+	sorted := slices.Sorted(slices.Values(names))
+	for _, name := range sorted {
+		lines = append(lines, entryLine(name, fileAttr(0)))
+	}
+	if err := applyLines(t, b, archive.KindGeneration, 0, lines...); err != nil {
+		t.Fatal(err)
+	}
+	v := finished(t, b).At(1)
+	list := func(after string, limit int) (got []string) {
+		if err := v.List(1, after, func(e Dirent) bool { got = append(got, e.Name); return len(got) != limit }); err != nil {
+			t.Error(err)
+		}
+		return got
+	}
+	for n, name := range sorted {
+		if got := list(name, 0); !slices.Equal(got, sorted[n+1:]) {
+			t.Errorf("behind %q: %q", name, got)
+		}
+		if got := list("", n+1); !slices.Equal(got, sorted[:n+1]) {
+			t.Errorf("%d: %q", n, got)
+		}
+	}
+	if got := list("b!", 0); !slices.Equal(got, sorted[slices.Index(sorted, "b-c"):]) {
+		t.Errorf("behind a name that is not there: %q", got)
+	}
+	if err := v.List(2, "", func(Dirent) bool { return true }); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no directory: %v", err)
+	}
+}
+
+// TestContradictions reads an index whose values are sound, but do not agree.
+func TestContradictions(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	hash := archive.HashOf([]byte("x"))
+	part := archive.Part{Name: archive.Digest{1}, Stored: 1000, Raw: 10240, TailStored: 100}
+	content := func(n int64) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: hash, RawLen: n}}}
+	}
+	if err := applyLines(t, b, archive.KindGeneration, 0, archive.Line{Part: &part}, content(100), entryLine(".", dirAttr()), entryLine("d", dirAttr()),
+		entryLine("f", fileAttr(100), archive.Extent{Len: 100, Hash: hash})); err != nil {
+		t.Fatal(err)
+	}
+	if err := applyLines(t, b, archive.KindCompaction, 0, archive.Line{Part: &part}, content(99)); err != nil {
+		t.Fatal(err)
+	}
+	// An entry more than the directory has, and one of a directory that is not there.
+	if err := b.put(appendDirentKey(nil, 2, "more"), appendDirent(nil, dirent{kind: kindLeaf, ino: 256, attr: fileAttr(0)})); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.put(appendDirentKey(nil, 1, "lost"), appendDirent(nil, dirent{kind: kindDir, dir: 77})); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	v := db.At(2)
+	if err := v.List(2, "", func(Dirent) bool { return true }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := v.Lookup(1, "lost"); !errors.Is(err, ErrDamaged) {
+		t.Errorf("lookup: %v", err)
+	}
+	e, err := v.Lookup(1, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Extents(e.Ino, 0, 100); !errors.Is(err, ErrDamaged) {
+		t.Errorf("extents: %v", err)
 	}
 }
 
