@@ -407,6 +407,9 @@ func TestForeignLog(t *testing.T) {
 	if err := os.Remove(record(6)); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.RemoveAll(filepath.Join(r.IndexDir(), dirName(5))); err != nil {
+		t.Fatal(err)
+	}
 	var said messages
 	db := mustOpen(t, r, Options{Log: said.log})
 	h.check(t, db)
