@@ -8,7 +8,8 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
-FUZZTIME ?= 20s
+FUZZTIME  ?= 20s
+TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
 TOOLS    := attr getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc
@@ -36,10 +37,10 @@ deps: ## install the programs that the tests call, where one is missing (needs r
 test: deps test-units test-integration ## all tests, units and integration (needs root)
 
 test-units: ## tests of the packages
-	$(GO) test $(UNITS)
+	$(GO) test $(TESTFLAGS) $(UNITS)
 
 test-integration: deps ## the real programs, mounts and tools (needs root)
-	$(GO) test -timeout 20m ./integration/...
+	$(GO) test $(TESTFLAGS) -timeout 20m ./integration/...
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
