@@ -87,7 +87,7 @@ func (a *applier) run(r record) error {
 	}
 	for {
 		line, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err == nil {

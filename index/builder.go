@@ -204,7 +204,7 @@ func (b *builder) spill() error {
 	for ; it.Valid(); it.Next() {
 		out.Add(it.Key(), it.Value(), 0)
 	}
-	it.Close()
+	_ = it.Close() // always nil
 	b.memory = nil
 	t, err := writeTable(b.dir, out, b.nextID)
 	if err != nil {

@@ -234,8 +234,8 @@ func (d *DB) Parts(yield func(archive.Part) bool) error {
 		}
 		return err
 	})
-	if err == stop {
-		err = nil
+	if errors.Is(err, stop) {
+		return nil
 	}
 	return err
 }

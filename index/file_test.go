@@ -93,11 +93,11 @@ func checkReads(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, content []byte) {
 		got, expected := bytes.Repeat([]byte{'?'}, n), bytes.Repeat([]byte{'?'}, n)
 		gotN, gotErr := db.ReadAt(fakeParts{}, ino, got, off)
 		wantN, wantErr := want.ReadAt(expected, off)
-		if gotN != wantN || gotErr != wantErr || !bytes.Equal(got, expected) {
+		if gotN != wantN || !errors.Is(gotErr, wantErr) || !bytes.Equal(got, expected) {
 			t.Fatalf("read %d bytes at %d of %d: %d, %v, want %d, %v", n, off, len(content), gotN, gotErr, wantN, wantErr)
 		}
 	}
-	if _, err := db.ReadAt(fakeParts{}, ino, make([]byte, 1), -1); err == nil || err == io.EOF {
+	if _, err := db.ReadAt(fakeParts{}, ino, make([]byte, 1), -1); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("negative offset: %v", err)
 	}
 }

@@ -36,7 +36,7 @@ func closeTables(db *badger.DB) {
 	}
 	var err error
 	defer rescue("close", debug.SetPanicOnFault(true), &err)
-	db.Close()
+	err = db.Close()
 }
 
 // rescue is deferred around every use of badger: it turns a panic and a fault in
@@ -58,7 +58,7 @@ func get(db *badger.DB, ts uint64, key []byte) (value []byte, err error) {
 	txn := db.NewTransactionAt(ts, false)
 	defer txn.Discard()
 	item, err := txn.Get(key)
-	if err == badger.ErrKeyNotFound {
+	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, ErrNotFound
 	}
 	if err == nil {
