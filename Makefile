@@ -40,7 +40,7 @@ test-units: ## tests of the packages
 	$(GO) test $(TESTFLAGS) $(UNITS)
 
 test-integration: deps ## the real programs, mounts and tools (needs root)
-	$(GO) test $(TESTFLAGS) -timeout 20m ./integration/...
+	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

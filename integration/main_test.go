@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,6 +79,7 @@ func runSandbox() (int, error) {
 	cmd.Env = append(os.Environ(), roleVariable+"=init", "BACKUPFS_INTEGRATION_DIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // the death of the thread would be taken for that of this process
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
