@@ -209,8 +209,20 @@ func TestMissingPathIsNamed(t *testing.T) {
 	wantContent(t, m.at(s.Generation, "b", "file"), "b")
 }
 
-// TestPathThatBecomesMissing does not take a path that cannot be found for one
-// that was deleted, nor an unreadable directory for an empty one.
+// TestPathThatIsNotEntered asks for a path on a file system that is never backed
+// up: it is named like any other that cannot be.
+func TestPathThatIsNotEntered(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	s, res := r.createExit(3, src, "/proc/version")
+	if s.Errors != 1 || strings.Count(res.stderr, "/proc/version") != 1 {
+		t.Errorf("%d errors, want 1, and the path named once: %q", s.Errors, res.stderr)
+	}
+}
+
+// TestSelectionOfPaths gives paths in every relation to each other, and compares
+// what is stored by name.
 func TestSelectionOfPaths(t *testing.T) {
 	src := tempDir(t)
 	createTree(t, src, []treetest.Node{{Path: "a/one", Data: []byte("1")}, {Path: "a/b/two", Data: []byte("2")}, {Path: "a-b/three", Data: []byte("3")},
@@ -248,7 +260,7 @@ func TestSelectionOfPaths(t *testing.T) {
 	wantContent(t, m.path(g, src, "c"), "4")
 }
 
-// TestRepositoryInsideTheSource leaves the repository and its mount out, and
+// TestRepositoryAndMountInsideTheSource leaves the repository and its mount out, and
 // says so once each.
 func TestRepositoryAndMountInsideTheSource(t *testing.T) {
 	src := tempDir(t)

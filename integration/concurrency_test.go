@@ -148,7 +148,7 @@ func TestNewGenerationsAppear(t *testing.T) {
 	}
 }
 
-// TestReindexWhileMounted rebuilds the index, and takes it away altogether,
+// TestReindexAndRunsWhileMounted rebuilds the index, and takes it away altogether,
 // under a mount that is read all the time.
 func TestReindexAndRunsWhileMounted(t *testing.T) {
 	src := tempDir(t)

@@ -286,7 +286,7 @@ func TestSameContentIsStoredOnce(t *testing.T) {
 	}
 }
 
-// TestChecksumFindsQuietChanges changes bytes without changing size, mtime or
+// TestChecksumAndQuietChanges changes bytes without changing size, mtime or
 // anything that a scan sees other than ctime.
 func TestChecksumAndQuietChanges(t *testing.T) {
 	src := tempDir(t)
