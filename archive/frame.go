@@ -79,7 +79,7 @@ func decodeFrame(dec *zstd.Decoder, dst, stored []byte, rawLen int) ([]byte, err
 
 // noEOF keeps a decoder's io.EOF from being taken for the end of a stream.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -429,6 +429,6 @@ func (s *spool) reader() (io.Reader, error) {
 }
 
 func (s *spool) close() {
-	s.zstd.Close()
+	_ = s.zstd.Close() // what it could not write is not needed any more
 	s.file.Close()
 }

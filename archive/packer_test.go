@@ -192,7 +192,7 @@ func TestPackerBadOptions(t *testing.T) {
 		p := NewPacker(newMemStore(), o, nil)
 		x := samplesOf(1)[0]
 		err := p.Add(x.m, x.hash(), x.b)
-		if err == nil || p.Close() != err {
+		if err == nil || !errors.Is(p.Close(), err) {
 			t.Errorf("%+v: %v", o, err)
 		}
 		p.Abort()
@@ -296,7 +296,7 @@ func TestPackerFullDisk(t *testing.T) {
 			}
 		}
 		err := p.Close()
-		if added != nil && err != added {
+		if added != nil && !errors.Is(err, added) {
 			t.Fatalf("after %d: Add %v, Close %v", after, added, err)
 		}
 		if s.drafts != 0 || len(s.objects) != published {
@@ -308,7 +308,7 @@ func TestPackerFullDisk(t *testing.T) {
 			}
 			return
 		}
-		if !errors.Is(err, syscall.ENOSPC) || p.Close() != err || p.Add(samples[0].m, samples[0].hash(), samples[0].b) != err {
+		if !errors.Is(err, syscall.ENOSPC) || !errors.Is(p.Close(), err) || !errors.Is(p.Add(samples[0].m, samples[0].hash(), samples[0].b), err) {
 			t.Fatalf("after %d: %s failed, Close: %v", after, failing, err)
 		}
 	}

@@ -91,7 +91,7 @@ func readRecord(t testing.TB, r *Repository, number uint64) (Header, []Line, Dig
 	var lines []Line
 	for {
 		line, err := rr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -233,7 +233,7 @@ func read(o Object) error {
 	for err == nil {
 		_, err = r.Next()
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err

@@ -77,8 +77,7 @@ func Init(dir string, o InitOptions) (*Repository, error) {
 	r := &Repository{store: store, Config: Config{Format: FormatVersion, ID: fmt.Sprintf("%x", id),
 		Created: time.Now().UTC().Truncate(time.Second), PartSize: o.PartSize}}
 	if err := r.writeConfig(); err != nil {
-		store.Close()
-		return nil, fmt.Errorf("make the repository: %w", err)
+		return nil, fmt.Errorf("make the repository: %w", errors.Join(err, store.Close()))
 	}
 	return r, nil
 }

@@ -79,7 +79,7 @@ func TestOpenRefuses(t *testing.T) {
 		switch {
 		case want == nil && err != nil:
 			t.Errorf("%q: %v", text, err)
-		case want == ErrNewerFormat && !errors.Is(err, want), want != nil && err == nil:
+		case errors.Is(want, ErrNewerFormat) && !errors.Is(err, want), want != nil && err == nil:
 			t.Errorf("%q: %v", text, err)
 		}
 		if err == nil {

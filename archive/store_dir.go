@@ -171,7 +171,7 @@ func (s *DirStore) walk(prefix string, yield func(ObjectInfo, error) bool) bool 
 		return false
 	}
 	for _, e := range s.infos(prefix, entries) {
-		ok := true
+		var ok bool
 		switch {
 		case e.err != nil:
 			yield(ObjectInfo{}, objectError("list", e.name, e.err))
@@ -308,7 +308,7 @@ func lockNewDir(tmp string) (*os.File, error) {
 // there removeDead finds no lock that it could take, and takes nobody for dead.
 func tryLock(f *os.File) bool {
 	err := flock(f)
-	return err == nil || err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.ENOLCK
+	return err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOLCK)
 }
 
 func flock(f *os.File) error {
@@ -379,7 +379,7 @@ func (d *dirDraft) Write(p []byte) (int, error) {
 		return n, d.err
 	}
 	if d.written-d.pushed >= writeback {
-		unix.SyncFileRange(int(d.f.Fd()), d.pushed, d.written-d.pushed, unix.SYNC_FILE_RANGE_WRITE)
+		_ = unix.SyncFileRange(int(d.f.Fd()), d.pushed, d.written-d.pushed, unix.SYNC_FILE_RANGE_WRITE)
 		d.pushed = d.written
 	}
 	return n, nil
@@ -500,7 +500,7 @@ func (o *dirObject) Size() int64 { return o.stored }
 
 func (o *dirObject) ReadAt(p []byte, off int64) (int, error) {
 	n, err := o.f.ReadAt(p, off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = objectError("read", o.name, err)
 	}
 	return n, err
@@ -534,7 +534,7 @@ func checkName(name string) error {
 // objectError names the operation and the object, and drops the absolute paths
 // of the operating system's own errors.
 func objectError(op, name string, err error) error {
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // only the outermost error: what wraps it has more to say
 	case *fs.PathError:
 		err = e.Err
 	case *os.LinkError:

@@ -87,7 +87,7 @@ func TestDirStore(t *testing.T) {
 	if _, err := o.ReadAt(b, 0); err != nil || string(b) != "a/x" {
 		t.Error("an open object cannot be read after its removal:", err)
 	}
-	if n, err := o.ReadAt(b, 1); n != 2 || err != io.EOF {
+	if n, err := o.ReadAt(b, 1); n != 2 || !errors.Is(err, io.EOF) {
 		t.Error(n, err)
 	}
 	if err := o.Close(); err != nil {
@@ -409,7 +409,7 @@ func TestDirStoreWriteFails(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "write a draft") {
 		t.Fatal(err)
 	}
-	if _, again := d.Write([]byte("x")); again != err || d.Publish("x") != err {
+	if _, again := d.Write([]byte("x")); !errors.Is(again, err) || !errors.Is(d.Publish("x"), err) {
 		t.Error("the failure is not final")
 	}
 	if err := d.Discard(); err != nil {

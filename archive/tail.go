@@ -253,7 +253,7 @@ func readStored(o Object, part Digest, b []byte, off int64) error {
 	if n == len(b) {
 		return nil
 	}
-	if err == nil || err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return &DamageError{Part: part, StoredOffset: off, Problem: fmt.Sprintf("the part ends at %d", off+int64(n))}
 	}
 	return fmt.Errorf("part %s: read %d bytes at stored offset %d: %w", part, len(b), off, err)

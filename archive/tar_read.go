@@ -143,7 +143,7 @@ func (w *tarWalker) startContent(m Member, size int64) error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	start := w.offset - int64(w.offset%tarBlock) + tarBlock
+	start := w.offset - w.offset%tarBlock + tarBlock
 	if size > math.MaxInt64-start-tarBlock {
 		return fmt.Errorf("content of %d bytes", size)
 	}

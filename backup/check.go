@@ -100,7 +100,7 @@ func (c *checking) record(number uint64, previous archive.Digest) (archive.Diges
 	for err == nil {
 		_, err = r.Next()
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return digest, err
 	}
 	return digest, nil

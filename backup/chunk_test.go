@@ -95,10 +95,10 @@ func TestChunksAreForever(t *testing.T) {
 func TestChunkerErrors(t *testing.T) {
 	broken := errors.New("broken")
 	var c chunker
-	if err := c.each(iotest.ErrReader(broken), chunkSizesFor(0), func([]byte) error { return nil }); err != broken {
+	if err := c.each(iotest.ErrReader(broken), chunkSizesFor(0), func([]byte) error { return nil }); !errors.Is(err, broken) {
 		t.Errorf("a read error became %v", err)
 	}
-	if err := c.each(bytes.NewReader([]byte("x")), chunkSizesFor(0), func([]byte) error { return broken }); err != broken {
+	if err := c.each(bytes.NewReader([]byte("x")), chunkSizesFor(0), func([]byte) error { return broken }); !errors.Is(err, broken) {
 		t.Errorf("an error of yield became %v", err)
 	}
 }

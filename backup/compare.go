@@ -64,9 +64,14 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		d.entries = nil
 	} else if e.dev != device && kernelFileSystem(fileSystem(d.fd)) {
 		d.entries = nil
+		if !s.all {
+			s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
+		}
 	}
 	return c.children(d, e, path, dir, s)
 }
+
+var errKernelFile = errors.New("is made up by the kernel when it is read: not backed up")
 
 var errVanished = errors.New("vanished, or was replaced, while it was backed up")
 

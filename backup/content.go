@@ -103,7 +103,7 @@ func (c *creation) readSmall(fd int, st inode, entry *archive.Entry) error {
 		c.small = make([]byte, largeFile)
 	}
 	n, err := io.ReadFull(&fileReader{c: c, fd: fd, end: st.Size}, c.small[:st.Size])
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
 	if int64(n) < st.Size { // it shrank

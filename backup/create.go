@@ -178,7 +178,7 @@ func (c *creation) close() {
 	if c.draft != nil {
 		c.draft.Discard()
 	}
-	c.db.Close()
+	_ = c.db.Close() // of what was only read
 }
 
 // run compares and commits, again and again until no other run came between.
@@ -213,6 +213,7 @@ func (c *creation) adopt() error {
 	}); err != nil {
 		return err
 	}
+	adopted := 0
 	for object, err := range c.repo.Store().List("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
@@ -226,13 +227,16 @@ func (c *creation) adopt() error {
 		}
 		part, err := archive.ScanPart(c.repo.Store(), name)
 		if err != nil {
-			c.notef("a part left by an interrupted run cannot be used: %v", err)
+			c.notef("a part that no generation names cannot be used: %v", err)
 			continue
 		}
 		if err := c.addPart(part); err != nil {
 			return err
 		}
-		c.notef("part %s of an interrupted run is used", name)
+		adopted++
+	}
+	if adopted > 0 {
+		c.notef("%d finished parts of a run that was interrupted, or is under way, are used", adopted)
 	}
 	return nil
 }
@@ -316,11 +320,11 @@ func (c *creation) commit() error {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		harmless, err := c.harmless(number)
-		if err != nil {
+		if err := c.reopen(); err != nil {
 			return err
 		}
-		if err := c.reopen(); err != nil {
+		harmless, err := c.harmless(number, c.db.Number())
+		if err != nil {
 			return err
 		}
 		if !harmless {
@@ -329,22 +333,24 @@ func (c *creation) commit() error {
 	}
 }
 
-// harmless reports whether the records from number on leave the comparison
-// valid: generations of other sources do.
-func (c *creation) harmless(number uint64) (bool, error) {
-	last, err := c.repo.Last()
-	for ; err == nil && number <= last; number++ {
-		var record *archive.RecordReader
-		if record, err = c.repo.OpenRecord(number); err != nil {
-			break
+// harmless reports whether the records from first to last, all those that the
+// index took in since the comparison, leave it valid: generations of other
+// sources do.
+func (c *creation) harmless(first, last uint64) (bool, error) {
+	for number := first; number <= last; number++ {
+		record, err := c.repo.OpenRecord(number)
+		if err != nil {
+			return false, err
 		}
 		h := record.Header()
-		record.Close()
+		if err := record.Close(); err != nil {
+			return false, err
+		}
 		if h.Kind != archive.KindGeneration || h.Source == c.options.Source {
 			return false, nil
 		}
 	}
-	return true, err
+	return true, nil
 }
 
 func (c *creation) reopen() error {
@@ -352,7 +358,7 @@ func (c *creation) reopen() error {
 	if err != nil {
 		return err
 	}
-	c.db.Close()
+	_ = c.db.Close() // of what was only read
 	c.db = db
 	c.view = db.At(c.previous.Number)
 	return nil

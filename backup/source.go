@@ -190,7 +190,7 @@ func xattrsBeneath(dir int, name string) xattrReader {
 // read returns all extended attributes, ordered by name.
 func (x xattrReader) read() ([]archive.Xattr, error) {
 	list, err := growing(x.list)
-	if err == unix.ENOTSUP {
+	if errors.Is(err, unix.ENOTSUP) {
 		return nil, nil
 	}
 	if err != nil || len(list) == 0 {
@@ -199,7 +199,7 @@ func (x xattrReader) read() ([]archive.Xattr, error) {
 	var xattrs []archive.Xattr
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
 		value, err := growing(func(dst []byte) (int, error) { return x.get(name, dst) })
-		if err == unix.ENODATA { // removed meanwhile
+		if errors.Is(err, unix.ENODATA) { // removed meanwhile
 			continue
 		}
 		if err != nil {
@@ -217,7 +217,7 @@ func growing(call func(dst []byte) (int, error)) ([]byte, error) {
 		buffer := make([]byte, size)
 		n, err := call(buffer)
 		switch {
-		case err == unix.ERANGE && size < 16<<20:
+		case errors.Is(err, unix.ERANGE) && size < 16<<20:
 		case err != nil:
 			return nil, err
 		default:

@@ -44,16 +44,16 @@ Exit codes: 0 all is well; 1 it could not be checked; 4 there is damage.`,
 }
 
 func checked(cmd *cobra.Command, r backup.CheckResult, asJSON bool) error {
-	w := cmd.OutOrStdout()
+	w, err := cmd.OutOrStdout(), error(nil)
 	switch {
 	case asJSON:
-		_ = json.NewEncoder(w).Encode(r)
+		err = json.NewEncoder(w).Encode(r)
 	case r.Damages == 0:
-		fmt.Fprintf(w, "no damage: %s, %s, %s of %s\n", plural(int64(r.Generations), "generation"),
+		_, err = fmt.Fprintf(w, "no damage: %s, %s, %s of %s\n", plural(int64(r.Generations), "generation"),
 			plural(int64(r.Records), "log record"), plural(int64(r.Parts), "part"), humanize.IBytes(uint64(r.StoredBytes)))
 	}
 	if r.Damages > 0 {
 		return &exitError{exitDamage, plural(int64(r.Damages), "damage") + ", named above"}
 	}
-	return nil
+	return err
 }

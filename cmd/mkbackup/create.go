@@ -153,7 +153,7 @@ func (f *createFlags) print(w io.Writer, s backup.Summary) {
 		return
 	}
 	if f.DryRun {
-		fmt.Fprintf(w, "dry run: %s new, %s changed, %s gone, %s unchanged; %s would be read\n", humanize.Comma(s.New),
+		_, _ = fmt.Fprintf(w, "dry run: %s new, %s changed, %s gone, %s unchanged; %s would be read\n", humanize.Comma(s.New),
 			humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged), humanize.IBytes(uint64(s.ReadBytes)))
 		return
 	}
@@ -161,8 +161,8 @@ func (f *createFlags) print(w io.Writer, s backup.Summary) {
 	if f.Source != "" {
 		name = f.Source + "/" + name
 	}
-	fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
-	fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s (%s), %s\n",
+	_, _ = fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
+	_, _ = fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s (%s), %s\n",
 		humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged),
 		humanize.IBytes(uint64(s.ReadBytes)), humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
 }

@@ -80,9 +80,9 @@ func listJSON(w io.Writer, gens []index.Generation) error {
 
 func listTable(w io.Writer, gens []index.Generation) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NUMBER\tGENERATION\tSOURCE\tFILES\tDIRS\tBYTES")
+	_, _ = fmt.Fprintln(table, "NUMBER\tGENERATION\tSOURCE\tFILES\tDIRS\tBYTES")
 	for _, g := range gens {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%d\t%d\t%s\n", g.Number, g.Name, g.Source, g.Files, g.Dirs, humanize.IBytes(uint64(g.Raw)))
+		_, _ = fmt.Fprintf(table, "%d\t%s\t%s\t%d\t%d\t%s\n", g.Number, g.Name, g.Source, g.Files, g.Dirs, humanize.IBytes(uint64(g.Raw)))
 	}
 	return table.Flush()
 }

@@ -96,5 +96,5 @@ func (b *bar) print(w io.Writer, line string) {
 	if b.bar != nil {
 		_ = b.bar.Clear()
 	}
-	fmt.Fprintln(w, line)
+	_, _ = fmt.Fprintln(w, line)
 }
