@@ -356,7 +356,7 @@ type jsonLine struct {
 	seen    fields
 	part    Part
 	content Content
-	entry   Entry    // of an entry line; its Data is also that of a "more" line
+	entry   Entry    // of an entry line, with the extents of that line
 	more    []Extent // of a "more" line
 	gone    string
 	forget  uint64
