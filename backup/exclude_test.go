@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/internal/gitignore"
 )
 
@@ -113,7 +114,7 @@ func TestExcludedPath(t *testing.T) {
 func TestMarkers(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()
 	writeAll(t, dir, "real/1", "real/sub/2", "text/1", "short/1", "dir/1", "skip/1", "skip/sub/2", "plain/1")
-	tags := map[string]string{"real": tagText + "\n# more", "text": "no signature, but as long as one would be", "short": tagText[:42]}
+	tags := map[string]string{"real": tagText + "\n# more", "text": "no signature, but at least as long as one would be", "short": tagText[:42]}
 	for name, text := range tags {
 		write(t, dir+"/"+name+"/CACHEDIR.TAG", []byte(text))
 	}
@@ -141,7 +142,7 @@ func TestMarkers(t *testing.T) {
 // TestNestedPaths: what a path selects does not depend on whether another one
 // holds it.
 func TestNestedPaths(t *testing.T) {
-	s, err := newSelection("/root", []string{"/a", "/a/b/c", "/d/e"})
+	s, err := newSelection("/root", []string{"/a", "/z", "/y", "/x", "/a/b/c", "/d/e", "/m", "/l"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,11 +156,31 @@ func TestNestedPaths(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", path, *node, want)
 		}
 	}
-	if only := s.only(); !slices.Equal(only, []string{"a", "d"}) {
+	if only := s.only(); !slices.Equal(only, []string{"a", "d", "l", "m", "x", "y", "z"}) {
 		t.Errorf("names to look at: %q", only)
 	}
 	if only := (&selection{edge: true}).only(); only == nil || len(only) > 0 {
 		t.Errorf("names to look at where nothing is selected: %#v", only)
+	}
+}
+
+// TestEdge: another device is another file system, also where nothing is mounted.
+func TestEdge(t *testing.T) {
+	c := &creation{options: CreateOptions{Exclude: Excludes{OneFileSystem: true}}}
+	all := &selection{all: true}
+	entry := func(kind archive.FileType, dev uint64, mounted bool) *scannedEntry {
+		return &scannedEntry{name: "x", inode: inode{Attr: archive.Attr{Type: kind}, dev: dev, mounted: mounted}}
+	}
+	for _, e := range []*scannedEntry{entry(archive.TypeDir, 2, false), entry(archive.TypeDir, 1, true)} {
+		if s := c.selectionOf(e, all, 1); !s.edge || s.all {
+			t.Errorf("%+v is entered: %+v", e.inode, *s)
+		}
+	}
+	// A file of an overlay may be of the device that holds its layer.
+	for _, e := range []*scannedEntry{entry(archive.TypeDir, 1, false), entry(archive.TypeFile, 2, false)} {
+		if s := c.selectionOf(e, all, 1); s.edge || !s.all || c.excluded(e, "x", s) != nil {
+			t.Errorf("%+v is left out: %+v", e.inode, *s)
+		}
 	}
 }
 

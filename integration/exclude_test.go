@@ -162,6 +162,8 @@ func TestExcludeNoDump(t *testing.T) {
 	if s.Excluded != 3 || s.Gone != 6 {
 		t.Errorf("summary: %+v", s)
 	}
+	// What lies above the path does not matter.
+	r.wantPaths(r.create("--root", src, "--exclude-nodump", "/dir/x"), "dir", "dir/x")
 	s, res := r.createExit(3, "--root", src, "--exclude-nodump", "/dir", "/a", "/dir/sub")
 	r.wantPaths(s, "a")
 	for _, path := range []string{"/dir: excluded: ", "/dir/sub: excluded: "} {
