@@ -20,8 +20,8 @@ import (
 // sandbox and waits; "init" is process 1 in there and reaps; "inside" works.
 const roleVariable = "BACKUPFS_SANDBOX_ROLE"
 
-// Outside tells whether the caller is the outermost process, the one that waits
-// for the others. What it makes, it has to remove.
+// Outside tells, before Main is called, whether the caller is the outermost
+// process, which waits for the others. What it makes, it has to remove.
 func Outside() bool { return os.Getenv(roleVariable) == "" }
 
 // Main runs the calling program again, with the same arguments, in a sandbox,
@@ -36,7 +36,9 @@ func Main(inside func() int) int {
 	case "init":
 		code, err = reap()
 	default:
-		return inside()
+		if err = os.Unsetenv(roleVariable); err == nil { // what is started in there may make its own
+			return inside()
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sandbox:", err)
