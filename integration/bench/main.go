@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -159,8 +160,30 @@ func (b *bench) measure() (err error) {
 			break
 		}
 	}
-	fmt.Printf("\n%s; %s; %d CPUs; %s\n\n", b.describe, kernel(), cpus(), time.Since(began).Round(time.Second))
+	fmt.Printf("\n%s; %s; %d CPUs; measured in %s\n%s\nnot compared: %s\n\n",
+		b.describe, kernel(), cpus(), time.Since(began).Round(time.Second), versions(), b.leftOut())
 	return errors.Join(err, b.table.Print(os.Stdout, "backupfs"))
+}
+
+// leftOut names the peers that have no row in the table.
+func (b *bench) leftOut() string {
+	names := "kopia (not in Debian)"
+	if !b.withSlowPeers() {
+		names += ", borg, squashfuse (slow)"
+	}
+	if !b.withResticMount() {
+		names += ", restic mount (slow)"
+	}
+	return names
+}
+
+// versions names the packages of the peers, with what is installed of each.
+func versions() string {
+	out, err := exec.Command("dpkg-query", "-W", "-f", "${Package} ${Version}; ", "restic", "borgbackup", "squashfs-tools", "squashfuse", "zstd", "tar", "rsync").Output()
+	if err != nil {
+		return "peers of unknown versions"
+	}
+	return strings.TrimSuffix(string(out), "; ")
 }
 
 // say tells, on standard error, what is measured now.
@@ -184,7 +207,7 @@ func cpus() int {
 	return set.Count()
 }
 
-// repeat is how often a thing is measured; slow is how often where it takes long.
+// repeat is how often a thing is measured, but for the slow peers: once.
 func (b *bench) repeat() int {
 	if b.quick || b.tree == "usr" {
 		return 1
@@ -194,6 +217,10 @@ func (b *bench) repeat() int {
 
 // withSlowPeers tells whether peers are measured that take longer than all the rest.
 func (b *bench) withSlowPeers() bool { return !b.quick && b.tree == "linux" }
+
+// withResticMount tells whether the tree is read through restic's mount. Of a
+// larger tree that takes longer than all the rest.
+func (b *bench) withResticMount() bool { return b.tree == "linux" }
 
 func (b *bench) ratio(what string, ours measure.Cost, peer string, theirs measure.Cost, target float64) {
 	b.table.Ratio(what, ours.Of(), peer, theirs.Of(), target)

@@ -144,7 +144,7 @@ func (b *bench) rowTar() error {
 	if err := b.squashfuse("tar of everything, cold", r, costs[0]); err != nil {
 		return err
 	}
-	if b.tree == "linux" { // of a larger tree it would take longer than all the rest
+	if b.withResticMount() {
 		if err := b.needRestic(); err != nil {
 			return err
 		}
