@@ -87,7 +87,7 @@ func (b *bench) openRestic(repository, src string) opener {
 		m := &mount{tree: filepath.Join(dir, "snapshots/latest", src), pids: []int{cmd.Process.Pid}}
 		m.close = func() error {
 			err := programs.Unmount(dir, 0)
-			<-ended // with an error or none: it is gone
+			_ = <-ended // with an error or none: it is gone
 			return err
 		}
 		return m, appears(m.tree, ended)
