@@ -65,10 +65,12 @@ func start(t *testing.T, act string) (cmd *exec.Cmd, stdin io.Closer) {
 	cmd.Env = append(os.Environ(), actVariable+"="+act)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
+	cmd.WaitDelay = time.Second // whoever is left holds the pipes
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { in.Close() }) // ends whoever is left
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +144,7 @@ func TestKilledOutside(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait()
+	cmd.Process.Wait() // cmd.Wait would close the pipe at which whoever is left waits
 	wantNone(t)
 }
 
