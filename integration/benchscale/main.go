@@ -33,7 +33,7 @@ const (
 	randomReads     = 20_000
 	changes         = 1_000
 	repeats         = 3 // of what is quick
-	defaultCacheMiB = 256
+	defaultCacheMiB = 64
 )
 
 type options struct {
