@@ -86,9 +86,10 @@ func (b *bench) openRestic(repository, src string) opener {
 		go func() { ended <- cmd.Wait() }()
 		m := &mount{tree: filepath.Join(dir, "snapshots/latest", src), pids: []int{cmd.Process.Pid}}
 		m.close = func() error {
-			err := programs.Unmount(dir, 0)
-			_ = <-ended // with an error or none: it is gone
-			return err
+			if err := programs.Unmount(dir, 0); err != nil {
+				return err
+			}
+			return <-ended
 		}
 		return m, appears(m.tree, ended)
 	}
