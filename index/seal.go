@@ -28,8 +28,8 @@ const (
 )
 
 // seal is the last file that is written into an index directory. It says what
-// the index covers and what files it has. badger believes its files, so nothing
-// is opened that does not agree with its seal.
+// the index covers and what files it has. Whoever reads a table believes it, so
+// nothing is opened that does not agree with its seal.
 type seal struct {
 	Schema     int            `json:"schema"`
 	Repository string         `json:"repository"`    // id
