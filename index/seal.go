@@ -203,7 +203,7 @@ type fileState struct {
 }
 
 func stateOf(s *unix.Stat_t) fileState {
-	return fileState{device: uint64(s.Dev), inode: s.Ino, stored: s.Size, mtime: s.Mtim, ctime: s.Ctim}
+	return fileState{device: s.Dev, inode: s.Ino, stored: s.Size, mtime: s.Mtim, ctime: s.Ctim}
 }
 
 // newVerified returns an empty set. What the Open that made the index previous has
