@@ -41,15 +41,31 @@ func put(t *testing.T, s Store, name, content string) {
 	}
 }
 
-// listing returns the names and sizes of a listing, and its error.
+// listing returns the names and sizes of a listing, and its error. It fails
+// where Names has other names, or an error where List has none.
 func listing(s Store, prefix string) (out []string, err error) {
-	for o, err := range s.List(prefix) {
-		if err != nil {
-			return out, err
+	var names []string
+	for o, e := range s.List(prefix) {
+		if err = e; err != nil {
+			break
 		}
+		names = append(names, o.Name)
 		out = append(out, fmt.Sprint(o.Name, " ", o.Stored))
 	}
-	return out, nil
+	i := 0
+	for name, e := range s.Names(prefix) {
+		switch {
+		case (e == nil) != (i < len(names)):
+			return out, fmt.Errorf("name %d is %q, with the error %v; List had %q and the error %w", i, name, e, names, err)
+		case e == nil && name != names[i]:
+			return out, fmt.Errorf("name %d is %q, List had %q", i, name, names)
+		}
+		i++
+	}
+	if i < len(names) || err != nil && i == len(names) {
+		return out, fmt.Errorf("Names ended after %d names, List had %q and the error %w", i, names, err)
+	}
+	return out, err
 }
 
 func TestDirStore(t *testing.T) {
