@@ -380,7 +380,8 @@ func (r *Repository) newSpool() (*spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	encoder, err := zstd.NewWriter(file, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
+	encoder, err := zstd.NewWriter(file, zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		file.Close()
 		return nil, err
