@@ -224,11 +224,11 @@ func (c *creation) adopt() error {
 		return err
 	}
 	adopted := 0
-	for object, err := range c.repo.Store().List("parts/") {
+	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
 		}
-		name, ok := archive.ParsePartStoreName(object.Name)
+		name, ok := archive.ParsePartStoreName(stored)
 		if _, named := known[name]; named || !ok {
 			continue
 		}
@@ -307,6 +307,7 @@ func (c *creation) chooseBase() error {
 	}
 	c.previous = of[len(of)-1]
 	c.view = c.db.At(c.previous.Number)
+	c.scanner.view = c.view
 	c.options.Progress.total.Store(&c.previous)
 	head, ok, err := c.db.Head(c.options.Source)
 	if err == nil && ok && head == c.previous.Number {
