@@ -366,18 +366,13 @@ func (c *creation) reopen() error {
 
 func (c *creation) commitAs(number uint64) error {
 	h := archive.Header{Kind: archive.KindGeneration, Number: number, Source: c.options.Source,
-		Time: c.options.Time.UTC(), Base: c.base, Program: c.options.Program}
+		Time: c.options.Time.UTC(), Base: c.base, Previous: c.db.RecordDigest(), Program: c.options.Program}
 	if c.options.Time.IsZero() {
 		h.Time = c.started.UTC()
 	}
 	var err error
 	if h.Name, err = c.freeName(h.Time); err != nil {
 		return err
-	}
-	if number > 1 {
-		if h.Previous, err = c.repo.RecordDigest(number - 1); err != nil {
-			return err
-		}
 	}
 	if err := c.ctx.Err(); err != nil {
 		return err

@@ -132,7 +132,10 @@ func (s *server) addDirent(out entryList, p place, e index.Dirent, passed int64)
 	if e.Dir != 0 {
 		entry.Ino = dirNode(p.generation, e.Dir)
 	}
-	return out.add(entry, func(out *fuse.EntryOut) fuse.Status { return s.setEntry(out, p, e) })
+	return out.add(entry, func(out *fuse.EntryOut) fuse.Status {
+		setEntry(out, p, e)
+		return fuse.OK
+	})
 }
 
 // checkListed makes sure that a listing that came to its end was whole.

@@ -118,7 +118,8 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 	case err != nil:
 		return s.fail("lookup in a directory", h.NodeId, err)
 	}
-	return s.setEntry(out, p, entry)
+	setEntry(out, p, entry)
+	return fuse.OK
 }
 
 // lookupListed answers for names above the generations. The kernel is not to
@@ -150,26 +151,16 @@ func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
 }
 
 // setEntry fills in an entry of a directory of a generation.
-func (s *server) setEntry(out *fuse.EntryOut, p place, e index.Dirent) fuse.Status {
+func setEntry(out *fuse.EntryOut, p place, e index.Dirent) {
 	out.Generation = 1
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 	if e.Dir != 0 {
 		out.NodeId = dirNode(p.generation, e.Dir)
-		setAttr(&out.Attr, out.NodeId, e.Attr, 0)
-		return fuse.OK
+	} else {
+		out.NodeId = uint64(e.Ino)
 	}
-	out.NodeId = uint64(e.Ino)
-	data := e.Attr.Size
-	if e.Attr.Type == archive.TypeFile && data > 0 {
-		inode, err := p.db.Inode(e.Ino)
-		if err != nil {
-			return s.fail("lookup", out.NodeId, err)
-		}
-		data = inode.Stored
-	}
-	setAttr(&out.Attr, out.NodeId, e.Attr, data)
-	return fuse.OK
+	setAttr(&out.Attr, out.NodeId, e.Attr, e.Stored)
 }
 
 // GetAttr implements fuse.RawFileSystem.

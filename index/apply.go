@@ -620,7 +620,7 @@ func (a *applier) addLeaf(name string, old dirent, e *archive.Entry) error {
 	if err != nil {
 		return err
 	}
-	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr})
+	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr, stored: storedBytes(e.Data)})
 }
 
 // leafInode returns the inode number of an entry: a new one, or that of another
@@ -677,12 +677,11 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 		ino |= 1
 		a.meta.hasXattrs = true
 	}
-	i := Inode{Attr: e.Attr, Target: e.Target, Changed: e.Changed}
+	i := Inode{Attr: e.Attr, Target: e.Target, Stored: storedBytes(e.Data), Changed: e.Changed}
 	for _, x := range e.Data {
 		if err := a.checkContent(x); err != nil {
 			return 0, err
 		}
-		i.Stored += x.Len
 	}
 	a.value = appendInode(a.value[:0], i, e.Data)
 	if err := a.put(appendInodeKey(a.key[:0], ino), a.value); err != nil {
@@ -695,6 +694,15 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 		return ino, nil
 	}
 	return ino, a.putSegments(ino, e.Data)
+}
+
+// storedBytes returns how many raw bytes of a file are not holes.
+func storedBytes(data []archive.Extent) int64 {
+	sum := int64(0)
+	for _, x := range data {
+		sum += x.Len
+	}
+	return sum
 }
 
 func (a *applier) putXattrs(ino Ino, xattrs []archive.Xattr) error {

@@ -48,6 +48,10 @@ func (d *DB) Close() error {
 // was empty.
 func (d *DB) Number() uint64 { return d.number }
 
+// RecordDigest returns the digest of the record that the index covers, zeros
+// where the log was empty.
+func (d *DB) RecordDigest() archive.Digest { return d.meta.digest }
+
 // Problem returns why the index does not cover the whole log, or is not derived
 // from it as it is now. It is nil unless Options.Partial was set and the log is
 // damaged.
