@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/backupfs/backupfs/archive"
-	"github.com/dgraph-io/badger/v4"
 )
 
 // TestRandomHistory compares every generation with an oracle after every record,
@@ -184,7 +183,7 @@ func TestHostileRecords(t *testing.T) {
 			if err := b.finish(false); err != nil {
 				t.Fatal(err)
 			}
-			db, err := newDB(b.dir, 1)
+			db, err := newDB(b.dir, b.tables, 1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -520,10 +519,10 @@ func TestContradictions(t *testing.T) {
 }
 
 // countKeys returns how many versions of keys there are in each space.
-func countKeys(t *testing.T, db *badger.DB) map[byte]int {
+func countKeys(t *testing.T, in *tables) map[byte]int {
 	t.Helper()
 	count := map[byte]int{}
-	c := newCursor(db, math.MaxUint64, nil, scanOptions{allVersions: true})
+	c := newCursor(in, math.MaxUint64, nil, scanOptions{allVersions: true})
 	for more := c.seek(nil); more; more = c.next() {
 		count[c.key[0]]++
 	}

@@ -202,7 +202,7 @@ func advanceMany(b *testing.B, base *builder) *builder {
 
 func readMany(b *testing.B, last *builder) {
 	start := time.Now()
-	db, err := newDB(last.dir, last.number)
+	db, err := newDB(last.dir, last.tables, last.number)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func BenchmarkOpen(b *testing.B) {
 		if _, err := verifySeal(made.dir, "test", 1, who); err != nil {
 			b.Fatal(err)
 		}
-		db, err := newDB(made.dir, 1)
+		db, err := newDB(made.dir, made.tables, 1)
 		if err != nil {
 			b.Fatal(err)
 		}

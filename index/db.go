@@ -5,13 +5,12 @@ import (
 	"sync"
 
 	"github.com/backupfs/backupfs/archive"
-	"github.com/dgraph-io/badger/v4"
 )
 
 // DB is an open index. It shows the log up to one record, whatever is committed
 // later. It is safe for concurrent use.
 type DB struct {
-	tables  *badger.DB // nil where the log is empty
+	tables  *tables
 	number  uint64
 	meta    meta
 	problem error
@@ -21,15 +20,15 @@ type DB struct {
 	parts   map[uint64]archive.Part // by number, the ones used lately
 }
 
-// newDB opens the tables in dir, which cover the record number.
-func newDB(dir string, number uint64) (*DB, error) {
-	tables, err := openTables(dir)
+// newDB opens the given tables of dir, which cover the record number.
+func newDB(dir string, files []tableFile, number uint64) (*DB, error) {
+	tables, err := openTables(dir, files)
 	if err != nil {
 		return nil, err
 	}
 	d := &DB{tables: tables, number: number, parts: map[uint64]archive.Part{}}
 	if d.meta, err = readMeta(tables, number); err != nil {
-		closeTables(tables)
+		tables.close()
 		return nil, err
 	}
 	return d, nil
@@ -37,7 +36,7 @@ func newDB(dir string, number uint64) (*DB, error) {
 
 // Close releases the index. It waits for nobody: no reader may be active.
 func (d *DB) Close() error {
-	closeTables(d.tables)
+	d.tables.close()
 	if d.remove != nil {
 		return d.remove()
 	}

@@ -17,8 +17,12 @@ type PartReader interface {
 // Inode returns everything about an inode but its extents and extended
 // attributes. The error wraps ErrNotFound where there is none.
 func (d *DB) Inode(i Ino) (Inode, error) {
-	n, err := d.inode(i)
-	return n.Inode, err
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], d.tables, d.number, appendInodeKey(make([]byte, 0, idKey), i))
+	if err != nil {
+		return Inode{}, err
+	}
+	return decodeInodeStart(value)
 }
 
 func (d *DB) inode(i Ino) (inode, error) {
@@ -231,7 +235,8 @@ func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 // Content returns where a content lies now. The error wraps ErrNotFound where
 // the index does not know it.
 func (d *DB) Content(h archive.Hash) (Place, error) {
-	value, err := get(d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
 	if err != nil {
 		return Place{}, err
 	}

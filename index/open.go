@@ -89,7 +89,7 @@ func (p *opener) try() (*DB, error) {
 		return nil, err
 	}
 	if last == 0 {
-		return &DB{}, nil
+		return &DB{tables: new(tables)}, nil
 	}
 	var base *sealed
 	if !p.rebuild {
@@ -98,7 +98,7 @@ func (p *opener) try() (*DB, error) {
 		}
 	}
 	if base != nil && base.Record == last {
-		return p.openSealed(base.dir, last)
+		return p.openSealed(base.dir, base.Tables, last)
 	}
 	return p.build(base, last)
 }
@@ -178,8 +178,8 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 }
 
 // openSealed opens an index that was verified.
-func (p *opener) openSealed(dir string, number uint64) (*DB, error) {
-	db, err := newDB(dir, number)
+func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
+	db, err := newDB(dir, files, number)
 	if err == nil {
 		return db, nil
 	}
@@ -227,11 +227,11 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 		published, err = p.publish(b)
 	}
 	if err == nil && !published {
-		return p.openTemporary(dir, b.number, problem)
+		return p.openTemporary(b, problem)
 	}
 	if err == nil {
 		var db *DB
-		if db, err = p.openSealed(p.dir(b.number), b.number); err == nil {
+		if db, err = p.openSealed(p.dir(b.number), b.tables, b.number); err == nil {
 			return db, os.RemoveAll(dir) // what was replaced, if anything
 		}
 	}
@@ -248,19 +248,19 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return p.openTemporary(dir, b.number, problem)
+	return p.openTemporary(b, problem)
 }
 
-// openTemporary opens an index that Close removes.
-func (p *opener) openTemporary(dir string, number uint64, problem error) (*DB, error) {
-	remove := func() error { return os.RemoveAll(dir) }
-	if problem != nil && p.witness != nil && p.witness.Record > number {
-		if db, err := newDB(p.witness.dir, p.witness.Record); err == nil {
+// openTemporary opens a finished index that Close removes.
+func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
+	remove := func() error { return os.RemoveAll(b.dir) }
+	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
+		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
 			return db, remove()
 		}
 	}
-	db, err := newDB(dir, number)
+	db, err := newDB(b.dir, b.tables, b.number)
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}

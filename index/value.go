@@ -47,7 +47,7 @@ func valueSum(key []byte, version uint64, value []byte) uint64 {
 func openValue(key []byte, version uint64, sealed []byte) ([]byte, error) {
 	n := len(sealed) - sumSize
 	if n < 0 || binary.BigEndian.Uint64(sealed[n:]) != valueSum(key, version, sealed[:n]) {
-		return nil, fmt.Errorf("%w: checksum of key %q, version %d", ErrDamaged, key, version)
+		return nil, fmt.Errorf("%w: checksum of key %q, version %d", ErrDamaged, string(key), version)
 	}
 	return sealed[:n], nil
 }
@@ -274,24 +274,33 @@ func appendInode(b []byte, i Inode, data []archive.Extent) []byte {
 	return appendExtents(b, 0, data)
 }
 
-func decodeInode(value []byte) (inode, error) {
-	d := decoder{b: value}
-	i := inode{Inode: Inode{Attr: d.attr()}}
+// inodeStart reads an inode's value up to its extents.
+func (d *decoder) inodeStart() (i Inode, segmented bool) {
+	i.Attr = d.attr()
 	flags := d.byte()
-	i.Changed, i.segmented = flags&flagChanged != 0, flags&flagSegmented != 0
-	i.Target, i.Stored = d.string(), d.size()
 	if flags >= flagSegmented<<1 {
 		d.fail()
 	}
-	if i.segmented {
+	i.Changed, i.Target, i.Stored = flags&flagChanged != 0, d.string(), d.size()
+	return i, flags&flagSegmented != 0
+}
+
+// decodeInodeStart returns an inode without looking at its extents.
+func decodeInodeStart(value []byte) (Inode, error) {
+	d := decoder{b: value}
+	i, _ := d.inodeStart()
+	d.b = nil
+	return i, d.end("inode")
+}
+
+func decodeInode(value []byte) (i inode, err error) {
+	d := decoder{b: value}
+	if i.Inode, i.segmented = d.inodeStart(); i.segmented {
 		i.first = d.size()
-		return i, d.end("inode")
+	} else {
+		i.extents, d.b = d.b, nil
 	}
-	if d.bad {
-		return i, d.end("inode")
-	}
-	i.extents = d.b
-	return i, nil
+	return i, d.end("inode")
 }
 
 // whole returns the extent that a file consists of, if it is exactly one.
