@@ -142,6 +142,7 @@ func (m *Mount) poll() {
 			continue
 		case <-tick.C:
 		}
+		m.snapshots.forget()
 		m.refresh()
 		if shown := m.catalog.Load(); shown != told {
 			m.tellKernel(told, shown)

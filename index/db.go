@@ -43,6 +43,10 @@ func (d *DB) Close() error {
 	return nil
 }
 
+// Release lets the kernel take back the memory of what was read of the index so
+// far; whatever is needed again comes from its page cache. Readers may be active.
+func (d *DB) Release() { d.tables.release() }
+
 // Number returns the number of the record that the index covers, 0 where the log
 // was empty.
 func (d *DB) Number() uint64 { return d.number }

@@ -209,6 +209,7 @@ func TestNoAllocations(t *testing.T) {
 		}
 	}
 	db := finished(t, b)
+	db.Release() // and everything is still there
 	v := db.At(2)
 	e, err := v.Resolve(1, bigPath(7))
 	if err != nil {

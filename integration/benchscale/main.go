@@ -229,9 +229,8 @@ func daemon(mnt string) (string, error) {
 	return "", errors.New("the daemon is not to be found")
 }
 
-// memory compares what the daemon holds with the limit. Pages of the index that
-// it maps belong to the kernel's cache and go when memory is short; they are
-// shown apart.
+// memory compares what the daemon holds with the limit, pages of the index that it
+// maps included; what is its own is shown apart.
 func (b *bench) memory(after, pid string) error {
 	text, err := os.ReadFile("/proc/" + pid + "/status")
 	if err != nil {
@@ -247,9 +246,9 @@ func (b *bench) memory(after, pid string) error {
 			kib[strings.TrimSuffix(f[0], ":")] = n
 		}
 	}
-	figure("  resident after "+after, kib["VmRSS"]/1024, "MiB")
-	figure("  of it mapped files, which are the kernel's to drop", kib["RssFile"]/1024, "MiB")
-	b.limit("  of it its own (anonymous)", (kib["RssAnon"]+kib["RssShmem"])/1024, limitMountMiB, "MiB")
+	b.limit("  resident after "+after, kib["VmRSS"]/1024, limitMountMiB, "MiB")
+	figure("  of it mapped files", kib["RssFile"]/1024, "MiB")
+	figure("  of it its own (anonymous)", (kib["RssAnon"]+kib["RssShmem"])/1024, "MiB")
 	return nil
 }
 
