@@ -354,7 +354,7 @@ func (c *creation) harmless(first, last uint64) (bool, error) {
 }
 
 func (c *creation) reopen() error {
-	db, err := index.Open(c.repo, index.Options{Log: c.notef})
+	db, err := index.Open(c.repo, index.Options{Log: c.notef, Previous: c.db})
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,12 @@ import (
 // DB is an open index. It shows the log up to one record, whatever is committed
 // later. It is safe for concurrent use.
 type DB struct {
-	tables  *tables
-	number  uint64
-	meta    meta
-	problem error
-	remove  func() error // what Close does at last; nil where the index is published
+	tables   *tables
+	number   uint64
+	meta     meta
+	problem  error
+	verified *verified    // what Open has hashed; nil where nothing was
+	remove   func() error // what Close does at last; nil where the index is published
 
 	partsMu sync.RWMutex
 	parts   map[uint64]archive.Part // by number, the ones used lately

@@ -23,6 +23,10 @@ type Options struct {
 	// Partial makes Open show what it can of a damaged log, instead of failing;
 	// DB.Problem tells. Such an index is never published.
 	Partial bool
+	// Previous is an open index of the same repository, or nil. What was verified
+	// when it was opened is not hashed again where it is still the same file,
+	// unchanged. It may be closed as soon as Open has returned.
+	Previous *DB
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -53,7 +57,7 @@ func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, rebuild: rebuild}
+	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, verified: newVerified(o.Previous), rebuild: rebuild}
 	for range maxAttempts {
 		db, err := p.try()
 		if !errors.Is(err, errAgain) {
@@ -66,11 +70,12 @@ func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
 // opener is one call of Open.
 type opener struct {
 	Options
-	r       *archive.Repository
-	owners  owners
-	bad     map[uint64]bool // sealed indexes that must not be used
-	witness *sealed         // the newest sealed index that is sound, but disagrees with the log
-	rebuild bool            // use none of them
+	r        *archive.Repository
+	owners   owners
+	bad      map[uint64]bool // sealed indexes that must not be used
+	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
+	verified *verified
+	rebuild  bool // use none of them
 }
 
 // sealed is a sealed index that agrees with its seal.
@@ -148,7 +153,7 @@ func (p *opener) verify(n, last uint64) (*sealed, error) {
 	if n > last {
 		return nil, fmt.Errorf("it is of another log: this one ends with record %d", last)
 	}
-	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners)
+	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners, p.verified)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +186,7 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
 	db, err := newDB(dir, files, number)
 	if err == nil {
+		db.verified = p.verified
 		return db, nil
 	}
 	if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
