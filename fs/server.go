@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,13 +20,29 @@ const (
 	errNoData = fuse.Status(syscall.ENXIO) // of lseek
 )
 
+// aclPrefix begins the names of ACLs. Who asks for one is never answered with
+// ENOSYS: the kernel would take that, the first time, for a failed check of
+// permissions.
+const aclPrefix = "system.posix_acl_"
+
 // maxName is how many bytes a name may have.
 const maxName = 255
 
-// server answers the kernel. What it does not define is refused by readOnly.
+// server answers the kernel in one connection. What it does not define is
+// refused by readOnly.
 type server struct {
 	readOnly
-	m *Mount
+	m    *Mount
+	fuse *fuse.Server
+	// mute says that requests for extended attributes are answered with ENOSYS.
+	// The kernel makes no more of them then, in all of the connection's life.
+	mute     bool
+	outdated atomic.Bool // there may be attributes all the same: shows nothing newer
+	device   uint64      // of its files
+	catalog  atomic.Pointer[catalog]
+	before   atomic.Pointer[replaced] // what was shown before; nil at first
+	told     *catalog                 // what the kernel knows of; used by poll
+	ended    chan struct{}            // closed when the kernel has let go
 }
 
 // String is the name that go-fuse gives the file system where it needs one.
@@ -50,6 +67,9 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if !ok {
 		return place{}, fuse.ENOTDIR
 	}
+	if generation > s.catalog.Load().last {
+		return place{}, errStale // it is for the connection that replaces this one
+	}
 	snap := s.m.snapshots.of(generation)
 	if snap == nil {
 		return place{}, errStale
@@ -63,7 +83,7 @@ func (s *server) listing(node uint64) *listing {
 	if node == rootNode && s.m.pinned.Number != 0 {
 		return nil
 	}
-	return s.m.catalog.Load().listing(node)
+	return s.catalog.Load().listing(node)
 }
 
 // isListing reports whether a node is, or was, a directory above the
@@ -132,7 +152,7 @@ func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse
 	if e, ok := l.lookup(name); ok {
 		return s.setListedEntry(out, e)
 	}
-	e, ok := s.m.justDropped(node, name)
+	e, ok := s.justDropped(node, name)
 	if !ok {
 		return fuse.ENOENT
 	}
@@ -356,6 +376,9 @@ func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut
 
 // GetXAttr implements fuse.RawFileSystem.
 func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if s.mute && !strings.HasPrefix(name, aclPrefix) {
+		return 0, fuse.ENOSYS
+	}
 	ino, status := s.xattrInode(h.NodeId)
 	if !status.Ok() {
 		return 0, status
@@ -379,6 +402,9 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 
 // ListXAttr implements fuse.RawFileSystem.
 func (s *server) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if s.mute {
+		return 0, fuse.ENOSYS
+	}
 	ino, status := s.xattrInode(h.NodeId)
 	if !status.Ok() || !ino.HasXattrs() {
 		return 0, status
