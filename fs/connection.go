@@ -52,7 +52,13 @@ func (m *Mount) newServer() *server {
 		ended:    make(chan struct{}),
 	}
 	s.show(snap)
+	s.pusher = &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, store: s.store}
 	return s
+}
+
+// store stores a file's content in the kernel's page cache.
+func (s *server) store(node uint64, offset int64, data []byte) fuse.Status {
+	return s.fuse.InodeNotifyStoreCache(node, offset, data)
 }
 
 // show makes a server show a snapshot, if it may: what has, or may have,
@@ -156,6 +162,7 @@ var errEnded = errors.New("it has ended")
 // serve answers requests until the kernel lets go.
 func (s *server) serve() {
 	s.fuse.Serve()
+	s.pusher.close()
 	close(s.ended)
 	s.m.connections.done()
 }

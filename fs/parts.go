@@ -53,12 +53,22 @@ type passage struct {
 	end  int64        // raw offset behind them
 }
 
+// Frame is archive.Reader.Frame.
+func (p *parts) Frame(part archive.Part, rawOffset int64) (archive.Frame, error) {
+	p.remember(part)
+	return p.Reader.Frame(part, rawOffset)
+}
+
+func (p *parts) remember(part archive.Part) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.read[part.Name] = struct{}{}
+}
+
 // ReadAt implements index.PartReader.
 func (r *passage) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
 	if p.Name != r.part.Name {
-		r.mu.Lock()
-		r.read[p.Name] = struct{}{}
-		r.mu.Unlock()
+		r.remember(p)
 	}
 	r.part, r.end = p, rawOffset+int64(len(b))
 	return r.parts.ReadAt(p, b, rawOffset)

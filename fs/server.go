@@ -32,8 +32,9 @@ const maxName = 255
 // refused by readOnly.
 type server struct {
 	readOnly
-	m    *Mount
-	fuse *fuse.Server
+	m      *Mount
+	fuse   *fuse.Server
+	pusher *pusher
 	// mute says that requests for extended attributes are answered with ENOSYS.
 	// The kernel makes no more of them then, in all of the connection's life.
 	mute     bool
@@ -302,6 +303,9 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	case err != nil:
 		return nil, s.failRead(in.NodeId, err)
 	}
+	if in.Offset == 0 {
+		s.pusher.read(ino)
+	}
 	return fuse.ReadResultData(b[:n]), fuse.OK
 }
 
@@ -353,6 +357,13 @@ func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) 
 	}
 	out.Offset = uint64(found)
 	return fuse.OK
+}
+
+// Forget implements fuse.RawFileSystem.
+func (s *server) Forget(node, _ uint64) {
+	if ino, ok := fileInode(node); ok {
+		s.pusher.forget(ino)
+	}
 }
 
 // StatFs implements fuse.RawFileSystem: as the size the raw bytes of all parts,
