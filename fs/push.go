@@ -11,9 +11,11 @@ import (
 const (
 	// maxStreams is how many programs that go through a tree are told apart.
 	maxStreams = 8
-	// streamReach is how far, in inode numbers, a file may lie from what a
-	// stream knows, to belong to it.
+	// streamReach is how far, in inode numbers, a file may lie ahead of what a
+	// stream knows, to belong to it; streamBack is how far behind: several
+	// programs that share a work read in about the right order.
 	streamReach = 128
+	streamBack  = 16
 	// minWindow and maxWindow bound how many raw bytes of files are looked at
 	// ahead of a stream: more as long as it goes on.
 	minWindow = 512 << 10
@@ -77,7 +79,9 @@ func (p *pusher) close() {
 
 // read is called before a READ from the start of a file is answered.
 func (p *pusher) read(i index.Ino) {
-	p.seen.read(i)
+	if p.seen.read(i) {
+		p.restart(i)
+	}
 	if s := p.follow(i, true); s != nil {
 		p.push(s)
 	}
@@ -95,6 +99,18 @@ func (p *pusher) listed(dir uint64) {
 	}
 }
 
+// restart ends the streams that are past a file: the kernel has dropped what was
+// pushed behind it, and somebody begins again.
+func (p *pusher) restart(i index.Ino) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k := range p.streams {
+		if s := &p.streams[k]; i <= s.head && !s.busy() {
+			*s = stream{}
+		}
+	}
+}
+
 // follow returns the stream that a file belongs to, moved on to it; nil where
 // there is none. A READ that belongs to none may be the start of one.
 func (p *pusher) follow(i index.Ino, read bool) *stream {
@@ -104,18 +120,21 @@ func (p *pusher) follow(i index.Ino, read bool) *stream {
 	oldest := &p.streams[0]
 	for k := range p.streams {
 		s := &p.streams[k]
-		if s.used != 0 && i+streamReach > s.head && i < s.next+streamReach {
+		if s.used != 0 && i+streamBack > s.head && i < s.next+streamReach {
 			return s.moveOn(i, read, p.clock)
 		}
 		if s.used < oldest.used {
 			oldest = s
 		}
 	}
-	if read && !oldest.scanning && !oldest.running {
+	if read && !oldest.busy() {
 		*oldest = stream{used: p.clock, head: i, next: i + 1}
 	}
 	return nil
 }
+
+// busy reports whether somebody works on a stream at this moment.
+func (s *stream) busy() bool { return s.scanning || s.running }
 
 func (s *stream) moveOn(i index.Ino, read bool, now uint64) *stream {
 	s.used = now
