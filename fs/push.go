@@ -79,9 +79,7 @@ func (p *pusher) close() {
 
 // read is called before a READ from the start of a file is answered.
 func (p *pusher) read(i index.Ino) {
-	if p.seen.read(i) {
-		p.restart(i)
-	}
+	p.seen.read(i)
 	if s := p.follow(i, true); s != nil {
 		p.push(s)
 	}
@@ -96,18 +94,6 @@ func (p *pusher) listed(dir uint64) {
 	}
 	if s := p.follow(first, false); s != nil {
 		p.push(s)
-	}
-}
-
-// restart ends the streams that are past a file: the kernel has dropped what was
-// pushed behind it, and somebody begins again.
-func (p *pusher) restart(i index.Ino) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for k := range p.streams {
-		if s := &p.streams[k]; i <= s.head && !s.busy() {
-			*s = stream{}
-		}
 	}
 }
 
@@ -127,25 +113,35 @@ func (p *pusher) follow(i index.Ino, read bool) *stream {
 			oldest = s
 		}
 	}
-	if read && !oldest.busy() {
-		*oldest = stream{used: p.clock, head: i, next: i + 1}
+	if read {
+		oldest.start(i, p.clock)
 	}
 	return nil
 }
 
-// busy reports whether somebody works on a stream at this moment.
-func (s *stream) busy() bool { return s.scanning || s.running }
+// start begins a stream at a file, unless somebody works on the one before.
+func (s *stream) start(i index.Ino, now uint64) {
+	if !s.scanning && !s.running {
+		*s = stream{used: now, head: i, next: i + 1}
+	}
+}
 
+// moveOn moves a stream on to a file, and returns it if there is something to
+// push then. A READ of what lies behind it begins it again.
 func (s *stream) moveOn(i index.Ino, read bool, now uint64) *stream {
 	s.used = now
+	if !read {
+		i-- // that one was not read yet
+	}
+	if i <= s.head {
+		if read {
+			s.start(i, now)
+		}
+		return nil
+	}
 	if read {
 		s.window = min(max(2*s.window, minWindow), maxWindow)
 		s.unproved = 0
-	} else {
-		i-- // it was not read yet
-	}
-	if i <= s.head {
-		return nil
 	}
 	s.head = i
 	s.next = max(s.next, i+1)

@@ -65,40 +65,48 @@ func manyFiles(r *repo, dirs, files int) (paths []string) {
 func contentOf(path string) string { return strings.Repeat(path, 556)[:5000] }
 
 // Who reads two files one after another gets the next ones from the page cache,
-// and those of the next directory once it is listed.
+// and those of the next directory once it is listed. That holds again when the
+// kernel has dropped everything, which it may do at any moment of this test.
 func TestNeighboursArePushed(t *testing.T) {
 	r := newRepo(t)
 	manyFiles(r, 3, 60)
 	mnt, log := mount(t, r, fs.Options{})
-	at := func(path string) string { return filepath.Join(mnt, "latest", path) }
-	if _, err := os.ReadDir(at("d000")); err != nil {
-		t.Fatal(err)
+	list := func(dir string) {
+		if _, err := os.ReadDir(filepath.Join(mnt, "latest", dir)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	wantContent(t, at("d000/f000"), contentOf("d000/f000"))
-	if n := cachedPages(t, at("d000/f002")); n != 0 {
-		t.Errorf("one file is read, and %d pages of a neighbour are cached", n)
+	read := func(path string) { wantContent(t, filepath.Join(mnt, "latest", path), contentOf(path)) }
+	pushed := func(path string) bool { return cachedPages(t, filepath.Join(mnt, "latest", path)) == 2 }
+	for range 3 {
+		eventually(t, "the next file is never pushed", func() bool {
+			dropCaches(t)
+			list("d000")
+			read("d000/f000")
+			if pushed("d000/f002") {
+				t.Error("one file is read, and its neighbour is pushed")
+			}
+			read("d000/f001")
+			return pushed("d000/f002")
+		})
 	}
-	wantContent(t, at("d000/f001"), contentOf("d000/f001"))
-	if n := cachedPages(t, at("d000/f002")); n != 2 {
-		t.Errorf("two files are read, and %d pages of the next one are cached", n)
-	}
-	wantContent(t, at("d000/f010"), contentOf("d000/f010"))
-	wantContent(t, at("d000/f030"), contentOf("d000/f030"))
-	eventually(t, "the last file of the directory is never pushed", func() bool { return cachedPages(t, at("d000/f059")) == 2 })
-	if n := cachedPages(t, at("d000/f059")); n != 2 {
-		t.Errorf("%d pages", n)
-	}
-	if n := cachedPages(t, at("d001/f001")); n != 0 {
-		t.Errorf("%d pages of a file that nobody has heard of are cached", n)
-	}
-	if _, err := os.ReadDir(at("d001")); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the next directory is never pushed", func() bool { return cachedPages(t, at("d001/f000")) == 2 })
+	eventually(t, "nothing farther on is ever pushed", func() bool {
+		dropCaches(t)
+		list("d000")
+		for _, path := range []string{"d000/f000", "d000/f001", "d000/f010", "d000/f030", "d000/f040"} {
+			read(path)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if pushed("d001/f001") {
+			t.Error("a file is pushed that nobody has heard of")
+		}
+		list("d001")
+		time.Sleep(20 * time.Millisecond)
+		return pushed("d000/f059") && pushed("d001/f000")
+	})
 	for k := range 60 {
 		for dir := range 3 {
-			path := fmt.Sprintf("d%03d/f%03d", dir, k)
-			wantContent(t, at(path), contentOf(path))
+			read(fmt.Sprintf("d%03d/f%03d", dir, k))
 		}
 	}
 	log.wantNone(t)
@@ -123,33 +131,8 @@ func TestRandomReadsPushNothing(t *testing.T) {
 			cached++
 		}
 	}
-	if want := (len(paths) + 398) / 399; cached != want {
+	if want := (len(paths) + 398) / 399; cached > want {
 		t.Errorf("%d files are cached, %d were read", cached, want)
-	}
-}
-
-// What the kernel has dropped is pushed again.
-func TestPushAgain(t *testing.T) {
-	r := newRepo(t)
-	paths := manyFiles(r, 1, 60)
-	mnt, _ := mount(t, r, fs.Options{})
-	at := func(i int) string { return filepath.Join(mnt, "latest", paths[i]) }
-	if _, err := os.ReadDir(mnt + "/latest/d000"); err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
-		for i := range 60 {
-			wantContent(t, at(i), contentOf(paths[i]))
-		}
-		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
-			t.Skip(err)
-		}
-		eventually(t, "the pages are never dropped", func() bool { return cachedPages(t, at(2)) == 0 })
-		wantContent(t, at(0), contentOf(paths[0]))
-		wantContent(t, at(1), contentOf(paths[1]))
-		if n := cachedPages(t, at(2)); n != 2 {
-			t.Errorf("%d pages are pushed again", n)
-		}
 	}
 }
 

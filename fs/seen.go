@@ -100,9 +100,8 @@ func (s *seen) forget(i index.Ino) {
 }
 
 // read says that the kernel has asked for the content of a file. If it was
-// taken to have it, it has dropped that, and probably its neighbours'; dropped
-// is true then.
-func (s *seen) read(i index.Ino) (dropped bool) {
+// taken to have it, it has dropped that, and probably its neighbours'.
+func (s *seen) read(i index.Ino) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, l := range s.told {
@@ -113,14 +112,13 @@ func (s *seen) read(i index.Ino) (dropped bool) {
 	}
 	b := s.ranges[i/seenRange]
 	if b == nil {
-		return false
+		return
 	}
-	if dropped = b.cached.has(i); dropped {
+	if b.cached.has(i) {
 		b.cached, b.taken = bits{}, bits{}
 	}
 	b.taken.set(i)
 	b.cached.set(i)
-	return dropped
 }
 
 // lacks reports whether the kernel knows a file and has not got its content,
