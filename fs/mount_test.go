@@ -30,7 +30,7 @@ func mount(t *testing.T, r *repo, o fs.Options) (dir string, log *messages) {
 	return dir, log
 }
 
-func mounted(t *testing.T, r *repo, o fs.Options) (dir string, log *messages, m *fs.Mount) {
+func mounted(t testing.TB, r *repo, o fs.Options) (dir string, log *messages, m *fs.Mount) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
@@ -54,7 +54,7 @@ func mounted(t *testing.T, r *repo, o fs.Options) (dir string, log *messages, m 
 }
 
 // mountpoint makes an empty directory that everybody can get to.
-func mountpoint(t *testing.T) string {
+func mountpoint(t testing.TB) string {
 	t.Helper()
 	tmp := t.TempDir()
 	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
@@ -92,7 +92,7 @@ func (m *messages) wantNone(t *testing.T) {
 	}
 }
 
-func stat(t *testing.T, path string) unix.Stat_t {
+func stat(t testing.TB, path string) unix.Stat_t {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 const (
@@ -24,12 +25,16 @@ type parts struct {
 	*archive.Reader
 	store archive.Store
 
+	passages sync.Pool // of *passage
+
 	mu   sync.Mutex
 	read map[archive.Digest]struct{}
 }
 
 func newParts(s archive.Store, cacheSize int64) *parts {
-	return &parts{Reader: archive.NewReader(s, cacheSize), store: s, read: make(map[archive.Digest]struct{})}
+	p := &parts{Reader: archive.NewReader(s, cacheSize), store: s, read: make(map[archive.Digest]struct{})}
+	p.passages.New = func() any { return &passage{parts: p} }
+	return p
 }
 
 // releaseRemoved closes the parts that are no longer in the store.
@@ -46,12 +51,31 @@ func (p *parts) releaseRemoved() {
 	}
 }
 
-// passage is the reading of one range of a file. It is used by one goroutine.
+// passage is the reading of one range of a file, and the fuse.ReadResult of it.
+// It is used by one goroutine. go-fuse writes the buffer that it gave for the
+// answer, so the bytes are copied once here, from the frame, and once by the
+// kernel.
 type passage struct {
 	*parts
 	part archive.Part // of the last bytes read
 	end  int64        // raw offset behind them
+	data []byte       // what was read, in go-fuse's buffer
 }
+
+// passage returns a passage that is used until Done.
+func (p *parts) passage() *passage { return p.passages.Get().(*passage) }
+
+// Done implements fuse.ReadResult.
+func (r *passage) Done() {
+	*r = passage{parts: r.parts}
+	r.passages.Put(r)
+}
+
+// Size implements fuse.ReadResult.
+func (r *passage) Size() int { return len(r.data) }
+
+// Bytes implements fuse.ReadResult.
+func (r *passage) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
 
 // Frame is archive.Reader.Frame.
 func (p *parts) Frame(part archive.Part, rawOffset int64) (archive.Frame, error) {

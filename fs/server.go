@@ -292,10 +292,14 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	if !ok {
 		return nil, fuse.EISDIR
 	}
-	n, err := s.readAt(ino, b, int64(in.Offset))
+	r := s.m.parts.passage()
+	err := s.readAt(r, ino, b, int64(in.Offset))
 	if err != nil && s.m.refresh() {
 		// What the file's contents lay in was compacted away a moment ago.
-		n, err = s.readAt(ino, b, int64(in.Offset))
+		err = s.readAt(r, ino, b, int64(in.Offset))
+	}
+	if err != nil {
+		r.Done()
 	}
 	switch {
 	case errors.Is(err, index.ErrNotFound):
@@ -306,7 +310,7 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	if in.Offset == 0 {
 		s.pusher.read(ino)
 	}
-	return fuse.ReadResultData(b[:n]), fuse.OK
+	return r, fuse.OK
 }
 
 // failRead is fail for a READ. Damage is logged once for a file, wherever in it
@@ -319,19 +323,19 @@ func (s *server) failRead(node uint64, err error) fuse.Status {
 }
 
 // readAt fills b from a file, or as much of it as there is before its end.
-func (s *server) readAt(ino index.Ino, b []byte, offset int64) (n int, err error) {
-	r := passage{parts: s.m.parts}
-	err = s.withInode(func(db *index.DB) (err error) {
-		n, err = db.ReadAt(&r, ino, b, offset)
+func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error {
+	err := s.withInode(func(db *index.DB) error {
+		n, err := db.ReadAt(r, ino, b, offset)
+		r.data = b[:n]
 		return err
 	})
 	if errors.Is(err, io.EOF) {
-		return n, nil
+		return nil
 	}
 	if err == nil && len(b) >= sequentialRead {
 		r.ahead()
 	}
-	return n, err
+	return err
 }
 
 // Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
