@@ -12,8 +12,8 @@ FUZZTIME  ?= 20s
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc
-PACKAGES := attr acl jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev
 
 .DELETE_ON_ERROR:
 .PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench-scale clean help
