@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
@@ -153,12 +154,17 @@ func (p *opener) verify(n, last uint64) (*sealed, error) {
 	if n > last {
 		return nil, fmt.Errorf("it is of another log: this one ends with record %d", last)
 	}
+	var digest archive.Digest // of a record that may be large: on another core
+	var digestErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { digest, digestErr = p.recordDigest(n, last) })
 	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners, p.verified)
+	wg.Wait()
 	if err != nil {
 		return nil, err
 	}
 	found := &sealed{seal: *s, dir: p.dir(n)}
-	digest, err := p.recordDigest(n, last)
+	err = digestErr
 	if err == nil && digest != s.Digest {
 		err = fmt.Errorf("it is of another log: its record %d has the digest %s, not %s", n, s.Digest, digest)
 	}

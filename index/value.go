@@ -320,7 +320,7 @@ func (i *inode) whole() (archive.Extent, bool) {
 // to segmentExtents.
 const (
 	inlineExtents  = 32
-	segmentExtents = 512
+	segmentExtents = 64
 )
 
 // appendExtents appends extents that begin at or behind base.
