@@ -14,6 +14,8 @@ const (
 	// sequentialRead is the least size of a READ that tells of a program that
 	// goes through a file: the kernel reads so much only if it reads ahead.
 	sequentialRead = 128 << 10
+	// readAhead is how many raw bytes behind such a READ are decoded ahead.
+	readAhead = 8 << 20
 	// releaseInterval is how often parts that were removed are let go.
 	releaseInterval = time.Minute
 )
@@ -102,6 +104,6 @@ func (r *passage) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
 // of a large file mostly lie one behind the other.
 func (r *passage) ahead() {
 	if r.end > 0 {
-		r.Prefetch(r.part, r.end-1)
+		r.Prefetch(r.part, r.end, readAhead)
 	}
 }
