@@ -18,7 +18,7 @@ const (
 	streamBack  = 16
 	// minWindow and maxWindow bound how many raw bytes of files are looked at
 	// ahead of a stream: more as long as it goes on.
-	minWindow = 512 << 10
+	minWindow = 1 << 20
 	maxWindow = 4 << 20
 	// maxAheadFiles bounds them where they are tiny.
 	maxAheadFiles = 4096
@@ -162,7 +162,7 @@ func (s *stream) moveOn(i index.Ino, read bool, now uint64) *stream {
 func (p *pusher) push(s *stream) {
 	if p.owing.TryLock() {
 		p.extend(s, minWindow)
-		p.pushFrame(s)
+		p.pushFrame(s, 0)
 		p.owing.Unlock()
 	}
 	p.mu.Lock()
@@ -178,7 +178,7 @@ func (p *pusher) push(s *stream) {
 func (p *pusher) run(s *stream) {
 	for {
 		p.extend(s, maxWindow)
-		if !p.pushFrame(s) {
+		if !p.pushFrame(s, maxWindow) {
 			break
 		}
 	}
@@ -232,13 +232,14 @@ func filesFrom(db *index.DB, from index.Ino, room int64) (found []index.WholeFil
 }
 
 // pushFrame stores the files of the first frame ahead of a stream that has any
-// that the kernel knows and has not got. It reports whether there was one.
-func (p *pusher) pushFrame(s *stream) bool {
+// that the kernel knows and has not got, and has so many raw bytes from there on
+// decoded in the background. It reports whether there was one.
+func (p *pusher) pushFrame(s *stream, prefetch int64) bool {
 	first, ok := p.firstLacking(s)
 	if !ok {
 		return false
 	}
-	p.parts.Prefetch(first.Part, first.RawOffset)
+	p.parts.Prefetch(first.Part, first.RawOffset, prefetch)
 	frame, err := p.parts.Frame(first.Part, first.RawOffset)
 	if err != nil {
 		return false // whoever reads the file will learn why
