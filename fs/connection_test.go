@@ -100,6 +100,9 @@ func testXattrsAppear(t *testing.T, o fs.Options) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) }) // if the test did not
 	options := mountOptions(t, mnt)
+	if ahead := readAhead(t, mnt); ahead != "1024" {
+		t.Errorf("the kernel reads ahead %s KiB", ahead)
+	}
 	root, sub, file := openRaw(t, mnt), openRaw(t, mnt+"/latest/d"), openRaw(t, mnt+"/latest/d/f")
 
 	second := commitXattr(r, "x", "2026-11-21T04:00:00Z")

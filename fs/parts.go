@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// sequentialRead is the least size of a READ that tells of a program that
-	// goes through a file: the kernel reads so much only if it reads ahead.
+	// sequentialRead is the least size of a READ that may be of a program that
+	// goes through a file: the kernel reads so much only if it reads ahead, or
+	// is asked for so much at once.
 	sequentialRead = 128 << 10
 	// readAhead is how many raw bytes behind such a READ are decoded ahead.
 	readAhead = 8 << 20

@@ -32,9 +32,10 @@ const maxName = 255
 // refused by readOnly.
 type server struct {
 	readOnly
-	m      *Mount
-	fuse   *fuse.Server
-	pusher *pusher
+	m         *Mount
+	fuse      *fuse.Server
+	pusher    *pusher
+	sequences sequences
 	// mute says that requests for extended attributes are answered with ENOSYS.
 	// The kernel makes no more of them then, in all of the connection's life.
 	mute     bool
@@ -332,7 +333,7 @@ func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	if err == nil && len(b) >= sequentialRead {
+	if err == nil && len(b) >= sequentialRead && s.sequences.goesOn(ino, offset, int64(len(b))) {
 		r.ahead()
 	}
 	return err
