@@ -353,6 +353,7 @@ func TestGenerationsComeAndGo(t *testing.T) {
 	d.dir("x")
 	d.commit("2026-11-21T05:00:00Z")
 	within(t, "the second generation", func() bool { return exists(filepath.Join(mnt, second)) && exists(mnt+"/web1/latest/x") })
+	within(t, "the listing", func() bool { list, _ := os.ReadDir(mnt); return len(list) == 4 })
 	wantNames(t, mnt, first, second, "latest", "web1")
 	within(t, "latest", func() bool { target, _ := os.Readlink(mnt + "/latest"); return target == second })
 	within(t, "the date", func() bool { return !exists(mnt + "/2026-11-21/only") })
