@@ -113,7 +113,7 @@ func TestExportPaths(t *testing.T) {
 // where something cannot be read.
 func TestExportRefuses(t *testing.T) {
 	src := tempDir(t)
-	createTree(t, src, []treetest.Node{{Path: "a", Data: []byte("first")}, {Path: "b", Seed: 5, Size: 900_000}, {Path: "c", Data: []byte("last")}})
+	createTree(t, src, []treetest.Node{{Path: "a", Data: []byte("first")}, {Path: "b", Seed: 5, Size: 5 << 20}, {Path: "c", Data: []byte("last")}})
 	r := newRepo(t)
 	r.all(src)
 	_, slave := terminal(t)
