@@ -181,7 +181,8 @@ func TestPrivateAncestorStaysPrivate(t *testing.T) {
 	createTree(t, src, []treetest.Node{
 		{Path: "private", Type: treetest.Dir, Mode: 0o700, UID: 1000},
 		{Path: "private/public", Type: treetest.Dir, Mode: 0o755},
-		{Path: "private/public/file", Data: []byte("hidden by its ancestor")},
+		// With an attribute, since a mount without any answers that it has none at all.
+		{Path: "private/public/file", Data: []byte("hidden by its ancestor"), Xattrs: map[string]string{"user.a": "1"}},
 	})
 	r := newRepo(t)
 	s := r.create("--root", src, "/private/public")
