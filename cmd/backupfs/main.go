@@ -45,6 +45,7 @@ func run(args []string) int {
 
 func newCommand() *cobra.Command {
 	var c config
+	var shareDir string
 	cmd := &cobra.Command{
 		Use:                   "backupfs [flags] REPO MOUNTPOINT",
 		Short:                 "Mount a repository: every generation is a plain directory tree",
@@ -56,12 +57,15 @@ func newCommand() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 {
+			if len(args) != 2 && shareDir == "" {
 				return usageError{fmt.Errorf("two arguments are needed, REPO and MOUNTPOINT; there are %d", len(args))}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if shareDir != "" {
+				return book().Write(cmd, shareDir)
+			}
 			if err := c.complete(args, cmd.Flags()); err != nil {
 				return err
 			}
@@ -71,6 +75,8 @@ func newCommand() *cobra.Command {
 	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.define(cmd.Flags())
+	cmd.Flags().StringVar(&shareDir, "write-manual", "", "write manual pages and shell completions below `DIR`, as in /usr/share")
+	_ = cmd.Flags().MarkHidden("write-manual") // the flag exists
 	return cmd
 }
 

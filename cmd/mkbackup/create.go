@@ -41,8 +41,9 @@ Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
 some files could not be read or changed while they were read; 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /`,
-		Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: completeArgs(files),
+		RunE:              func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
