@@ -47,7 +47,7 @@ func newCommand() *cobra.Command {
 	var c config
 	var shareDir string
 	cmd := &cobra.Command{
-		Use:                   "backupfs [flags] REPO MOUNTPOINT",
+		Use:                   "backupfs [flags] [REPO MOUNTPOINT]",
 		Short:                 "Mount a repository: every generation is a plain directory tree",
 		Long:                  longHelp,
 		Example:               examples,
@@ -57,7 +57,10 @@ func newCommand() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 && shareDir == "" {
+			switch elsewhere := c.file != "" || shareDir != ""; {
+			case elsewhere && len(args) > 0:
+				return usageError{fmt.Errorf("REPO and MOUNTPOINT come from the file: %q is too much", args[0])}
+			case !elsewhere && len(args) != 2:
 				return usageError{fmt.Errorf("two arguments are needed, REPO and MOUNTPOINT; there are %d", len(args))}
 			}
 			return nil
