@@ -15,8 +15,8 @@ FUZZTIME  ?= 20s
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc make file man systemd-analyze dpkg-deb
-PACKAGES := attr acl jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev make file man-db systemd dpkg
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc make file man systemd-analyze dpkg-deb
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev make file man-db systemd dpkg
 
 .DELETE_ON_ERROR:
 .PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench-scale install uninstall deb clean help

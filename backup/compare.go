@@ -68,6 +68,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 			s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
 		}
 	}
+	d.entries = c.included(d, path, s)
 	return c.children(d, e, path, dir, s)
 }
 
@@ -127,7 +128,7 @@ func (c *creation) children(d *scanned, e *scannedEntry, path string, old *index
 	if err != nil {
 		return err
 	}
-	ahead := lookahead{scanner: c.scanner, parent: d, selection: s}
+	ahead := lookahead{creation: c, parent: d, selection: s, device: e.dev}
 	defer ahead.close()
 	for i := range d.entries {
 		child := &d.entries[i]
@@ -141,7 +142,7 @@ func (c *creation) children(d *scanned, e *scannedEntry, path string, old *index
 		if len(before) > 0 && before[0].Name == child.name {
 			was, before = &before[0], before[1:]
 		}
-		if err := c.child(d, &ahead, i, join(path, child.name), was, s.child(child.name), e.dev); err != nil {
+		if err := c.child(d, &ahead, i, join(path, child.name), was, c.selectionOf(child, s, e.dev), e.dev); err != nil {
 			return err
 		}
 	}
@@ -188,9 +189,12 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 	return c.file(d.fd, e, path, old)
 }
 
-// unreadable reports an entry that could not be looked at, or the paths given
+// unreadable reports an entry that could not be looked at, and the paths given
 // by the user below it, and drops it.
 func (c *creation) unreadable(path string, err error, old *index.Dirent, s *selection) error {
+	if s.all && !s.given {
+		c.problem(path, err)
+	}
 	s.leaves(path, func(leaf string) { c.problem(leaf, err) })
 	return c.drop(path, old)
 }
@@ -388,10 +392,11 @@ func (c *creation) warnOverlay(path string, xattrs []archive.Xattr) {
 
 // lookahead keeps the scans of the next subdirectories of a directory running.
 type lookahead struct {
-	scanner   *scanner
+	creation  *creation
 	parent    *scanned
 	selection *selection
-	next      int // first entry not looked at
+	device    uint64 // that holds the parent
+	next      int    // first entry not looked at
 	running   []runningScan
 }
 
@@ -406,8 +411,8 @@ func (l *lookahead) take(i int) *scanned {
 	for ; l.next < len(l.parent.entries) && (l.next <= i || len(l.running) < scanAhead); l.next++ {
 		e := &l.parent.entries[l.next]
 		if e.err == nil && e.Type == archive.TypeDir {
-			only := l.selection.child(e.name).only()
-			l.running = append(l.running, runningScan{l.next, l.scanner.start(l.parent.fd, e.name, only)})
+			only := l.creation.selectionOf(e, l.selection, l.device).only()
+			l.running = append(l.running, runningScan{l.next, l.creation.scanner.start(l.parent.fd, e.name, only)})
 		}
 	}
 	first := l.running[0]

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/backupfs/backupfs/archive"
 )
@@ -203,6 +204,17 @@ func dataRanges(fd int, st inode) ([]byteRange, error) {
 	return ranges, nil
 }
 
+// maxBurst is the most bytes read at once where the rate is limited.
+const maxBurst = 1 << 20
+
+// newLimiter returns the limiter of a rate in bytes per second, nil for 0.
+func newLimiter(perSecond int64) *rate.Limiter {
+	if perSecond == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(perSecond), int(min(max(perSecond/4, 4<<10), maxBurst)))
+}
+
 // fileReader reads a range of an open file. An error of the file is returned as
 // it is; an interrupt is fatal.
 type fileReader struct {
@@ -218,6 +230,9 @@ func (r *fileReader) Read(b []byte) (int, error) {
 	if b = b[:min(int64(len(b)), r.end-r.offset)]; len(b) == 0 {
 		return 0, io.EOF
 	}
+	if r.c.limiter != nil {
+		b = b[:min(len(b), r.c.limiter.Burst())]
+	}
 	for {
 		n, err := unix.Pread(r.fd, b, r.offset)
 		switch {
@@ -231,6 +246,17 @@ func (r *fileReader) Read(b []byte) (int, error) {
 		r.offset += int64(n)
 		r.c.summary.ReadBytes += int64(n)
 		r.c.options.Progress.bytes.Add(int64(n))
-		return n, nil
+		return n, r.c.wait(n)
 	}
+}
+
+// wait waits until the rate allows for n more bytes, at most a burst.
+func (c *creation) wait(n int) error {
+	if c.limiter == nil {
+		return nil
+	}
+	if err := c.limiter.WaitN(c.ctx, n); err != nil {
+		return fatal{err}
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
@@ -27,6 +28,9 @@ type CreateOptions struct {
 	Checksum bool      // read everything and compare contents, not times
 	DryRun   bool      // find out what would be done; write nothing
 	Program  string    // name and version, for the log
+	Exclude  Excludes
+	ReadRate int64 // most raw bytes read from the source in a second; 0 means no limit
+	Threads  int   // frames compressed, and directories scanned, at the same time; 0 means GOMAXPROCS and 4
 	Events   Events
 	Progress *Progress // updated during the run; nil means nobody looks
 }
@@ -36,17 +40,18 @@ type CreateOptions struct {
 type Events struct {
 	Problem func(path string, err error)     // something could not be backed up, or changed meanwhile
 	Note    func(text string)                // something worth to know
-	Change  func(change Change, path string) // a path that differs from the generation before
+	Change  func(change Change, path string) // a path that differs from the generation before, or is excluded
 }
 
-// Change is how a path differs from the generation before.
+// Change is how a path differs from the generation before, or that it is excluded.
 type Change byte
 
 // The changes that Events reports.
 const (
-	Added   Change = '+'
-	Changed Change = 'M'
-	Removed Change = '-'
+	Added    Change = '+'
+	Changed  Change = 'M'
+	Removed  Change = '-'
+	Excluded Change = '!'
 )
 
 // Progress tells how far a run is. It is safe for concurrent use.
@@ -85,6 +90,7 @@ type Summary struct {
 	Changed     int64   `json:"changed"` // entries that it had otherwise
 	Unchanged   int64   `json:"unchanged"`
 	Gone        int64   `json:"gone"`         // entries that only it had
+	Excluded    int64   `json:"excluded"`     // paths excluded, not counting what lies below
 	Errors      int64   `json:"errors"`       // problems, each reported
 	RawBytes    int64   `json:"raw_bytes"`    // of all files, each link counted
 	ReadBytes   int64   `json:"read_bytes"`   // read from the source
@@ -93,7 +99,7 @@ type Summary struct {
 	Seconds     float64 `json:"seconds"`
 }
 
-// ErrNothing says that none of the given paths is there.
+// ErrNothing says that none of the given paths is there, or all are excluded.
 var ErrNothing = errors.New("nothing to back up")
 
 // fatal is an error that ends the run, in a place where others concern one file.
@@ -109,6 +115,7 @@ type creation struct {
 	selection *selection
 	own       inode // the repository's directory, which is left out
 	scanner   *scanner
+	limiter   *rate.Limiter // of bytes read; nil means no limit
 	started   time.Time
 
 	db       *index.DB        // newest index
@@ -138,8 +145,11 @@ func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Sum
 	if o.Progress == nil {
 		o.Progress = new(Progress)
 	}
-	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx),
+	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx, o.Threads), limiter: newLimiter(o.ReadRate),
 		stored: make(map[archive.Hash]struct{}), said: make(map[string]bool)}
+	if o.Threads < 0 || o.ReadRate < 0 {
+		return Summary{}, fmt.Errorf("%d threads, %d bytes per second: neither can be negative", o.Threads, o.ReadRate)
+	}
 	if !archive.ValidSourceName(o.Source) {
 		return Summary{}, fmt.Errorf("source name %q: it must begin with a letter, hold only letters, digits, '.', '_' and '-', and not be \"latest\"", o.Source)
 	}
@@ -264,7 +274,7 @@ func (c *creation) compare() (err error) {
 	c.links = make(map[string]archive.Entry)
 	c.matched = false
 	if !c.options.DryRun {
-		c.packer = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize}, c.recordPart)
+		c.packer = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, c.recordPart)
 	}
 	if err := c.walk(); err != nil {
 		var f fatal
@@ -274,7 +284,7 @@ func (c *creation) compare() (err error) {
 		return err
 	}
 	if !c.matched {
-		return fmt.Errorf("%w: none of the given paths is there", ErrNothing)
+		return fmt.Errorf("%w: none of the given paths can be backed up", ErrNothing)
 	}
 	if c.packer == nil {
 		return nil

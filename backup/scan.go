@@ -23,8 +23,13 @@ const scanAhead = 8
 // scanShare is how many entries of a large directory one worker takes.
 const scanShare = 1024
 
-func newScanner(ctx context.Context) *scanner {
-	return &scanner{ctx: ctx, workers: make(chan struct{}, scanWorkers)}
+// newScanner returns a scanner of so many workers at the most; 0 means scanWorkers.
+func newScanner(ctx context.Context, threads int) *scanner {
+	workers := scanWorkers
+	if threads > 0 {
+		workers = min(workers, threads)
+	}
+	return &scanner{ctx: ctx, workers: make(chan struct{}, workers)}
 }
 
 // scanned is a directory that was read, or is being read.

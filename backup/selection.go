@@ -11,7 +11,9 @@ import (
 // selection is the tree of what is backed up: everything below a node, or only
 // the children named.
 type selection struct {
-	all      bool
+	given    bool // it is one of the paths
+	all      bool // everything below is selected
+	edge     bool // it is a mount that is not entered, but for the paths below it
 	children map[string]*selection
 }
 
@@ -59,7 +61,7 @@ func (s *selection) add(path string) {
 		}
 		s = child
 	}
-	s.all = true
+	s.given, s.all = true, true
 }
 
 // only returns the names to look at in the directory, ordered; nil means all.
@@ -67,24 +69,31 @@ func (s *selection) only() []string {
 	if s.all {
 		return nil
 	}
-	return slices.Sorted(maps.Keys(s.children))
+	names := slices.AppendSeq(make([]string, 0, len(s.children)), maps.Keys(s.children))
+	slices.Sort(names)
+	return names
 }
 
 // child returns the selection of an entry of the directory.
 func (s *selection) child(name string) *selection {
-	if s.all {
-		return s
+	child := s.children[name]
+	switch {
+	case !s.all:
+		return child
+	case child != nil:
+		return &selection{given: child.given, all: true, children: child.children}
+	case s.given || s.children != nil:
+		return &selection{all: true}
 	}
-	return s.children[name]
+	return s
 }
 
-// leaves yields the paths selected at and below the node, which lies at path.
+// leaves yields the given paths at and below the node, which lies at path.
 func (s *selection) leaves(path string, yield func(path string)) {
-	if s.all {
+	if s.given {
 		yield(path)
-		return
 	}
-	for _, name := range s.only() {
+	for _, name := range slices.Sorted(maps.Keys(s.children)) {
 		s.children[name].leaves(join(path, name), yield)
 	}
 }

@@ -53,8 +53,9 @@ func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
 // inode is what statx tells about a file.
 type inode struct {
 	archive.Attr
-	dev    uint64 // device that holds it
-	blocks int64  // allocated, in units of 512 bytes
+	dev             uint64 // device that holds it
+	blocks          int64  // allocated, in units of 512 bytes
+	noDump, mounted bool   // has the attribute nodump; is the root of a mount
 }
 
 // group returns the hard-link group of the inode, "" where it has no other
@@ -99,8 +100,10 @@ func inodeOf(st *unix.Statx_t) (inode, error) {
 			Inode: st.Ino,
 			Nlink: max(st.Nlink, 1),
 		},
-		dev:    unix.Mkdev(st.Dev_major, st.Dev_minor),
-		blocks: int64(st.Blocks),
+		dev:     unix.Mkdev(st.Dev_major, st.Dev_minor),
+		blocks:  int64(st.Blocks),
+		noDump:  st.Attributes&unix.STATX_ATTR_NODUMP != 0,
+		mounted: st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:

@@ -218,6 +218,7 @@ type summary struct {
 	Changed     int64   `json:"changed"`
 	Unchanged   int64   `json:"unchanged"`
 	Gone        int64   `json:"gone"`
+	Excluded    int64   `json:"excluded"`
 	Errors      int64   `json:"errors"`
 	RawBytes    int64   `json:"raw_bytes"`
 	ReadBytes   int64   `json:"read_bytes"`

@@ -17,6 +17,7 @@ import (
 
 type createFlags struct {
 	backup.CreateOptions
+	gentle   gentle
 	time     string
 	progress string
 	json     bool
@@ -37,10 +38,21 @@ Files that cannot be read are named, the others are backed up, and the exit code
 is 3. A mount of backups and the repository itself are left out; /proc, /sys and
 their like are not entered.
 
+Excludes: a PATTERN without a / but at its end matches a name at any depth, any other
+the whole path from the generation's root on; a / at the end: directories only. * and ?
+match no /; /**, **/ and /**/ match directories at any depth; [a-z], [!a-z] one byte of
+them; \ takes the next byte as it is. The last PATTERN that matches decides; one that
+begins with ! includes again, but nothing below an excluded directory, which is not
+entered. A FILE may have blank lines and, behind #, comments. A directory with a
+CACHEDIR.TAG or NAME, when so asked, is stored with nothing else in it. A PATH that is
+excluded itself is a problem: it is named, and the exit code is 3.
+
 Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
 some files could not be read or changed while they were read; 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
-  mkbackup create /srv/backup --source web1 --root /mnt/snapshot /`,
+  mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
+  mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
+  mkbackup create /srv/backup /home --nice 19 --ionice idle --read-rate 20MiB --threads 1`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: completeArgs(files),
 		RunE:              func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
@@ -49,12 +61,14 @@ some files could not be read or changed while they were read; 130, 143 interrupt
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
 	flags.StringVar(&f.Root, "root", "", "take PATHs relative to `DIR`, and store them as if it were /")
 	flags.BoolVar(&f.Checksum, "checksum", false, "read every file and compare contents, not times")
+	addExcludeFlags(flags, &f.Exclude)
+	addGentleFlags(flags, &f.gentle, &f.CreateOptions)
 	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
 	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
-	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone, ! excluded")
 	return cmd
 }
 
@@ -67,6 +81,9 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error
 		return err
 	}
 	defer repo.Close()
+	if err := f.gentle.apply(f.Threads); err != nil {
+		return err
+	}
 	if os.Geteuid() != 0 && !f.quiet {
 		note("not root: files of others that you may not read are named and left out, and trusted.* attributes are not seen")
 	}
@@ -153,9 +170,12 @@ func (f *createFlags) print(w io.Writer, s backup.Summary) {
 	if f.quiet {
 		return
 	}
+	counts := fmt.Sprintf("%s new, %s changed, %s gone, %s unchanged", humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged))
+	if s.Excluded > 0 {
+		counts += fmt.Sprintf(", %s excluded", plural(s.Excluded, "path"))
+	}
 	if f.DryRun {
-		_, _ = fmt.Fprintf(w, "dry run: %s new, %s changed, %s gone, %s unchanged; %s would be read\n", humanize.Comma(s.New),
-			humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged), humanize.IBytes(uint64(s.ReadBytes)))
+		_, _ = fmt.Fprintf(w, "dry run: %s; %s would be read\n", counts, humanize.IBytes(uint64(s.ReadBytes)))
 		return
 	}
 	name := s.Generation
@@ -163,9 +183,8 @@ func (f *createFlags) print(w io.Writer, s backup.Summary) {
 		name = f.Source + "/" + name
 	}
 	_, _ = fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
-	_, _ = fmt.Fprintf(w, "%s new, %s changed, %s gone, %s unchanged; read %s, stored %s (%s), %s\n",
-		humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged),
-		humanize.IBytes(uint64(s.ReadBytes)), humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
+	_, _ = fmt.Fprintf(w, "%s; read %s, stored %s (%s), %s\n", counts, humanize.IBytes(uint64(s.ReadBytes)),
+		humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
 }
 
 func plural(n int64, noun string) string {

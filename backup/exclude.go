@@ -1,0 +1,135 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/gitignore"
+)
+
+// Excludes says what is not backed up although one of the paths holds it. The
+// zero value excludes nothing. Patterns are matched against the whole path in the
+// generation; everything else is only looked at in and below the given paths.
+//
+// An excluded directory is neither entered nor listed. A given path that is
+// excluded, or lies in something excluded, is a problem.
+type Excludes struct {
+	Patterns      gitignore.List
+	Caches        bool     // what lies beside a CACHEDIR.TAG with the right signature
+	NoDump        bool     // what has the file attribute "no dump", the d of chattr(1)
+	IfPresent     []string // what lies beside an entry of one of these names
+	OneFileSystem bool     // what other mounts hold: their directories are stored empty
+}
+
+func (x *Excludes) none() bool {
+	return len(x.Patterns) == 0 && !x.Caches && !x.NoDump && len(x.IfPresent) == 0 && !x.OneFileSystem
+}
+
+// Of the Cache Directory Tagging Specification: a directory that has a regular
+// file of this name, which begins with this text, is a cache.
+const (
+	cacheTag       = "CACHEDIR.TAG"
+	cacheSignature = "Signature: 8a477f597d28d172789f06886806bc55"
+)
+
+var (
+	errNoDump     = errors.New("excluded: it has the attribute nodump")
+	errOtherMount = errors.New("excluded: it is a mount point")
+)
+
+// selectionOf returns the selection of an entry of a directory. device is the one that holds
+// the directory.
+func (c *creation) selectionOf(e *scannedEntry, s *selection, device uint64) *selection {
+	child := s.child(e.name)
+	if c.options.Exclude.OneFileSystem && child.all && !child.given && e.err == nil && e.Type == archive.TypeDir && (e.mounted || e.dev != device) {
+		return &selection{edge: true, children: child.children}
+	}
+	return child
+}
+
+// included returns the entries of the directory at path without those that are
+// excluded, each of which it reports.
+func (c *creation) included(d *scanned, path string, s *selection) []scannedEntry {
+	if c.options.Exclude.none() {
+		return d.entries
+	}
+	if s.edge {
+		c.exclude(path)
+	}
+	var markers []string
+	if s.all {
+		markers = c.markers(d)
+	}
+	if len(markers) > 0 && s.given {
+		c.notef("/%s: only %s is backed up of what is in it", Printable(path), Printable(markers[0]))
+	}
+	return slices.DeleteFunc(d.entries, func(e scannedEntry) bool {
+		at, child := join(path, e.name), s.child(e.name)
+		err := c.excluded(&e, at, child)
+		if err == nil && len(markers) > 0 && !slices.Contains(markers, e.name) {
+			err = fmt.Errorf("excluded: there is a %s beside it", Printable(markers[0]))
+		}
+		if err != nil {
+			child.leaves(at, func(leaf string) { c.problem(leaf, err) })
+			c.exclude(at)
+		}
+		return err != nil
+	})
+}
+
+// excluded returns why an entry is excluded by itself, nil if it is not.
+func (c *creation) excluded(e *scannedEntry, path string, s *selection) error {
+	x := &c.options.Exclude
+	dir := e.err == nil && e.Type == archive.TypeDir
+	if p := x.Patterns.Match(path, dir); p != nil {
+		return fmt.Errorf("excluded by the pattern %s", Printable(p.String()))
+	}
+	switch {
+	case x.NoDump && s.all && e.noDump:
+		return errNoDump
+	case x.OneFileSystem && s.all && !s.given && e.mounted && !dir:
+		return errOtherMount
+	}
+	return nil
+}
+
+// exclude counts and reports an excluded path.
+func (c *creation) exclude(path string) {
+	c.summary.Excluded++
+	c.change(Excluded, path)
+}
+
+// markers returns the names in a directory which say that the others are excluded.
+func (c *creation) markers(d *scanned) (names []string) {
+	x := &c.options.Exclude
+	for i := range d.entries {
+		e := &d.entries[i]
+		if slices.Contains(x.IfPresent, e.name) || x.Caches && e.name == cacheTag && e.isCacheTag(d.fd) {
+			names = append(names, e.name)
+		}
+	}
+	return names
+}
+
+// isCacheTag reports whether the entry of a directory begins with the signature.
+// One that cannot be read does not: the attempt to back it up says why.
+func (e *scannedEntry) isCacheTag(dir int) bool {
+	if e.err != nil || e.Type != archive.TypeFile {
+		return false
+	}
+	fd, err := openBeneath(dir, e.name, unix.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	f := os.NewFile(uintptr(fd), e.name)
+	defer f.Close()
+	start := make([]byte, len(cacheSignature))
+	_, err = io.ReadFull(f, start)
+	return err == nil && string(start) == cacheSignature
+}
