@@ -3,6 +3,9 @@
 GO            ?= go
 VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS       := -s -w -X main.version=$(VERSION)
+# A Debian version begins with a digit and has no "-" of its own.
+DEBVERSION    := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$(VERSION) | tr - +)
+PREFIX        ?= /usr/local
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # Packages of the product; the integration tests run the built programs, so the
@@ -12,8 +15,8 @@ FUZZTIME  ?= 20s
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc bsdtar
-PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev libarchive-tools
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc bsdtar make file man systemd-analyze dpkg-deb
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg
 
 # What the benchmarks compare with, and the tree that they measure.
 BENCH_TOOLS    := restic borg mksquashfs squashfuse tar xz rsync zstd fusermount strace mkfs.ext4 mount /usr/src/linux-source-6.1.tar.xz
@@ -22,7 +25,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench bench-scale bench-deps clean help
+.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench bench-scale bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -90,6 +93,34 @@ bench: build bench-deps ## side by side with tar, zstd, squashfs, restic, borg: 
 # SCALEFLAGS='-files 1000,10000' selects trees, and writes no cost curves.
 bench-scale: build deps ## 1,000 to a million files: memory, times and sizes, docs/cost.svg (needs root; minutes, 12 GiB of memory)
 	$(GO) run ./integration/benchscale $(SCALEFLAGS) bin
+
+install: build ## programs, manual, completions, systemd units below $(DESTDIR)$(PREFIX)
+	install -D -m 755 -t '$(DESTDIR)$(PREFIX)/bin' bin/mkbackup bin/backupfs
+	bin/mkbackup --write-manual '$(DESTDIR)$(PREFIX)/share'
+	bin/backupfs --write-manual '$(DESTDIR)$(PREFIX)/share'
+	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/share/doc/backupfs' README.md CHANGELOG.md LICENSE docs/*.md docs/recover.sh internal/packaging/example.conf
+	install -d '$(DESTDIR)$(PREFIX)/lib/systemd/system'
+	for unit in internal/packaging/systemd/*; do \
+		sed 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" >'$(DESTDIR)$(PREFIX)/lib/systemd/system/'"$${unit##*/}" || exit 1; \
+	done
+
+uninstall: ## what install put there
+	rm -f '$(DESTDIR)$(PREFIX)'/bin/mkbackup '$(DESTDIR)$(PREFIX)'/bin/backupfs '$(DESTDIR)$(PREFIX)'/share/man/man1/mkbackup*.1 \
+		'$(DESTDIR)$(PREFIX)'/share/man/man1/backupfs.1 '$(DESTDIR)$(PREFIX)'/share/bash-completion/completions/mkbackup \
+		'$(DESTDIR)$(PREFIX)'/share/bash-completion/completions/backupfs '$(DESTDIR)$(PREFIX)'/share/zsh/site-functions/_mkbackup \
+		'$(DESTDIR)$(PREFIX)'/share/zsh/site-functions/_backupfs '$(DESTDIR)$(PREFIX)'/share/fish/vendor_completions.d/mkbackup.fish \
+		'$(DESTDIR)$(PREFIX)'/share/fish/vendor_completions.d/backupfs.fish '$(DESTDIR)$(PREFIX)'/lib/systemd/system/mkbackup@.service \
+		'$(DESTDIR)$(PREFIX)'/lib/systemd/system/mkbackup@.timer '$(DESTDIR)$(PREFIX)'/lib/systemd/system/backupfs@.service
+	rm -rf '$(DESTDIR)$(PREFIX)/share/doc/backupfs'
+
+deb: ## a Debian package, into bin/ (needs dpkg-deb)
+	rm -rf bin/deb
+	$(MAKE) install DESTDIR=bin/deb PREFIX=/usr
+	gzip -9n bin/deb/usr/share/man/man1/*.1
+	install -D -m 755 -t bin/deb/DEBIAN internal/packaging/debian/postinst internal/packaging/debian/postrm
+	arch=$$(dpkg --print-architecture) && \
+		sed "s/@VERSION@/$(DEBVERSION)/; s/@ARCH@/$$arch/" internal/packaging/debian/control >bin/deb/DEBIAN/control && \
+		dpkg-deb --root-owner-group --build bin/deb "bin/backupfs_$(DEBVERSION)_$$arch.deb"
 
 clean: ## remove what was built
 	rm -rf bin coverage.out

@@ -40,18 +40,20 @@ type CreateOptions struct {
 type Events struct {
 	Problem func(path string, err error)     // something could not be backed up, or changed meanwhile
 	Note    func(text string)                // something worth to know
-	Change  func(change Change, path string) // a path that differs from the generation before, or is excluded
+	Change  func(change Change, path string) // a path that differs from the generation before
+	// Excluded is told of each path that is left out, but not of what lies below it,
+	// and why.
+	Excluded func(path string, why error)
 }
 
-// Change is how a path differs from the generation before, or that it is excluded.
+// Change is how a path differs from the generation before.
 type Change byte
 
 // The changes that Events reports.
 const (
-	Added    Change = '+'
-	Changed  Change = 'M'
-	Removed  Change = '-'
-	Excluded Change = '!'
+	Added   Change = '+'
+	Changed Change = 'M'
+	Removed Change = '-'
 )
 
 // Progress tells how far a run is. It is safe for concurrent use.

@@ -60,7 +60,7 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 		return d.entries
 	}
 	if s.edge {
-		c.exclude(path)
+		c.exclude(path, errOtherMount)
 	}
 	var markers []string
 	if s.all {
@@ -77,7 +77,7 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 		}
 		if err != nil {
 			child.leaves(at, func(leaf string) { c.problem(leaf, err) })
-			c.exclude(at)
+			c.exclude(at, err)
 		}
 		return err != nil
 	})
@@ -100,9 +100,11 @@ func (c *creation) excluded(e *scannedEntry, path string, s *selection) error {
 }
 
 // exclude counts and reports an excluded path.
-func (c *creation) exclude(path string) {
+func (c *creation) exclude(path string, why error) {
 	c.summary.Excluded++
-	c.change(Excluded, path)
+	if c.options.Events.Excluded != nil && !c.again {
+		c.options.Events.Excluded(path, why)
+	}
 }
 
 // markers returns the names in a directory which say that the others are excluded.

@@ -48,6 +48,7 @@ func wantFiles(t *testing.T, paths []string, want ...string) {
 func recorded(o *CreateOptions) *[]string {
 	var events []string
 	o.Events.Change = func(change Change, path string) { events = append(events, string(change)+" "+path) }
+	o.Events.Excluded = func(path string, _ error) { events = append(events, "! "+path) }
 	o.Events.Problem = func(path string, err error) { events = append(events, "E "+path+": "+err.Error()) }
 	return &events
 }

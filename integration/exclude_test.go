@@ -52,7 +52,7 @@ func TestExcludePatterns(t *testing.T) {
 	if s.Excluded != 7 || s.Gone != 9 || s.Errors != 0 {
 		t.Errorf("summary: %+v", s)
 	}
-	for _, line := range []string{"! /a.o\n", "! /\"new\\nline\"\n", "! /\"\\xff\\xfe\"\n", "! /cache\n", "- /cache/deep/x\n"} {
+	for _, line := range []string{"! /a.o: excluded by the pattern *.o\n", "! /\"new\\nline\": excluded by the pattern ", "! /\"\\xff\\xfe\": excluded by the pattern ", "! /cache: excluded by the pattern ", "- /cache/deep/x\n"} {
 		if strings.Count(res.stdout, line) != 1 {
 			t.Errorf("-v does not print %q once:\n%s", line, res.stdout)
 		}
@@ -65,7 +65,7 @@ func TestExcludePatterns(t *testing.T) {
 	if res := r.mkbackup("create", "--root", src, "--exclude", "cache", "/"); res.code != 0 || !strings.Contains(res.stdout, ", 2 paths excluded;") || strings.Contains(res.stdout, "! ") {
 		t.Errorf("for people: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
 	}
-	if res := r.mkbackup("create", "--dry-run", "-v", "--root", src, "--exclude", "cache", "/"); res.code != 0 || !strings.Contains(res.stdout, "! /sub/cache\n") {
+	if res := r.mkbackup("create", "--dry-run", "-v", "--root", src, "--exclude", "cache", "/"); res.code != 0 || !strings.Contains(res.stdout, "! /sub/cache: excluded by the pattern cache\n") {
 		t.Errorf("dry run: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
 	}
 	all := readTree(t, src)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	conf "github.com/backupfs/backupfs/cmd/internal/config"
 	"github.com/backupfs/backupfs/fs"
 	"github.com/spf13/pflag"
 )
@@ -23,6 +24,7 @@ type config struct {
 	foreground bool
 	cache      size
 	mount      []string // values of -o
+	file       string   // name or path of a configuration file; "" for none
 }
 
 func (c *config) define(flags *pflag.FlagSet) {
@@ -31,6 +33,7 @@ func (c *config) define(flags *pflag.FlagSet) {
 	flags.BoolVarP(&c.foreground, "foreground", "f", false, "stay in the foreground and log to stderr; tell systemd when ready")
 	flags.StringVar(&c.Source, "source", "", "show only the source `NAME`, its generations at the root")
 	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
+	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, source and cache size from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
 	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
 	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")
 	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\ncache-size=, noexec, allow_other, and noallow_other, which is\n--private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
@@ -38,6 +41,10 @@ func (c *config) define(flags *pflag.FlagSet) {
 
 // complete checks the command line and makes its paths absolute.
 func (c *config) complete(args []string, flags *pflag.FlagSet) error {
+	args, err := c.readFile(args, flags)
+	if err != nil {
+		return usageError{err}
+	}
 	allowOther, least := false, minCache
 	for _, list := range c.mount {
 		for option := range strings.SplitSeq(list, ",") {
@@ -60,12 +67,35 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 		c.Private = true
 	}
 	c.CacheSize = int64(c.cache)
-	var err error
 	if c.repository, err = filepath.Abs(args[0]); err != nil {
 		return err
 	}
 	c.mountpoint, err = filepath.Abs(args[1])
 	return err
+}
+
+// readFile returns the arguments that a configuration file stands for, and takes
+// over what it says and the flags do not. Without a file they are as they were.
+func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error) {
+	if c.file == "" {
+		return args, nil
+	}
+	name := conf.Path(c.file)
+	f, err := conf.Read(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case !filepath.IsAbs(f.Mount.Point):
+		return nil, fmt.Errorf("%s: mount.point: an absolute path is needed, it is %q", name, f.Mount.Point)
+	case f.Mount.CacheSize.String() != "" && !flags.Changed("cache-size"):
+		if err := c.cache.Set(f.Mount.CacheSize.String()); err != nil {
+			return nil, fmt.Errorf("%s: mount.cache_size: %w", name, err)
+		}
+	}
+	if !flags.Changed("source") {
+		c.Source = f.Mount.Source
+	}
+	return []string{f.Repository, f.Mount.Point}, nil
 }
 
 // mountOption takes one option of -o. noallow_other is for fstab, where mount(8)

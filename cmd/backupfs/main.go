@@ -45,8 +45,9 @@ func run(args []string) int {
 
 func newCommand() *cobra.Command {
 	var c config
+	var shareDir string
 	cmd := &cobra.Command{
-		Use:                   "backupfs [flags] REPO MOUNTPOINT",
+		Use:                   "backupfs [flags] [REPO MOUNTPOINT]",
 		Short:                 "Mount a repository: every generation is a plain directory tree",
 		Long:                  longHelp,
 		Example:               examples,
@@ -56,12 +57,18 @@ func newCommand() *cobra.Command {
 		DisableFlagsInUseLine: true,
 		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 {
+			switch elsewhere := c.file != "" || shareDir != ""; {
+			case elsewhere && len(args) > 0:
+				return usageError{fmt.Errorf("REPO and MOUNTPOINT come from the file: %q is too much", args[0])}
+			case !elsewhere && len(args) != 2:
 				return usageError{fmt.Errorf("two arguments are needed, REPO and MOUNTPOINT; there are %d", len(args))}
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if shareDir != "" {
+				return book().Write(cmd, shareDir)
+			}
 			if err := c.complete(args, cmd.Flags()); err != nil {
 				return err
 			}
@@ -71,6 +78,8 @@ func newCommand() *cobra.Command {
 	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.define(cmd.Flags())
+	cmd.Flags().StringVar(&shareDir, "write-manual", "", "write manual pages and shell completions below `DIR`, as in /usr/share")
+	_ = cmd.Flags().MarkHidden("write-manual") // the flag exists
 	return cmd
 }
 

@@ -22,7 +22,8 @@ follows the one before; that the index is the log's; that every part is there
 with its size and its table of digests.
 
 Exit codes: 0 all is well; 1 it could not be checked; 4 there is damage.`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := archive.Open(args[0])
 			if err != nil {

@@ -53,8 +53,9 @@ some files could not be read or changed while they were read; 130, 143 interrupt
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
   mkbackup create /srv/backup /home --nice 19 --ionice idle --read-rate 20MiB --threads 1`,
-		Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: completeArgs(files),
+		RunE:              func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
@@ -67,7 +68,7 @@ some files could not be read or changed while they were read; 130, 143 interrupt
 	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
-	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone, ! excluded")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone, ! excluded, and why")
 	return cmd
 }
 
@@ -144,6 +145,9 @@ func (f *createFlags) events(bar *bar) backup.Events {
 		e.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
 	}
 	if f.verbose {
+		e.Excluded = func(path string, why error) {
+			bar.print(os.Stdout, fmt.Sprintf("! /%s: %v", display(path), why))
+		}
 		e.Change = func(change backup.Change, path string) {
 			bar.print(os.Stdout, fmt.Sprintf("%c /%s", change, display(path)))
 		}

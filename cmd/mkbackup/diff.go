@@ -34,7 +34,8 @@ GEN is what "mkbackup ls" takes. The exit code is 0 whether there are difference
 or not.`,
 		Example: `  mkbackup diff /srv/backup latest~1 latest
   mkbackup diff /srv/backup 2026-11-20 2026-11-22 /etc --json`,
-		Args: cobra.RangeArgs(3, 4),
+		Args:              cobra.RangeArgs(3, 4),
+		ValidArgsFunction: completeArgs(generations, generations, paths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := "/"
 			if len(args) == 4 {

@@ -32,7 +32,8 @@ read, it is named, the stream ends in the middle, and the exit code is 1.
 GEN is what "mkbackup ls" takes.`,
 		Example: `  mkbackup export /srv/backup latest | ssh web2 tar -x -p --numeric-owner --acls --xattrs --xattrs-include='*' -C /mnt
   mkbackup export /srv/backup 2026-11-22 /etc /home/alice >alice.tar`,
-		Args: cobra.MinimumNArgs(2),
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: completeArgs(generations, paths),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if term.IsTerminal(int(os.Stdout.Fd())) {
 				return &exitError{exitUsage, "standard output is a terminal: send the archive to a file or a program"}

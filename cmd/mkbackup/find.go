@@ -32,7 +32,8 @@ path; there "**" stands for any number of directories.
 No match is no error: the exit code is 0 and nothing is printed.`,
 		Example: `  mkbackup find /srv/backup 'invoice*.pdf'
   mkbackup find /srv/backup -i '/home/*/**/report?.odt' --source web1`,
-		Args: cobra.ExactArgs(2),
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			match, err := compilePattern(args[1], ignoreCase)
 			if err != nil {

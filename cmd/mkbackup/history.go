@@ -35,7 +35,8 @@ printed, all with --json.
 In a mount, .versions/PATH/ holds the same versions.`,
 		Example: `  mkbackup history /srv/backup /etc/nginx/nginx.conf
   mkbackup history /srv/backup --source web1 /etc/passwd --json`,
-		Args: cobra.ExactArgs(2),
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: completeArgs(latestPaths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withIndex(args[0], func(db *index.DB) error {
 				gens, err := generationsOf(db, source)

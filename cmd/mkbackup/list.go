@@ -29,9 +29,10 @@ func listCommand() *cobra.Command {
 	var source string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "list REPO",
-		Short: "List the generations",
-		Args:  cobra.ExactArgs(1),
+		Use:               "list REPO",
+		Short:             "List the generations",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withIndex(args[0], func(db *index.DB) error {
 				gens, err := db.Generations()

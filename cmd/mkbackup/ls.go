@@ -25,7 +25,8 @@ func lsCommand() *cobra.Command {
 
 GEN is a generation's name or number, a date or the beginning of one, "latest" or
 "latest~2"; "web1/latest" is one of the source web1.`,
-		Args: cobra.RangeArgs(2, 3),
+		Args:              cobra.RangeArgs(2, 3),
+		ValidArgsFunction: completeArgs(generations, paths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := "/"
 			if len(args) == 3 {

@@ -84,6 +84,7 @@ func withSignals() (context.Context, func() syscall.Signal) {
 }
 
 func command() *cobra.Command {
+	var shareDir string
 	root := &cobra.Command{
 		Use:   "mkbackup",
 		Short: "Make backups that backupfs mounts, and look after their repository",
@@ -95,17 +96,22 @@ shows all generations as plain directories; a restore is cp.`,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if shareDir != "" {
+				return book().Write(cmd, shareDir)
+			}
 			cmd.SetOut(os.Stderr)
 			_ = cmd.Usage()
 			return &exitError{exitUsage, "a command is missing"}
 		},
 	}
+	root.Flags().StringVar(&shareDir, "write-manual", "", "write manual pages and shell completions below `DIR`, as in /usr/share")
+	_ = root.Flags().MarkHidden("write-manual") // the flag exists
 	root.SetVersionTemplate("mkbackup {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), diffCommand(), historyCommand(), findCommand(), exportCommand(),
-		statsCommand(), checkCommand(), reindexCommand())
+		statsCommand(), checkCommand(), reindexCommand(), runCommand())
 	for _, sub := range root.Commands() {
 		sub.Args = usageErrors(sub.Args)
 	}

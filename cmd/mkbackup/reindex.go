@@ -16,7 +16,8 @@ func reindexCommand() *cobra.Command {
 		Long: `Rebuild the index from the log, and put it in the place of the one that is there.
 Mounts and other commands go on meanwhile. The index holds nothing that the log
 does not: this can be done at any time.`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := archive.Open(args[0])
 			if err != nil {

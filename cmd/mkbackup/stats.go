@@ -27,7 +27,8 @@ func statsCommand() *cobra.Command {
   log, index     their stored bytes
   deduplication  raw bytes of all generations / raw bytes of the contents
   compression    raw bytes of the parts / stored bytes of the parts`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
 				s, err := backup.Stats(repo, db)

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/cmd/internal/config"
+)
+
+// exitVariable tells hooks how the run has gone so far: the exit code.
+const exitVariable = "BACKUPFS_EXIT"
+
+func runCommand() *cobra.Command {
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "run NAME",
+		Short: "Do all that a configuration file says: back up, forget, compact, check",
+		Long: `Do all that /etc/backupfs/NAME.conf says, for cron and systemd timers; a NAME with
+a "/" in it is the path of another file. The steps, in this order:
+
+  hooks before   a command that fails ends the run
+  create         of each [[backup]]
+  hooks after    also after a failure: what "before" stopped is started again
+  forget         by the rules of [forget]; not where a backup failed
+  compact        with a max_dead in [compact]; not where a backup failed
+  check          unless [check] says skip = true
+  hooks on_failure   where anything above failed
+
+Hooks are programs with their arguments; no shell is between. They are told the
+exit code so far in BACKUPFS_EXIT and the repository in BACKUPFS_REPOSITORY.
+
+The exit code is that of the first step that failed: 1, 3 where some source files
+could not be read (the later steps are done all the same), 4 for damage. A wrong
+key or value in the file is a usage error, 2, with its line.`,
+		Example: `  mkbackup run web1
+  mkbackup run --dry-run ./test.conf`,
+		Args: cobra.ExactArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return configNames(), cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readConfig(config.Path(args[0]))
+			if err != nil {
+				return &exitError{exitUsage, err.Error()}
+			}
+			if dryRun {
+				return printSteps(cmd, c)
+			}
+			return runSteps(cmd.Context(), c)
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the steps; do nothing")
+	return cmd
+}
+
+// configNames returns the names of the files in config.Dir.
+func configNames() []string {
+	entries, err := os.ReadDir(config.Dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".conf"); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func readConfig(file string) (config.Config, error) {
+	c, err := config.Read(file)
+	if err != nil {
+		return c, err
+	}
+	if len(c.Backup) == 0 {
+		return c, fmt.Errorf("%s: no [[backup]]: nothing to do", file)
+	}
+	for i, b := range c.Backup {
+		if len(b.Paths) == 0 {
+			return c, fmt.Errorf("%s: the [[backup]] number %d has no paths", file, i+1)
+		}
+	}
+	for _, hook := range hooks(c) {
+		if len(hook) == 0 {
+			return c, fmt.Errorf("%s: an empty command in [hooks]", file)
+		}
+	}
+	return c, nil
+}
+
+func hooks(c config.Config) []config.Command {
+	return append(append(append([]config.Command{}, c.Hooks.Before...), c.Hooks.After...), c.Hooks.OnFailure...)
+}
+
+// step is one command of a run.
+type step struct {
+	phase phase
+	argv  []string // without the program where it is this one
+}
+
+// phase is a stage of a run, in the order in which they come.
+type phase string
+
+const (
+	phaseBefore  phase = "before"
+	phaseCreate  phase = "create"
+	phaseAfter   phase = "after"
+	phaseForget  phase = "forget"
+	phaseCompact phase = "compact"
+	phaseCheck   phase = "check"
+	phaseFailure phase = "on_failure"
+)
+
+// own reports whether the step is a command of this program.
+func (s step) own() bool {
+	return s.phase == phaseCreate || s.phase == phaseForget || s.phase == phaseCompact || s.phase == phaseCheck
+}
+
+// steps returns everything that a configuration asks for, in order.
+func steps(c config.Config) []step {
+	var list []step
+	add := func(p phase, commands ...config.Command) {
+		for _, argv := range commands {
+			list = append(list, step{p, argv})
+		}
+	}
+	add(phaseBefore, c.Hooks.Before...)
+	for _, b := range c.Backup {
+		add(phaseCreate, createArgs(c, b))
+	}
+	add(phaseAfter, c.Hooks.After...)
+	if rules := forgetArgs(c.Forget); len(rules) > 0 {
+		add(phaseForget, append([]string{"forget", c.Repository}, rules...))
+	}
+	if c.Compact.MaxDead.String() != "" {
+		add(phaseCompact, compactArgs(c))
+	}
+	if !c.Check.Skip {
+		add(phaseCheck, checkArgs(c))
+	}
+	add(phaseFailure, c.Hooks.OnFailure...)
+	return list
+}
+
+// flagList collects flags that were given.
+type flagList []string
+
+func (f *flagList) text(name, value string) {
+	if value != "" {
+		*f = append(*f, "--"+name+"="+value)
+	}
+}
+
+func (f *flagList) texts(name string, values []string) {
+	for _, v := range values {
+		*f = append(*f, "--"+name+"="+v)
+	}
+}
+
+func (f *flagList) number(name string, n uint) {
+	if n > 0 {
+		*f = append(*f, "--"+name+"="+strconv.FormatUint(uint64(n), 10))
+	}
+}
+
+func (f *flagList) yes(name string, given bool) {
+	if given {
+		*f = append(*f, "--"+name)
+	}
+}
+
+func createArgs(c config.Config, b config.Backup) config.Command {
+	f := flagList{"create"}
+	f.text("source", b.Source)
+	f.text("root", b.Root)
+	f.texts("exclude", b.Exclude)
+	f.texts("exclude-from", b.ExcludeFrom)
+	f.texts("exclude-if-present", b.ExcludeIfPresent)
+	f.yes("exclude-caches", b.ExcludeCaches)
+	f.yes("exclude-nodump", b.ExcludeNodump)
+	f.yes("one-file-system", b.OneFileSystem)
+	if c.Priority.Nice != 0 {
+		f.text("nice", strconv.Itoa(c.Priority.Nice))
+	}
+	f.text("ionice", c.Priority.IONice)
+	f.text("read-rate", c.Priority.ReadRate.String())
+	f.number("threads", c.Priority.Threads)
+	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
+}
+
+func forgetArgs(r config.Forget) config.Command {
+	var f flagList
+	f.number("keep-last", r.KeepLast)
+	f.number("keep-hourly", r.KeepHourly)
+	f.number("keep-daily", r.KeepDaily)
+	f.number("keep-weekly", r.KeepWeekly)
+	f.number("keep-monthly", r.KeepMonthly)
+	f.number("keep-yearly", r.KeepYearly)
+	f.text("keep-within", r.KeepWithin)
+	return config.Command(f)
+}
+
+func compactArgs(c config.Config) config.Command {
+	f := flagList{"compact", c.Repository}
+	f.text("max-dead", c.Compact.MaxDead.String())
+	f.text("time-limit", c.Compact.TimeLimit.String())
+	f.text("limit", c.Compact.Limit.String())
+	return config.Command(f)
+}
+
+func checkArgs(c config.Config) config.Command {
+	f := flagList{"check", c.Repository}
+	f.text("read-data-subset", c.Check.ReadDataSubset.String())
+	return config.Command(f)
+}
+
+func printSteps(cmd *cobra.Command, c config.Config) error {
+	for _, s := range steps(c) {
+		argv := s.argv
+		if s.own() {
+			argv = append([]string{"mkbackup"}, argv...)
+		}
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%-10s  %s\n", s.phase, quoted(argv)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// quoted writes a command as a shell would read it.
+func quoted(argv []string) string {
+	words := make([]string, len(argv))
+	for i, word := range argv {
+		words[i] = word
+		if word == "" || strings.ContainsFunc(word, func(r rune) bool {
+			return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=/.,:+%@", r)
+		}) {
+			words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// runner is one run of a configuration.
+type runner struct {
+	repository string
+	program    string // this one
+	code       int    // exit code of the first step that failed, 0: none did
+	failed     string // that step
+	skip       bool   // a hook before, or a backup, failed: what would drop old data is not done
+}
+
+func runSteps(ctx context.Context, c config.Config) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r := &runner{repository: c.Repository, program: program}
+	for _, s := range steps(c) {
+		if r.wanted(ctx, s.phase) {
+			r.run(ctx, s)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if r.code != 0 {
+		return &exitError{r.code, fmt.Sprintf("%s ended with exit code %d", r.failed, r.code)}
+	}
+	return nil
+}
+
+// wanted reports whether a step of a phase is still to be done. Hooks after a
+// backup are, also when it was interrupted: what was stopped must be started.
+func (r *runner) wanted(ctx context.Context, p phase) bool {
+	switch p {
+	case phaseAfter:
+		return true
+	case phaseFailure:
+		return r.code != 0
+	case phaseCheck:
+		return ctx.Err() == nil
+	}
+	return !r.skip && ctx.Err() == nil
+}
+
+// run does a step and notes how it ended. Files that could not be read do not
+// keep the later steps from being done.
+func (r *runner) run(ctx context.Context, s step) {
+	code, err := r.execute(ctx, s)
+	if err != nil {
+		note(fmt.Sprintf("%s: %s: %v", s.phase, quoted(s.argv), err))
+	}
+	if code == 0 {
+		return
+	}
+	if r.code == 0 || r.code == exitIncomplete && code != exitIncomplete {
+		r.code, r.failed = code, quoted(s.argv)
+	}
+	if code != exitIncomplete && (s.phase == phaseBefore || s.phase == phaseCreate) {
+		r.skip = true
+	}
+}
+
+// hookPatience is how long a hook may go on after an interrupt.
+const hookPatience = 30 * time.Second
+
+// execute runs a step's command to its end. A step of this program gets the
+// signals that we get; hooks are not interrupted.
+func (r *runner) execute(ctx context.Context, s step) (code int, err error) {
+	argv := s.argv
+	if s.own() {
+		argv = append([]string{r.program}, argv...)
+	} else {
+		ctx = context.WithoutCancel(ctx)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = hookPatience
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), exitVariable+"="+strconv.Itoa(r.code), "BACKUPFS_REPOSITORY="+r.repository)
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		if s.own() {
+			return exit.ExitCode(), nil // it has said why
+		}
+		return exitFailed, err
+	}
+	if err != nil {
+		return exitFailed, err
+	}
+	return 0, nil
+}

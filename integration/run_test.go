@@ -1,0 +1,149 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+)
+
+// configFile writes a configuration and returns its path.
+func configFile(t *testing.T, format string, a ...any) string {
+	t.Helper()
+	file := filepath.Join(tempDir(t), "test.conf")
+	write(t, file, fmt.Sprintf(format, a...))
+	return file
+}
+
+func runConfig(t *testing.T, name string) result {
+	t.Helper()
+	return runCmd(t, exec.Command(mkbackup, "run", name))
+}
+
+// TestRunDoesAllSteps runs a configuration with two sources and hooks, and
+// reads the order of the steps from what the hooks wrote.
+func TestRunDoesAllSteps(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "etc"), []treetest.Node{{Path: "a", Data: []byte("1")}})
+	createTree(t, mkdir(t, dir, "db"), []treetest.Node{{Path: "b", Data: []byte("2")}})
+	trace := filepath.Join(dir, "trace")
+	hook := func(text string) string {
+		return fmt.Sprintf(`["sh", "-c", "echo %s $BACKUPFS_EXIT $(ls $BACKUPFS_REPOSITORY/log | wc -l) >>%s"]`, text, trace)
+	}
+	file := configFile(t, `
+repository = %q
+[[backup]]
+root = %q
+paths = ["/etc"]
+[[backup]]
+source = "db"
+root = %q
+paths = ["/db"]
+[hooks]
+before = [%s, %s]
+after = [%s]
+on_failure = [%s]
+`, r.dir, dir, dir, hook("before1"), hook("before2"), hook("after"), hook("failed"))
+
+	plan := run(t, mkbackup, "run", "--dry-run", file)
+	for i, want := range []string{"before ", "before ", "create ", "create ", "after ", "check ", "on_failure "} {
+		if line := strings.Split(plan, "\n")[i]; !strings.HasPrefix(line, want) {
+			t.Errorf("line %d of the plan is %q, want %q", i+1, line, want)
+		}
+	}
+	if len(r.records()) != 0 {
+		t.Fatal("a dry run has committed something")
+	}
+	run(t, mkbackup, "run", file)
+	got, err := os.ReadFile(trace)
+	must(t, err)
+	if want := "before1 0 0\nbefore2 0 0\nafter 0 2\n"; string(got) != want {
+		t.Errorf("the hooks wrote %q, want %q", got, want)
+	}
+	if got := strings.Join(r.generations("--source", "db"), " "); len(strings.Fields(got)) != 1 {
+		t.Errorf("generations of db: %q", got)
+	}
+}
+
+// TestRunStopsWhereItMust gives runs that fail in each phase.
+func TestRunStopsWhereItMust(t *testing.T) {
+	dir := tempDir(t)
+	createTree(t, mkdir(t, dir, "etc"), []treetest.Node{{Path: "a", Data: []byte("1")}})
+	for _, test := range []struct {
+		name, before, path, more string
+		code                     int
+		want                     string // of the hooks
+		records                  int
+	}{
+		{"before fails", `["false"]`, "/etc", "", 1, "after 1\nfailed 1\n", 0},
+		{"before cannot start", `["/no/such/program"]`, "/etc", "", 1, "after 1\nfailed 1\n", 0},
+		{"create fails", `["true"]`, "/none", "", 1, "after 1\nfailed 1\n", 0},
+		{"a file is missing", `["true"]`, `/none", "/etc`, "", 3, "after 3\nfailed 3\n", 1},
+		{"forget fails", `["true"]`, "/etc", "[forget]\nkeep_within = \"long\"\n", 2, "after 0\nfailed 2\n", 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, trace := newRepo(t), filepath.Join(tempDir(t), "trace")
+			file := configFile(t, `
+repository = %q
+[[backup]]
+root = %q
+paths = ["%s"]
+[hooks]
+before = [%s]
+after = [["sh", "-c", "echo after $BACKUPFS_EXIT >>%s"]]
+on_failure = [["sh", "-c", "echo failed $BACKUPFS_EXIT >>%s"]]
+%s`, r.dir, dir, test.path, test.before, trace, trace, test.more)
+			result := runConfig(t, file)
+			if result.code != test.code {
+				t.Errorf("exit code %d, want %d\n%s", result.code, test.code, result.stderr)
+			}
+			got, err := os.ReadFile(trace)
+			must(t, err)
+			if string(got) != test.want {
+				t.Errorf("the hooks wrote %q, want %q", got, test.want)
+			}
+			if n := len(r.records()); n != test.records {
+				t.Errorf("%d records, want %d", n, test.records)
+			}
+		})
+	}
+}
+
+func TestRunRefusesAWrongFile(t *testing.T) {
+	r := newRepo(t)
+	for _, test := range []struct{ text, want string }{
+		{"repository = %q\npath = 1\n", ":2: "},
+		{"repository = %q\n", "no [[backup]]"},
+		{"repository = %q\n[[backup]]\nsource = \"x\"\n", "has no paths"},
+		{"repository = %q\n[[backup]]\npaths = [\"/etc\"]\n[hooks]\nafter = [[]]\n", "empty command"},
+	} {
+		result := runConfig(t, configFile(t, test.text, r.dir))
+		if result.code != 2 {
+			t.Errorf("%q: exit code %d, want 2", test.text, result.code)
+		}
+		wantOneLine(t, result.stderr, "test.conf", test.want)
+	}
+	if result := runConfig(t, "no-such-name"); result.code != 2 || !strings.Contains(result.stderr, "/etc/backupfs/no-such-name.conf") {
+		t.Errorf("exit code %d: %s", result.code, result.stderr)
+	}
+}
+
+// TestMountByConfiguration mounts what a file says.
+func TestMountByConfiguration(t *testing.T) {
+	r, src, point := newRepo(t), tempDir(t), tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a", Data: []byte("1")}})
+	r.all(src, "--source", "web1")
+	file := configFile(t, "repository = %q\n[mount]\npoint = %q\nsource = \"web1\"\ncache_size = \"16MiB\"\n", r.dir, point)
+	run(t, backupfs, "--config", file)
+	t.Cleanup(func() { run(t, "umount", point) })
+	wantTree(t, "the mount", readTree(t, src), filepath.Join(point, "latest"), treetest.Options{})
+	for _, args := range [][]string{{"--config", file, r.dir}, {"--config", configFile(t, "repository = %q\n", r.dir)}} {
+		if result := runCmd(t, exec.Command(backupfs, args...)); result.code != 2 {
+			t.Errorf("%v: exit code %d, want 2", args, result.code)
+		}
+	}
+}
