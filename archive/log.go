@@ -162,6 +162,9 @@ func (rr *RecordReader) Next() (Line, error) {
 			return Line{}, err
 		}
 	}
+	if line.Removed != nil && rr.header.Kind != KindCompaction {
+		return Line{}, rr.fail(fmt.Errorf("a removed part in a record that is a %s", rr.header.Kind))
+	}
 	rr.counts.add(line)
 	return line, nil
 }
@@ -272,7 +275,8 @@ func (d *RecordDraft) AddPart(p PublishedPart) error {
 	return nil
 }
 
-// Add adds a change: an entry, a path that is gone, or a forgotten generation.
+// Add adds a change: an entry, a path that is gone, a forgotten generation, or,
+// in a compaction, a part that is removed.
 // Entries and gone paths come in path order: depth first, a directory before
 // what is in it, names in the order of their bytes.
 func (d *RecordDraft) Add(change Line) error {
@@ -298,7 +302,7 @@ func (d *RecordDraft) Reset() error {
 // Counts returns how many lines of each kind were added so far.
 func (d *RecordDraft) Counts() Counts {
 	c, changes := d.contents.counts, d.changes.counts
-	c.Entries, c.Extents, c.Gone, c.Forgets = changes.Entries, changes.Extents, changes.Gone, changes.Forgets
+	c.Entries, c.Extents, c.Gone, c.Forgets, c.Removed = changes.Entries, changes.Extents, changes.Gone, changes.Forgets, changes.Removed
 	return c
 }
 
@@ -308,6 +312,9 @@ func (d *RecordDraft) Counts() Counts {
 func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) {
 	if err := h.validate(); err != nil {
 		return Digest{}, 0, err
+	}
+	if d.changes.counts.Removed > 0 && h.Kind != KindCompaction {
+		return Digest{}, 0, fmt.Errorf("log record %d: only a compaction removes parts", h.Number)
 	}
 	draft, err := d.repository.store.Create()
 	if err != nil {
@@ -405,6 +412,8 @@ func (s *spool) write(l Line) error {
 		b = appendGone(b, l.Gone)
 	case l.Forget != 0:
 		b = appendForget(b, l.Forget)
+	case l.Removed != nil:
+		b = appendRemoved(b, *l.Removed)
 	}
 	s.buffer = b
 	s.counts.add(l)

@@ -22,8 +22,9 @@ type CheckResult struct {
 	Records     uint64 `json:"records"`
 	Generations int    `json:"generations"`
 	Parts       int    `json:"parts"`
-	StoredBytes int64  `json:"stored_bytes"`  // of the parts
-	Unnamed     int    `json:"unnamed_parts"` // parts that no record names
+	StoredBytes int64  `json:"stored_bytes"`    // of the parts
+	Unnamed     int    `json:"unnamed_parts"`   // parts that no record names
+	Undeleted   int    `json:"undeleted_parts"` // files of parts that a compaction removed
 	Damages     int    `json:"damages"`
 }
 
@@ -128,7 +129,14 @@ func (c *checking) indexAndParts() error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	return c.unnamed(named)
+	removed := make(map[archive.Digest]struct{})
+	if err := db.Removals(func(part archive.Digest) error {
+		removed[part] = struct{}{}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return c.unnamed(named, removed)
 }
 
 func (c *checking) part(p archive.Part) {
@@ -140,8 +148,8 @@ func (c *checking) part(p archive.Part) {
 }
 
 // unnamed counts the parts that no record names: another run has not committed
-// yet, or was interrupted.
-func (c *checking) unnamed(named map[archive.Digest]struct{}) error {
+// yet, or was interrupted. Those that were removed are counted apart.
+func (c *checking) unnamed(named, removed map[archive.Digest]struct{}) error {
 	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
@@ -149,12 +157,17 @@ func (c *checking) unnamed(named map[archive.Digest]struct{}) error {
 		name, ok := archive.ParsePartStoreName(stored)
 		if !ok {
 			c.notef("%s is not a part's name: nothing of this program made it", stored)
+		} else if _, ok := removed[name]; ok {
+			c.result.Undeleted++
 		} else if _, ok := named[name]; !ok {
 			c.result.Unnamed++
 		}
 	}
 	if c.result.Unnamed > 0 {
 		c.notef("%d parts are named by no record: a run is under way, or was interrupted; the next run uses them", c.result.Unnamed)
+	}
+	if c.result.Undeleted > 0 {
+		c.notef("%d parts were removed by a compaction while another run was under way; the next run deletes their files", c.result.Undeleted)
 	}
 	return nil
 }

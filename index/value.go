@@ -397,6 +397,9 @@ func appendPart(b []byte, p archive.Part) []byte {
 	return append(b, p.Tail[:]...)
 }
 
+// goneValue is the value of a part's keys once the part is removed.
+var goneValue = []byte{}
+
 func decodePart(value []byte) (archive.Part, error) {
 	d := decoder{b: value}
 	p := archive.Part{Name: d.digest(), Stored: d.size(), Raw: d.size(), TailStored: d.size(), Tail: d.digest()}
@@ -501,14 +504,15 @@ type meta struct {
 	dirs      uint64         // directory ids given
 	inos      uint64         // inode numbers given
 	parts     uint64         // part numbers given
-	raw       int64          // bytes of all parts
+	raw       int64          // bytes of all parts that were not removed
 	stored    int64
-	hasXattrs bool // any inode has extended attributes
+	removal   uint64 // the last record that removed a part
+	hasXattrs bool   // any inode has extended attributes
 }
 
 func appendMeta(b []byte, m meta) []byte {
 	b = appendTime(append(b, m.digest[:]...), timespec(m.time))
-	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored)} {
+	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored), m.removal} {
 		b = binary.AppendUvarint(b, v)
 	}
 	if m.hasXattrs {
@@ -520,7 +524,7 @@ func appendMeta(b []byte, m meta) []byte {
 func decodeMeta(value []byte) (meta, error) {
 	d := decoder{b: value}
 	m := meta{digest: d.digest(), time: d.time().Time(), dirs: d.uint(), inos: d.uint(), parts: d.uint(),
-		raw: d.size(), stored: d.size()}
+		raw: d.size(), stored: d.size(), removal: d.uint()}
 	switch d.byte() {
 	case 0:
 	case 1:
