@@ -373,10 +373,12 @@ func (d *RecordDraft) Discard() {
 	d.changes.close()
 }
 
-// spool is an unnamed file of compressed lines. Its first error stays.
+// spool is an unnamed file of compressed lines, in one zstd stream or, where it was
+// written to again after it was read, in several. Its first error stays.
 type spool struct {
 	file   *os.File
 	zstd   *zstd.Encoder
+	ended  bool // the stream is: the next line begins another one
 	buffer []byte
 	counts Counts
 	err    error
@@ -399,6 +401,10 @@ func (r *Repository) newSpool() (*spool, error) {
 func (s *spool) write(l Line) error {
 	if s.err != nil {
 		return s.err
+	}
+	if s.ended {
+		s.zstd.Reset(s.file)
+		s.ended = false
 	}
 	b := s.buffer[:0]
 	switch {
@@ -423,13 +429,17 @@ func (s *spool) write(l Line) error {
 	return s.err
 }
 
-// reader returns the compressed lines from the first; nothing may be written after it.
+// reader returns the compressed lines written so far.
 func (s *spool) reader() (io.Reader, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	if err := s.zstd.Close(); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+	if !s.ended {
+		if err := s.zstd.Close(); err != nil {
+			s.err = fmt.Errorf("log: %w", err)
+			return nil, s.err
+		}
+		s.ended = true
 	}
 	end, err := s.file.Seek(0, io.SeekEnd)
 	if err != nil {

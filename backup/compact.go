@@ -117,6 +117,7 @@ func (c *compaction) run() error {
 		}
 	}
 	c.summary.DeadAfter = c.usage.dead
+	c.options.hooks.reach("before sweep")
 	lock.Release()
 	var err error
 	c.summary.Swept, err = sweepAfter(c.repo, c.db, c.notef, c.options.hooks)

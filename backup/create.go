@@ -211,6 +211,7 @@ func (c *creation) sweep() {
 	if c.options.DryRun {
 		return
 	}
+	c.options.hooks.reach("before sweep")
 	c.release()
 	if _, err := sweepAfter(c.repo, c.db, c.notef, c.options.hooks); err != nil {
 		c.notef("%v", err)
