@@ -263,8 +263,9 @@ func (c *compaction) work(parts []*partUse) error {
 
 // copy copies what is needed of some parts into new ones.
 func (c *compaction) copy(parts []*partUse, s *survivors) error {
-	// What is recompressed may come out larger than before: no second part for that.
-	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4}
+	// What is compressed anew may come out larger than before: no second part for
+	// that. What survived is likely to stay, so it is worth more effort.
+	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4, Level: archive.LevelBetter}
 	packer := archive.NewPacker(c.repo.Store(), o, func(p archive.PublishedPart) error {
 		s.published = append(s.published, p)
 		return nil

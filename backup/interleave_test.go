@@ -489,9 +489,20 @@ func TestCreateBesideForgetAndCompact(t *testing.T) {
 	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
 	s.commands = []command{
 		createStep(s.source, "before commit"),
-		forgetStep(third, "before commit"),
+		forgetStep(third),
 		compactStep("before commit"),
 	}
+	wantSound(t, s, kill{})
+}
+
+// TestCreateBesideForget: only one of the two can have the next number.
+func TestCreateBesideForget(t *testing.T) {
+	t.Parallel()
+	s := past(t)
+	third := slices.Collect(maps.Keys(s.files))[0]
+	s.write(t, "new")
+	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
+	s.commands = []command{createStep(s.source, allPoints...), forgetStep(third, "before commit", "commit lost")}
 	wantSound(t, s, kill{})
 }
 
