@@ -40,20 +40,21 @@ func (r *Repository) lock(how int) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the repository: %w", err)
 	}
-	for {
+	err = unix.Flock(int(f.Fd()), how)
+	for errors.Is(err, unix.EINTR) {
 		err = unix.Flock(int(f.Fd()), how)
-		switch err {
-		case nil:
-			return &Lock{file: f}, nil
-		case unix.EINTR:
-			continue
-		case unix.EWOULDBLOCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOLCK, unix.EBADF: // the last one: NFS wants a file open for writing
-			f.Close()
+	}
+	if err == nil {
+		return &Lock{file: f}, nil
+	}
+	f.Close()
+	// The last one is NFS, which wants a file that is open for writing.
+	for _, none := range [...]error{unix.EWOULDBLOCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOLCK, unix.EBADF} {
+		if errors.Is(err, none) {
 			return nil, fmt.Errorf("lock the repository: %w: %w", ErrLocked, err)
 		}
-		f.Close()
-		return nil, fmt.Errorf("lock the repository: %w", err)
 	}
+	return nil, fmt.Errorf("lock the repository: %w", err)
 }
 
 // Release releases the lock. It may be called more than once.

@@ -328,25 +328,24 @@ func (a *applier) removePart(name archive.Digest) error {
 	a.meta.stored -= a.part.Stored
 	a.meta.removal = a.header.Number
 	a.part = archive.Part{}
-	if err := a.put(appendPartNameKey(a.key[:0], name), goneValue); err != nil {
+	if err := a.put(appendPartNameKey(a.key[:0], name), nil); err != nil {
 		return err
 	}
-	return a.put(appendID(a.key[:0], spacePart, a.number), goneValue)
+	return a.put(appendID(a.key[:0], spacePart, a.number), nil)
 }
 
 // partThere reports whether the part of a number was not removed.
-func (a *applier) partThere(number uint64, failure *error) bool {
+func (a *applier) partThere(number uint64) (bool, error) {
 	there, ok := a.alive[number]
 	if ok {
-		return there
+		return there, nil
 	}
 	value, err := a.b.get(appendID(a.key[:0], spacePart, number))
 	if err != nil {
-		*failure = missing(err, "part number %d", number)
-		return true
+		return false, missing(err, "part number %d", number)
 	}
 	a.alive[number] = len(value) > 0
-	return len(value) > 0
+	return len(value) > 0, nil
 }
 
 func (a *applier) forget(number uint64) error {
@@ -840,8 +839,12 @@ func (a *applier) checkContent(e archive.Extent) error {
 		return err
 	}
 	p, err := decodePlace(value)
-	if err == nil && !a.partThere(p.part, &err) {
-		return fmt.Errorf("offset %d: content %s, which is gone: its part was removed", e.Offset, e.Hash)
+	if err != nil {
+		return err
+	}
+	there, err := a.partThere(p.part)
+	if err == nil && !there {
+		err = fmt.Errorf("offset %d: content %s, which is gone: its part was removed", e.Offset, e.Hash)
 	}
 	if err == nil && p.rawLen != e.Len {
 		err = fmt.Errorf("offset %d: %d bytes of content %s, which has %d", e.Offset, e.Len, e.Hash, p.rawLen)

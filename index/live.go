@@ -2,6 +2,7 @@ package index
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -167,7 +168,7 @@ func (l *liveness) contents(yield func(archive.Part, archive.Content, bool) erro
 			return err
 		}
 		part, err := l.db.part(at.part)
-		if err == errPartGone { //nolint:errorlint // it is returned as it is
+		if errors.Is(err, errPartGone) {
 			l.usage.Gone++
 			return nil
 		}

@@ -15,6 +15,7 @@ import (
 // bytes before, so that no value can be taken for another one.
 //
 //	node, dirent, generation   first a byte: gone, or what follows
+//	part, number of a part     empty: the part was removed
 //	attr                       type mode uid gid size mtime ctime inode nlink major minor
 //	extents                    count, then of each: offset behind the end of the one before, length, hash
 const sumSize = 8
@@ -396,9 +397,6 @@ func appendPart(b []byte, p archive.Part) []byte {
 	b = binary.AppendUvarint(b, uint64(p.TailStored))
 	return append(b, p.Tail[:]...)
 }
-
-// goneValue is the value of a part's keys once the part is removed.
-var goneValue = []byte{}
 
 func decodePart(value []byte) (archive.Part, error) {
 	d := decoder{b: value}
