@@ -317,18 +317,31 @@ func (r *repo) newestIndexBytes() int64 {
 func TestCompactKilled(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(93, 1))
 	h := newHistory(t, newRepo(t, "--part-size", "256KiB"), 93, 150)
-	killed, finished := 0, 0
+	killed, finished, committed := 0, 0, 0 // committed: killed ones that had made a record
 	for round := 0; killed < 30 && round < 300; round++ {
 		h.next(12)
 		h.next(12)
 		h.keep(2)
-		began := time.Now()
+		began, records := time.Now(), len(h.records())
 		b := start(t, h.command("compact", "--max-dead", "0", "-q"))
+		if round%2 == 0 { // behind a record, however slow the machine is
+			waitFor(t, time.Minute, "a record, or the end", func() bool {
+				select {
+				case <-b.done:
+					return true
+				default:
+					return len(h.records()) > records
+				}
+			})
+		}
 		time.Sleep(time.Duration(rnd.IntN(150)) * time.Millisecond)
 		b.cmd.Process.Kill()
 		switch code := b.wait(t, time.Minute); code {
 		case 128 + 9:
 			killed++
+			if len(h.records()) > records {
+				committed++
+			}
 		case 0:
 			finished++
 		default:
@@ -342,6 +355,9 @@ func TestCompactKilled(t *testing.T) {
 	if killed < 30 {
 		t.Errorf("only %d were killed, %d were faster", killed, finished)
 	}
+	if committed == 0 {
+		t.Error("none was killed after it had made a record")
+	}
 	h.all(h.src) // takes over what a killed run has published
 	if c := h.compact(0, "--max-dead", "0"); c.DeadAfter != 0 {
 		t.Errorf("at last: %+v", c)
@@ -351,7 +367,7 @@ func TestCompactKilled(t *testing.T) {
 		t.Errorf("files of no use are left: %s", c.stdout)
 	}
 	h.wantNoLeftovers()
-	t.Logf("%d killed, %d finished", killed, finished)
+	t.Logf("%d killed, %d of them behind their first record; %d finished", killed, committed, finished)
 }
 
 // TestCompactFullDisk: a compaction on a full disk leaves the old state as it is.
