@@ -148,6 +148,9 @@ func (d *DB) files(c *cursor, from Ino, gap int, yield func(WholeFile) bool) err
 		}
 		i := Ino(keyID(c.key))
 		place, err := d.contentOf(i, content)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -160,12 +163,12 @@ func (d *DB) files(c *cursor, from Ino, gap int, yield func(WholeFile) bool) err
 }
 
 // contentOf returns where the content of an extent of an inode lies. The error
-// wraps ErrNotFound where its part was removed: then every generation that had
-// the inode was forgotten.
+// wraps ErrNotFound where the index knows no place of it, as when its part was
+// removed: then every generation that had the inode was forgotten.
 func (d *DB) contentOf(i Ino, e archive.Extent) (Place, error) {
 	p, err := d.Content(e.Hash)
-	if errors.Is(err, errPartGone) {
-		return p, err
+	if errors.Is(err, ErrNotFound) {
+		return p, fmt.Errorf("content %s of inode %d: %w", e.Hash, i, err)
 	}
 	if err != nil || p.RawLen != e.Len {
 		err = missing(err, "content %s of inode %d, %d bytes", e.Hash, i, e.Len)
