@@ -49,7 +49,7 @@ func (r *repo) compact(code int, args ...string) compacted {
 	return c
 }
 
-func (r *repo) forget(args ...string) string {
+func (r *repo) forgets(args ...string) string {
 	r.t.Helper()
 	res := r.mkbackup("forget", args...)
 	if res.code != 0 {
@@ -88,7 +88,7 @@ func (h *history) next(edits int) {
 // keep forgets all but the newest n generations.
 func (h *history) keep(n int) {
 	h.t.Helper()
-	h.forget("--keep-last", fmt.Sprint(n))
+	h.forgets("--keep-last", fmt.Sprint(n))
 	kept := h.generations()
 	if len(kept) != n {
 		h.t.Fatalf("%d generations are kept, want %d", len(kept), n)
@@ -151,14 +151,14 @@ func TestForget(t *testing.T) {
 	if n := len(r.generations()); n != 6 {
 		t.Fatalf("a dry run left %d generations", n)
 	}
-	r.forget("--keep-within", "24h", "--keep-yearly", "9")
+	r.forgets("--keep-within", "24h", "--keep-yearly", "9")
 	if got := strings.Join(r.generations(), " "); got != "2026-03-29T22-30-00Z 2026-03-30T09-00-00Z 2020-01-01T00-00-00Z" {
 		t.Errorf("kept: %s", got)
 	}
 	if n := len(r.records()); n != 7 {
 		t.Errorf("%d records, want one for all that was forgotten: 7", n)
 	}
-	if out := r.forget("--keep-last", "5"); !strings.Contains(out, "nothing to drop") || len(r.records()) != 7 {
+	if out := r.forgets("--keep-last", "5"); !strings.Contains(out, "nothing to drop") || len(r.records()) != 7 {
 		t.Errorf("nothing to drop: %s", out)
 	}
 
@@ -170,7 +170,7 @@ func TestForget(t *testing.T) {
 	if s := r.all(src, "--source", "web1"); s.New != 2 || s.Unchanged != 0 {
 		t.Errorf("after the last generation was dropped: %+v", s)
 	}
-	r.forget("latest")
+	r.forgets("latest")
 	if got := strings.Join(r.generations("--source", ""), " "); got != "2026-03-29T22-30-00Z" {
 		t.Errorf("after the newest one was dropped: %s", got)
 	}
@@ -260,7 +260,7 @@ func TestCompactSpace(t *testing.T) {
 		}
 		last = r.all(src)
 	}
-	r.forget("--keep-last", "1")
+	r.forgets("--keep-last", "1")
 	c := r.compact(0, "--max-dead", "0")
 	fresh := newRepo(t, "--part-size", "16MiB")
 	fresh.all(src)
@@ -449,7 +449,7 @@ func TestCompactUnderReaders(t *testing.T) {
 		seen := rounds.Load()
 		waitFor(t, time.Minute, "the readers", func() bool { return rounds.Load() >= seen+2 })
 		if round == 1 {
-			h.forget(names[:3]...)
+			h.forgets(names[:3]...)
 		}
 		if round > 0 {
 			h.compact(0, "--max-dead", "0")
@@ -519,7 +519,7 @@ func TestCompactDamage(t *testing.T) {
 		}
 	}
 	last := r.all(src)
-	r.forget("1")
+	r.forgets("1")
 	broken := r.parts()[0]
 	b, err := os.ReadFile(broken)
 	must(t, err)
@@ -568,7 +568,7 @@ func TestRecoveryAfterCompaction(t *testing.T) {
 		s := r.all(src)
 		trees, numbers = append(trees, readTree(t, src)), append(numbers, fmt.Sprint(s.Number))
 	}
-	r.forget(numbers[0], numbers[2])
+	r.forgets(numbers[0], numbers[2])
 	if c := r.compact(0, "--max-dead", "0"); c.Removed == 0 {
 		t.Fatalf("%+v", c)
 	}
