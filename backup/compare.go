@@ -195,6 +195,7 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 		c.count(old, &e.inode, path, same)
 		return nil
 	}
+	c.placement.replace(old)
 	entry, err := c.read(dir, e, path)
 	if err != nil {
 		var f fatal

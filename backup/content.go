@@ -115,7 +115,8 @@ func (c *creation) readSmall(fd int, st inode, entry *archive.Entry) error {
 		return nil
 	}
 	a := entry.Attr
-	hash, err := c.store(c.small[:n], archive.Member{Name: entry.Path, Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: a.Mtime})
+	hash := archive.HashOf(c.small[:n])
+	err = c.store(hash, c.small[:n], byteRange{0, int64(n)}, int64(n), archive.Member{Name: entry.Path, Mode: a.Mode, UID: a.UID, GID: a.GID, Mtime: a.Mtime})
 	if err != nil {
 		return err
 	}
@@ -127,8 +128,10 @@ func (c *creation) readSmall(fd int, st inode, entry *archive.Entry) error {
 func (c *creation) readRange(fd int, size int64, r byteRange, entry *archive.Entry) error {
 	offset := r.start
 	err := c.chunks.each(&fileReader{c: c, fd: fd, offset: r.start, end: r.end}, chunkSizesFor(size), func(chunk []byte) error {
-		hash, err := c.storeChunk(chunk, entry.Attr)
-		if err != nil {
+		hash := archive.HashOf(chunk)
+		place := byteRange{offset, offset + int64(len(chunk))}
+		m := archive.Member{Name: archive.ChunkName(hash), Mode: 0o600, UID: entry.Attr.UID, GID: entry.Attr.GID, Mtime: entry.Attr.Mtime}
+		if err := c.store(hash, chunk, place, size, m); err != nil {
 			return err
 		}
 		entry.Data = append(entry.Data, archive.Extent{Offset: offset, Len: int64(len(chunk)), Hash: hash})
@@ -145,23 +148,18 @@ func (c *creation) readRange(fd int, size int64, r byteRange, entry *archive.Ent
 	return nil
 }
 
-func (c *creation) storeChunk(chunk []byte, a archive.Attr) (archive.Hash, error) {
-	hash := archive.HashOf(chunk)
-	return hash, c.storeAs(hash, chunk, archive.Member{Name: archive.ChunkName(hash), Mode: 0o600, UID: a.UID, GID: a.GID, Mtime: a.Mtime})
-}
-
-// store stores a content, unless it is there already.
-func (c *creation) store(content []byte, m archive.Member) (archive.Hash, error) {
-	hash := archive.HashOf(content)
-	return hash, c.storeAs(hash, content, m)
-}
-
-func (c *creation) storeAs(hash archive.Hash, content []byte, m archive.Member) error {
+// store stores a content, unless it is there already. It is at place in a file of
+// size bytes.
+func (c *creation) store(hash archive.Hash, content []byte, place byteRange, size int64, m archive.Member) error {
 	known, err := c.known(hash)
 	if known || err != nil {
 		return err
 	}
-	if err := c.packer.Add(m, hash, content); err != nil {
+	t, err := c.placement.of(place, size)
+	if err != nil {
+		return fatal{err}
+	}
+	if err := c.packerOf(t).Add(m, hash, content); err != nil {
 		return fatal{err}
 	}
 	c.stored[hash] = struct{}{}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ type CreateOptions struct {
 	Time     time.Time // of the generation; zero means now
 	Checksum bool      // read everything and compare contents, not times
 	DryRun   bool      // find out what would be done; write nothing
+	Unplaced bool      // put all contents into the same parts, however long they may live; to measure what placement gains
 	Program  string    // name and version, for the log
 	Exclude  Excludes
 	ReadRate int64 // most raw bytes read from the source in a second; 0 means no limit
@@ -130,18 +132,20 @@ type creation struct {
 	previous index.Generation // that generation; Number 0: none
 	base     uint64           // record that the new one is against; 0: it will be complete
 
-	draft   *archive.RecordDraft
-	packer  *archive.Packer
-	added   []int64                   // stored bytes of the parts added to the draft
-	stored  map[archive.Hash]struct{} // contents in those parts, or in the packer
-	relied  map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
-	links   map[string]archive.Entry  // first link of each hard-link group that was read
-	said    map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
-	chunks  chunker
-	small   []byte // buffer of one small file
-	matched bool   // one of the paths is there
-	again   bool   // this is not the first comparison: changes were reported
-	summary Summary
+	draft     *archive.RecordDraft
+	packers   [temperatures]*archive.Packer // nil where nothing was added yet
+	placement placement
+	addedMu   sync.Mutex
+	added     []int64                   // stored bytes of the parts added to the draft
+	stored    map[archive.Hash]struct{} // contents in those parts, or in the packer
+	relied    map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
+	links     map[string]archive.Entry  // first link of each hard-link group that was read
+	said      map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
+	chunks    chunker
+	small     []byte // buffer of one small file
+	matched   bool   // one of the paths is there
+	again     bool   // this is not the first comparison: changes were reported
+	summary   Summary
 }
 
 // Create makes a generation. Problems with single files are reported and
@@ -220,8 +224,10 @@ func (c *creation) sweep() {
 
 func (c *creation) close() {
 	defer c.release()
-	if c.packer != nil {
-		c.packer.Abort()
+	for _, p := range c.packers {
+		if p != nil {
+			p.Abort()
+		}
 	}
 	if c.draft != nil {
 		c.draft.Discard()
@@ -302,9 +308,11 @@ func (c *creation) addPart(p archive.PublishedPart) error {
 	return c.recordPart(p)
 }
 
-// recordPart is called by the packer, on its own goroutine, while contents are
+// recordPart is called by the packers, on their own goroutines, while contents are
 // still added: it must not touch anything but the draft's parts.
 func (c *creation) recordPart(p archive.PublishedPart) error {
+	c.addedMu.Lock()
+	defer c.addedMu.Unlock()
 	c.added = append(c.added, p.Part.Stored)
 	return c.draft.AddPart(p)
 }
@@ -319,9 +327,7 @@ func (c *creation) compare() (err error) {
 	c.relied = make(map[archive.Hash]struct{})
 	c.matched = false
 	c.options.hooks.reach("base chosen")
-	if !c.options.DryRun {
-		c.packer = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, c.recordPart)
-	}
+	c.packers = [temperatures]*archive.Packer{}
 	if err := c.walk(); err != nil {
 		var f fatal
 		if errors.As(err, &f) {
@@ -332,10 +338,7 @@ func (c *creation) compare() (err error) {
 	if !c.matched {
 		return fmt.Errorf("%w: none of the given paths can be backed up", ErrNothing)
 	}
-	if c.packer == nil {
-		return nil
-	}
-	return c.packer.Close()
+	return c.closePackers()
 }
 
 // chooseBase finds the generation to compare with: the newest one of the
@@ -347,6 +350,10 @@ func (c *creation) chooseBase() error {
 		return err
 	}
 	c.previous, c.view, c.base = index.Generation{}, index.View{}, 0
+	c.placement = placement{db: c.db, gens: gens, now: c.options.Time}
+	if c.options.Time.IsZero() {
+		c.placement.now = c.started
+	}
 	of := index.OfSource(gens, c.options.Source)
 	if len(of) == 0 {
 		return nil
