@@ -20,18 +20,24 @@ type Usage struct {
 	DeadInodes int64 // that no generation needs
 }
 
-// Live yields every content and where it lies, in the order of the hashes, and
-// whether a generation needs it that was not forgotten. It ends with the first
-// error of yield. The error wraps ErrDamaged where a content that a generation
-// needs is not in any part.
+// Need tells how long a content is going to be needed. It is 0 where no generation
+// needs it that was not forgotten. Otherwise it is the place of the newest one that
+// does, from 1 on, in the order of their numbers; the newest generations of all
+// sources share the last place. So contents of the same need will be of no use at
+// the same time, unless they are current.
+type Need uint32
+
+// Live yields every content, where it lies, and who needs it, in the order of the
+// hashes. It ends with the first error of yield. The error wraps ErrDamaged where
+// a content that a generation needs is not in any part.
 //
-// It holds a bit for each inode number that was ever given, 4 bytes for each
-// directory, and about 20 for each content that is needed: 20 MB per million.
+// It holds 4 bytes for each inode number that was ever given, 4 for each
+// directory, and about 30 for each content that is needed: 30 MB per million.
 // Contents are told apart by 8 bytes of their hashes: where two have the same,
 // both count as needed.
-func (d *DB) Live(yield func(p archive.Part, c archive.Content, live bool) error) (Usage, error) {
-	l := liveness{db: d, inos: newBitmap(d.meta.inos), owners: make([]uint32, d.meta.dirs+1),
-		died: map[DirID]uint64{}, needed: map[uint64]bool{}}
+func (d *DB) Live(yield func(p archive.Part, c archive.Content, need Need) error) (Usage, error) {
+	l := liveness{db: d, inos: make([]Need, d.meta.inos+uint64(FirstIno)/2+1), owners: make([]uint32, d.meta.dirs+1),
+		died: map[DirID]uint64{}, needed: map[uint64]needed{}}
 	if d.tables == nil {
 		return l.usage, nil
 	}
@@ -47,16 +53,35 @@ func (d *DB) Live(yield func(p archive.Part, c archive.Content, live bool) error
 // root for life, and is only seen by the generations of that root.
 type liveness struct {
 	db     *DB
-	trees  [][]uint64       // of each root: its generations, ascending
-	owners []uint32         // of each directory: 1 + the number of its tree; 0: no generation sees it
-	died   map[DirID]uint64 // when a directory died
-	inos   bitmap           // inodes of files that a generation has
-	needed map[uint64]bool  // first 8 bytes of the hashes that those name → a place was found
+	trees  [][]generationNeed // of each root: its generations, ascending
+	owners []uint32           // of each directory: 1 + the number of its tree; 0: no generation sees it
+	died   map[DirID]uint64   // when a directory died
+	inos   []Need             // of files, at half their number
+	needed map[uint64]needed  // by the first 8 bytes of the hash
 	usage  Usage
+}
+
+type generationNeed struct {
+	number uint64
+	need   Need // of what it is the newest one to need
+}
+
+type needed struct {
+	need  Need
+	found bool // in a part
 }
 
 func (l *liveness) roots() error {
 	generations, err := l.db.Generations()
+	if err != nil {
+		return err
+	}
+	newest := make(map[string]uint64)
+	for _, g := range generations {
+		newest[g.Source] = g.Number
+	}
+	last := Need(len(generations) - len(newest) + 1)
+	next := Need(1)
 	for _, g := range generations {
 		if uint64(g.Root) >= uint64(len(l.owners)) {
 			return fmt.Errorf("%w: generation %d has the root %d", ErrDamaged, g.Number, g.Root)
@@ -66,9 +91,14 @@ func (l *liveness) roots() error {
 			l.trees = append(l.trees, nil)
 			*owner = uint32(len(l.trees))
 		}
-		l.trees[*owner-1] = append(l.trees[*owner-1], g.Number)
+		need := last
+		if newest[g.Source] != g.Number {
+			need = next
+			next++
+		}
+		l.trees[*owner-1] = append(l.trees[*owner-1], generationNeed{g.Number, need})
 	}
-	return err
+	return nil
 }
 
 // deaths finds the directories that are gone.
@@ -119,49 +149,76 @@ func (l *liveness) entry(dir DirID, value []byte, from, end uint64) error {
 		}
 		l.owners[e.dir] = l.owners[dir]
 	case kindLeaf:
-		generations := l.trees[l.owners[dir]-1]
-		i := sort.Search(len(generations), func(i int) bool { return generations[i] >= from })
-		if i < len(generations) && generations[i] < end {
-			l.inos.set(e.ino)
+		n := e.ino >> 1
+		if uint64(n) >= uint64(len(l.inos)) {
+			return fmt.Errorf("%w: inode %d in directory %d", ErrDamaged, e.ino, dir)
 		}
+		l.inos[n] = max(l.inos[n], newestIn(l.trees[l.owners[dir]-1], from, end))
 	}
 	return nil
 }
 
-func (l *liveness) need(e archive.Extent) bool {
-	l.needed[binary.BigEndian.Uint64(e.Hash[:])] = false
-	return true
+// newestIn returns the need of what the generations see whose numbers are from
+// from to before end.
+func newestIn(generations []generationNeed, from, end uint64) Need {
+	i := sort.Search(len(generations), func(i int) bool { return generations[i].number >= end }) - 1
+	if i < 0 || generations[i].number < from {
+		return 0
+	}
+	return generations[i].need
+}
+
+// ofInode returns the need of a file, 0 for what is none.
+func (l *liveness) ofInode(i Ino) Need {
+	if n := uint64(i) >> 1; n < uint64(len(l.inos)) {
+		return l.inos[n]
+	}
+	return 0
+}
+
+// require notes the contents of some extents.
+func (l *liveness) require(extents []byte, need Need) error {
+	_, err := decodeExtents(extents, 0, func(e archive.Extent) bool {
+		short := binary.BigEndian.Uint64(e.Hash[:])
+		if l.needed[short].need < need {
+			l.needed[short] = needed{need: need}
+		}
+		return true
+	})
+	return err
 }
 
 func (l *liveness) segments() error {
 	return scan(l.db.tables, l.db.number, []byte{spaceSegment}, func(key, value []byte) error {
-		if !l.inos.has(Ino(keyID(key))) {
+		need := l.ofInode(Ino(keyID(key)))
+		if need == 0 {
 			return nil
 		}
 		_, extents, err := decodeSegment(value)
-		if err == nil {
-			_, err = decodeExtents(extents, 0, l.need)
+		if err != nil {
+			return err
 		}
-		return err
+		return l.require(extents, need)
 	})
 }
 
 func (l *liveness) inodes() error {
 	return scan(l.db.tables, l.db.number, []byte{spaceInode}, func(key, value []byte) error {
 		l.usage.Inodes++
-		if !l.inos.has(Ino(keyID(key))) {
+		need := l.ofInode(Ino(keyID(key)))
+		if need == 0 {
 			l.usage.DeadInodes++
 			return nil
 		}
 		i, err := decodeInode(value)
-		if err == nil && !i.segmented {
-			_, err = decodeExtents(i.extents, 0, l.need)
+		if err != nil || i.segmented {
+			return err
 		}
-		return err
+		return l.require(i.extents, need)
 	})
 }
 
-func (l *liveness) contents(yield func(archive.Part, archive.Content, bool) error) error {
+func (l *liveness) contents(yield func(archive.Part, archive.Content, Need) error) error {
 	err := scan(l.db.tables, l.db.number, []byte{spaceContent}, func(key, value []byte) error {
 		at, err := decodePlace(value)
 		if err != nil {
@@ -176,20 +233,20 @@ func (l *liveness) contents(yield func(archive.Part, archive.Content, bool) erro
 			return err
 		}
 		short := binary.BigEndian.Uint64(key[1:])
-		_, live := l.needed[short]
+		n := l.needed[short]
 		l.usage.Contents++
-		if live {
-			l.needed[short] = true
+		if n.need > 0 {
+			l.needed[short] = needed{n.need, true}
 			l.usage.Live++
 		}
-		return yield(part, archive.Content{Hash: archive.Hash(key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}, live)
+		return yield(part, archive.Content{Hash: archive.Hash(key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}, n.need)
 	})
 	if err != nil {
 		return err
 	}
 	lost := 0
-	for _, found := range l.needed {
-		if !found {
+	for _, n := range l.needed {
+		if !n.found {
 			lost++
 		}
 	}

@@ -64,9 +64,9 @@ func TestRemovedPart(t *testing.T) {
 	if db.LastRemoval() != 4 {
 		t.Errorf("last removal %d, want 4", db.LastRemoval())
 	}
-	usage, err := db.Live(func(p archive.Part, c archive.Content, live bool) error {
-		if !live || c.Hash != (archive.Hash{2}) {
-			t.Errorf("%s is live: %v", c.Hash, live)
+	usage, err := db.Live(func(p archive.Part, c archive.Content, need Need) error {
+		if need == 0 || c.Hash != (archive.Hash{2}) {
+			t.Errorf("%s has need %d", c.Hash, need)
 		}
 		return nil
 	})
@@ -132,7 +132,7 @@ func TestLost(t *testing.T) {
 	if err := applyLines(t, b, archive.KindCompaction, 0, archive.Line{Removed: &two.Name}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := finished(t, b).Live(func(archive.Part, archive.Content, bool) error { return nil })
+	_, err := finished(t, b).Live(func(archive.Part, archive.Content, Need) error { return nil })
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "1 contents that generations need") {
 		t.Error(err)
 	}

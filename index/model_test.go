@@ -378,22 +378,44 @@ func (h *history) needed(use func(number uint64) bool) map[archive.Hash]bool {
 	return set
 }
 
+// needs returns the contents that the kept generations need, and how long: those
+// that are the newest of their source come last.
+func (h *history) needs(kept []uint64) map[archive.Hash]Need {
+	newest := map[string]uint64{}
+	for _, number := range kept {
+		newest[h.headers[number-1].Source] = number
+	}
+	order := slices.Clone(kept)
+	current := func(number uint64) bool { return newest[h.headers[number-1].Source] == number }
+	order = slices.DeleteFunc(order, current)
+	set := map[archive.Hash]Need{}
+	for i, number := range order {
+		for hash := range h.needed(func(n uint64) bool { return n == number }) {
+			set[hash] = Need(i + 1)
+		}
+	}
+	for hash := range h.needed(func(n uint64) bool { return slices.Contains(kept, n) && current(n) }) {
+		set[hash] = Need(len(order) + 1)
+	}
+	return set
+}
+
 // checkLive compares what is needed with the trees of the kept generations.
 func (h *history) checkLive(t *testing.T, db *DB, kept []uint64) {
 	t.Helper()
-	want, got := h.needed(func(number uint64) bool { return slices.Contains(kept, number) }), map[archive.Hash]bool{}
-	usage, err := db.Live(func(p archive.Part, c archive.Content, live bool) error {
+	want, got := h.needs(kept), map[archive.Hash]Need{}
+	usage, err := db.Live(func(p archive.Part, c archive.Content, need Need) error {
 		place, err := db.Content(c.Hash)
 		if err != nil || place.Part != p || place.RawOffset != c.RawOffset || place.RawLen != c.RawLen {
 			t.Errorf("content %s is in %s at %d, said to be at %+v, %v", c.Hash, p.Name, c.RawOffset, place, err)
 		}
-		if live {
-			got[c.Hash] = true
+		if need > 0 {
+			got[c.Hash] = need
 		}
 		return nil
 	})
 	if err != nil || !maps.Equal(got, want) || usage.Live != int64(len(want)) {
-		t.Fatalf("at record %d, %d contents are needed, want %d: %+v, %v", db.Number(), len(got), len(want), usage, err)
+		t.Fatalf("at record %d, the needs are %v, want %v: %+v, %v", db.Number(), got, want, usage, err)
 	}
 	if db.Number() == uint64(len(h.trees)) && usage.Contents != int64(len(h.places)) {
 		t.Fatalf("%d contents, want %d", usage.Contents, len(h.places))
