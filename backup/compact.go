@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +21,7 @@ type CompactOptions struct {
 	Limit     int64         // stored bytes to copy after which no part is begun; 0: no limit
 	TimeLimit time.Duration // after which no part is begun; 0: no limit
 	DryRun    bool          // find out what would be done; write nothing
+	Unplaced  bool          // put all survivors into the same parts, however long they may live; to measure what placement gains
 	Program   string        // name and version, for the log
 	Problem   func(err error)
 	Note      func(text string)
@@ -71,8 +75,9 @@ type compaction struct {
 
 // Compact reclaims the space of contents that no generation needs: it copies what
 // is needed of the parts where that is worth most into new ones, and removes those
-// from the repository. Everything copied is verified. Each new part is committed
-// on its own, so that whatever ends the run, what was done stays done. The files
+// from the repository. What will be of no use at the same time goes into the same
+// new parts. Everything copied is verified. Every few new parts are committed, so
+// that whatever ends the run, what was done stays done. The files
 // of removed parts are deleted as soon as no other run may rely on them.
 //
 // Parts with damage are reported and stay; Summary.Damaged counts them.
@@ -156,7 +161,7 @@ func (c *compaction) reopen() error {
 }
 
 func (c *compaction) measure() (err error) {
-	c.usage, err = measure(c.repo.Store(), c.db, func(err error) {
+	c.usage, err = measure(c.repo, c.db, func(err error) {
 		var damage *archive.DamageError
 		errors.As(err, &damage)
 		c.keepDamaged(damage.Part, err)
@@ -223,8 +228,12 @@ func (c *compaction) over() bool {
 		c.options.TimeLimit > 0 && time.Since(c.started) >= c.options.TimeLimit
 }
 
+// batchParts is how many new parts the parts of a batch fill: enough that each
+// group of contents fills about one. It is also what an interrupted run loses.
+const batchParts = 8
+
 // batch returns how many parts of the plan come next: all of which nothing is
-// needed, or as many as fill a new part; 0 where a limit was reached.
+// needed, or as many as fill some new parts; 0 where a limit was reached.
 func (c *compaction) batch(plan []*partUse) (n int) {
 	for n < len(plan) && plan[n].wholly() {
 		n++
@@ -234,7 +243,7 @@ func (c *compaction) batch(plan []*partUse) (n int) {
 	}
 	live := int64(0)
 	for ; n < len(plan); n++ {
-		if live += plan[n].live; n > 0 && (live > c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
+		if live += plan[n].live; n > 0 && (live > batchParts*c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
 			break
 		}
 	}
@@ -261,28 +270,51 @@ func (c *compaction) work(parts []*partUse) error {
 	return c.commit(s)
 }
 
-// copy copies what is needed of some parts into new ones.
-func (c *compaction) copy(parts []*partUse, s *survivors) error {
-	// What is compressed anew may come out larger than before: no second part for
-	// that. What survived is likely to stay, so it is worth more effort.
-	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4, Level: archive.LevelBetter}
-	packer := archive.NewPacker(c.repo.Store(), o, func(p archive.PublishedPart) error {
-		s.published = append(s.published, p)
-		return nil
-	})
-	for i, p := range parts {
-		if i > 0 && c.over() {
-			c.summary.Limited = true
-			break
+// needRange is a group of contents that go into the same new parts.
+type needRange struct {
+	first, last index.Need
+}
+
+// groups returns the groups of what is needed of some parts: the contents whose
+// newest generation is the same will die with it, at the same time; those that are
+// current stay together.
+func (c *compaction) groups(parts []*partUse) (list []needRange) {
+	if c.options.Unplaced {
+		return []needRange{{1, math.MaxUint32}}
+	}
+	needs := make(map[index.Need]struct{})
+	for _, p := range parts {
+		for _, s := range p.spans {
+			if s.live() {
+				needs[s.need] = struct{}{}
+			}
 		}
-		if err := c.copyPart(packer, p, s); err != nil {
-			packer.Abort()
+	}
+	for _, need := range slices.Sorted(maps.Keys(needs)) {
+		list = append(list, needRange{need, need})
+	}
+	return list
+}
+
+// copy copies what is needed of some parts into new ones, one group after the
+// other, so that it holds the memory of one packer.
+func (c *compaction) copy(parts []*partUse, s *survivors) error {
+	done, stored := c.options.Progress.done.Load(), int64(0)
+	for _, p := range parts {
+		stored += p.Stored
+		c.copied += p.live
+	}
+	groups := c.groups(parts)
+	for i, group := range groups {
+		if err := c.copyGroup(parts, group, s); err != nil {
 			return err
 		}
-		c.options.Progress.done.Add(p.Stored)
+		c.options.Progress.done.Store(done + stored*int64(i+1)/int64(len(groups)))
 	}
-	if err := packer.Close(); err != nil {
-		return err
+	for _, p := range parts {
+		if !c.damaged[p.Name] {
+			s.sources = append(s.sources, p)
+		}
 	}
 	for _, p := range s.published {
 		for _, content := range p.Contents {
@@ -298,18 +330,34 @@ func (c *compaction) copy(parts []*partUse, s *survivors) error {
 	return nil
 }
 
-// copyPart copies what is needed of one part. Where it is damaged it stays, and
+// copyGroup copies a group into new parts of its own.
+func (c *compaction) copyGroup(parts []*partUse, group needRange, s *survivors) error {
+	// What is recompressed may come out larger than before: no second part for that.
+	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4}
+	packer := archive.NewPacker(c.repo.Store(), o, func(p archive.PublishedPart) error {
+		s.published = append(s.published, p)
+		return nil
+	})
+	for _, p := range parts {
+		if err := c.copyPart(packer, p, p.offsets(group.first, group.last), s); err != nil {
+			packer.Abort()
+			return err
+		}
+	}
+	return packer.Close()
+}
+
+// copyPart copies some contents of one part. Where it is damaged it stays, and
 // what could be copied of it is safe in the new part.
-func (c *compaction) copyPart(packer *archive.Packer, p *partUse, s *survivors) error {
-	if err := c.ctx.Err(); err != nil {
+func (c *compaction) copyPart(packer *archive.Packer, p *partUse, offsets []int64, s *survivors) error {
+	if err := c.ctx.Err(); err != nil || len(offsets) == 0 {
 		return err
 	}
-	copied, err := packer.Copy(p.Part, p.offsets())
+	copied, err := packer.Copy(p.Part, offsets)
 	if err == nil {
 		err = c.same(p.Part, copied.Contents)
 	}
 	c.summary.VerbatimBytes += copied.Verbatim
-	c.copied += p.live
 	var damage *archive.DamageError
 	if errors.As(err, &damage) {
 		c.keepDamaged(p.Name, err)
@@ -319,7 +367,6 @@ func (c *compaction) copyPart(packer *archive.Packer, p *partUse, s *survivors) 
 	if err != nil {
 		return err
 	}
-	s.sources = append(s.sources, p)
 	for _, content := range copied.Contents {
 		s.copied = append(s.copied, content.Hash)
 	}
@@ -433,8 +480,8 @@ func (c *compaction) validate(s *survivors) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := c.db.Live(func(p archive.Part, content archive.Content, live bool) error {
-		if _, moved := s.moved[content.Hash]; live && !moved {
+	if _, err := c.db.Live(func(p archive.Part, content archive.Content, need index.Need) error {
+		if _, moved := s.moved[content.Hash]; need > 0 && !moved {
 			needed[p.Name] = true
 		}
 		return nil

@@ -2,7 +2,6 @@ package backup
 
 import (
 	"errors"
-	"os"
 	"slices"
 	"time"
 
@@ -17,17 +16,29 @@ type temperature int
 
 const (
 	cold         temperature = iota // new data, and what replaces a content that lived long
-	hot                             // what replaces a content that lived shortly
+	warm                            // what replaces one that lived about a week: it dies with what a week's end pins
+	hot                             // what replaces one that lived a day: all of it dies at once, or none
 	temperatures                    // how many there are
 )
 
-// hotLife is the life of a replaced content below which its successor counts as
-// hot: it will hardly live longer (SepBIT: Wang et al., Separating Data via Block
-// Invalidation Time Inference, USENIX FAST 2022).
-var hotLife = func() time.Duration {
-	d, _ := time.ParseDuration(os.Getenv("HOTLIFE"))
-	return d
-}()
+// The life of a replaced content below which its successor is hot or warm: it
+// will hardly live longer (SepBIT: Wang et al., Separating Data via Block
+// Invalidation Time Inference, USENIX FAST 2022). The bounds are those of a tree
+// that is backed up every night, or more often, with some hours to spare.
+const (
+	hotLife  = 36 * time.Hour
+	warmLife = 8 * 24 * time.Hour
+)
+
+func temperatureAfter(life time.Duration) temperature {
+	switch {
+	case life < hotLife:
+		return hot
+	case life < warmLife:
+		return warm
+	}
+	return cold
+}
 
 // placement finds the temperature of contents by the age of those that they
 // replace. It is used by one goroutine.
@@ -46,22 +57,23 @@ func (p *placement) replace(old *index.Dirent) {
 	}
 }
 
-// of returns the temperature of a range of the file, which has size bytes. At the end of a file that grows, what comes after its old end is as cold as
-// anything new, but the last chunk of it is going to be replaced as the one before it was.
+// of returns the temperature of the content of a range of the file, which has
+// size bytes. What is behind the old end of a file is new. The last chunk of a
+// file that grows replaces the one that was the last before.
 func (p *placement) of(r byteRange, size int64) (temperature, error) {
 	if p.old == nil || p.old.Attr.Size == 0 {
 		return cold, nil
 	}
-	at := r.start
-	if r.end == size {
-		at = min(r.start, p.old.Attr.Size-1)
+	at, last := r.start, r.end == size
+	if last {
+		at = min(at, p.old.Attr.Size-1)
 	}
 	e, ok, err := p.db.ExtentAt(p.old.Ino, at)
-	if err != nil || !ok || e.Offset >= r.end && r.end != size {
+	if err != nil || !ok || !last && e.Offset >= r.end {
 		return cold, err
 	}
-	if r.end < size && e.Offset+e.Len == p.old.Attr.Size && size > p.old.Attr.Size {
-		return cold, nil // the old end has become a whole chunk
+	if grown := size > p.old.Attr.Size; grown && !last && e.Offset+e.Len == p.old.Attr.Size {
+		return cold, nil // the last chunk is a whole one now, and will stay
 	}
 	record, err := p.db.PlacedBy(e.Hash)
 	if errors.Is(err, index.ErrNotFound) {
@@ -70,10 +82,7 @@ func (p *placement) of(r byteRange, size int64) (temperature, error) {
 	if err != nil {
 		return cold, err
 	}
-	if p.now.Sub(p.timeOf(record)) < hotLife {
-		return hot, nil
-	}
-	return cold, nil
+	return temperatureAfter(p.now.Sub(p.timeOf(record))), nil
 }
 
 // timeOf returns the time of the first generation from a log record on that was

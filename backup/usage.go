@@ -23,8 +23,10 @@ const (
 type span struct {
 	rawOffset int64
 	rawLen    int32
-	live      bool
+	need      index.Need
 }
+
+func (s span) live() bool { return s.need > 0 }
 
 // end returns the raw offset behind the content and its padding.
 func (s span) end() int64 {
@@ -44,28 +46,43 @@ type partUse struct {
 // wholly reports whether nothing in the part is needed.
 func (p *partUse) wholly() bool { return p.live == 0 }
 
-// offsets returns where the contents begin that generations need.
-func (p *partUse) offsets() (list []int64) {
+// offsets returns where the contents of a need from first to last begin.
+func (p *partUse) offsets(first, last index.Need) (list []int64) {
 	for _, s := range p.spans {
-		if s.live {
+		if first <= s.need && s.need <= last {
 			list = append(list, s.rawOffset)
 		}
 	}
 	return list
 }
 
+// mostly reports whether more than half of what is needed of the part has a need.
+func (p *partUse) mostly(need index.Need) bool {
+	raw := int64(0)
+	for _, s := range p.spans {
+		switch {
+		case s.need == need:
+			raw += int64(s.rawLen)
+		case s.live():
+			raw -= int64(s.rawLen)
+		}
+	}
+	return raw > 0
+}
+
 // usage is what the parts of a repository hold. It takes 16 bytes for each content.
 type usage struct {
-	parts  []*partUse // oldest first
-	stored int64
-	dead   int64
-	index  index.Usage
+	parts    []*partUse // oldest first
+	stored   int64
+	dead     int64
+	partSize int64 // stored bytes at which a part ends
+	index    index.Usage
 }
 
 // measure finds out what generations need. damaged is told of each part whose
 // tail cannot be read or is wrong; it counts as needed.
-func measure(store archive.Store, db *index.DB, damaged func(error)) (*usage, error) {
-	u := &usage{}
+func measure(repo *archive.Repository, db *index.DB, damaged func(error)) (*usage, error) {
+	u := &usage{partSize: repo.PartSize}
 	named := make(map[archive.Digest]*partUse)
 	err := db.Parts(func(p archive.Part) bool {
 		use := &partUse{Part: p}
@@ -76,9 +93,9 @@ func measure(store archive.Store, db *index.DB, damaged func(error)) (*usage, er
 	if err != nil {
 		return nil, err
 	}
-	u.index, err = db.Live(func(p archive.Part, c archive.Content, live bool) error {
+	u.index, err = db.Live(func(p archive.Part, c archive.Content, need index.Need) error {
 		use := named[p.Name]
-		use.spans = append(use.spans, span{c.RawOffset, int32(c.RawLen), live})
+		use.spans = append(use.spans, span{c.RawOffset, int32(c.RawLen), need})
 		return nil
 	})
 	if err != nil {
@@ -87,7 +104,7 @@ func measure(store archive.Store, db *index.DB, damaged func(error)) (*usage, er
 	for i, p := range u.parts {
 		p.age = len(u.parts) - i
 		var damage *archive.DamageError
-		if err := p.measure(store); errors.As(err, &damage) {
+		if err := p.measure(repo.Store()); errors.As(err, &damage) {
 			p.live, p.dead, p.bad = p.Stored, 0, true
 			damaged(err)
 		} else if err != nil {
@@ -104,7 +121,7 @@ func (p *partUse) measure(store archive.Store) error {
 	slices.SortFunc(p.spans, func(a, b span) int { return cmp.Compare(a.rawOffset, b.rawOffset) })
 	liveRaw, live := int64(tarEndRaw), false
 	for _, s := range p.spans {
-		if s.live {
+		if s.live() {
 			live = true
 			liveRaw += s.end() - s.rawOffset + tarBlockRaw
 		}
@@ -136,7 +153,7 @@ func split(frames []archive.PartFrame, spans []span) (live, dead int64) {
 			s := spans[next]
 			start, end = max(before, s.rawOffset-maxHeaderRaw), s.end()
 			before = end
-			if s.live {
+			if s.live() {
 				next++
 				return true
 			}
@@ -163,7 +180,7 @@ func split(frames []archive.PartFrame, spans []span) (live, dead int64) {
 
 // plan returns the parts to compact, in the order in which it is worth most, so
 // that at most the share maxDead of what is left is dead: the parts of which
-// nothing is needed first.
+// nothing is needed first. Small parts to merge come last.
 func (u *usage) plan(maxDead float64) []*partUse {
 	var list []*partUse
 	for _, p := range u.parts {
@@ -173,23 +190,53 @@ func (u *usage) plan(maxDead float64) []*partUse {
 	}
 	slices.SortStableFunc(list, func(a, b *partUse) int { return cmp.Compare(b.gain(), a.gain()) })
 	stored, dead := u.stored, u.dead
-	for i, p := range list {
+	n := 0
+	for _, p := range list {
 		if !p.wholly() && float64(dead) <= maxDead*float64(stored) {
-			return list[:i]
+			break
 		}
 		stored -= p.dead
 		dead -= p.dead
+		n++
 	}
-	return list
+	return append(list[:n:n], u.merges(list[:n])...)
 }
 
-// gain is what a part is worth: the space that comes back, and how long nothing
-// has died in it, so that its survivors will not soon be copied again, over the
-// cost of reading all and writing what is live (Rosenblum and Ousterhout, The
-// Design and Implementation of a Log-Structured File System, 1992).
+// gain is what a part is worth: the space that comes back, and how long it has
+// been there, which tells how long its survivors are going to live, over the cost
+// of writing them again (Rosenblum and Ousterhout, The Design and Implementation
+// of a Log-Structured File System, 1992; reading is not what costs here).
 func (p *partUse) gain() float64 {
 	if p.wholly() {
 		return 1e300
 	}
-	return float64(p.dead) * float64(p.age) / float64(p.Stored+p.live)
+	return float64(p.dead) * float64(p.age) / float64(p.live)
+}
+
+// Every run leaves a small part or some, and those of which all stays needed
+// would never go. So when there are more than mostSmall of them, the smallest are
+// merged, and leftSmall stay. The larger ones wait until there are as many of
+// their size: a content is copied once for each time that its part grows about
+// sixteenfold, not with each merge.
+const (
+	mostSmall  = 32
+	leftSmall  = 16
+	smallShare = 4 // a small part is one of less than the part size over this
+)
+
+// merges returns the small parts to merge, apart from those that are compacted
+// anyway: of those that mostly hold what is current, since others go with the
+// generations that need them. The newest parts may go as soon, and stay.
+func (u *usage) merges(planned []*partUse) []*partUse {
+	var small []*partUse
+	for _, p := range u.parts {
+		if p.age > mostSmall && p.Stored < u.partSize/smallShare && !p.bad && p.mostly(u.index.Current) && !slices.Contains(planned, p) {
+			small = append(small, p)
+		}
+	}
+	if len(small) <= mostSmall {
+		return nil
+	}
+	slices.SortStableFunc(small, func(a, b *partUse) int { return cmp.Compare(a.Stored, b.Stored) })
+	return small[:len(small)-leftSmall]
 }

@@ -16,6 +16,7 @@ type Usage struct {
 	Contents   int64 // that lie in a part
 	Live       int64 // of these, those that a generation needs
 	Gone       int64 // contents whose part was removed
+	Current    Need  // of the contents that the newest generation of a source needs
 	Inodes     int64
 	DeadInodes int64 // that no generation needs
 }
@@ -80,7 +81,7 @@ func (l *liveness) roots() error {
 	for _, g := range generations {
 		newest[g.Source] = g.Number
 	}
-	last := Need(len(generations) - len(newest) + 1)
+	l.usage.Current = Need(len(generations) - len(newest) + 1)
 	next := Need(1)
 	for _, g := range generations {
 		if uint64(g.Root) >= uint64(len(l.owners)) {
@@ -91,7 +92,7 @@ func (l *liveness) roots() error {
 			l.trees = append(l.trees, nil)
 			*owner = uint32(len(l.trees))
 		}
-		need := last
+		need := l.usage.Current
 		if newest[g.Source] != g.Number {
 			need = next
 			next++

@@ -70,7 +70,7 @@ func TestRemovedPart(t *testing.T) {
 		}
 		return nil
 	})
-	if want := (Usage{Contents: 1, Live: 1, Gone: 1, Inodes: 3, DeadInodes: 2}); err != nil || usage != want { // the root is no file
+	if want := (Usage{Contents: 1, Live: 1, Gone: 1, Current: 1, Inodes: 3, DeadInodes: 2}); err != nil || usage != want { // the root is no file
 		t.Errorf("%+v, %v, want %+v", usage, err, want)
 	}
 }
