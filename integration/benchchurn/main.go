@@ -1,10 +1,11 @@
 // Command benchchurn replays histories: it backs up every step of one, forgets by
 // rules and compacts every week, with the placement of hot and cold contents and
 // without, and does the same with restic. It prints what was written, what a
-// compaction copied for each byte that it freed, and how large the repository is.
+// compaction copied for each byte that it freed, how large the repository is, and
+// the dead share month by month.
 //
 // It calls the engine itself, since the programs have no switch to misplace
-// contents, and takes a quarter of an hour for all histories.
+// contents, and takes a quarter of an hour for all histories on an idle machine.
 package main
 
 import (
@@ -26,9 +27,9 @@ func main() {
 	module := flag.String("module", "google.golang.org/grpc", "Go module whose releases are replayed")
 	steps := flag.Int("steps", 365, "replay at most so many steps of each history")
 	scratch := flag.String("dir", "", "directory to work in; default: a new one in /dev/shm")
-	restic := flag.Bool("restic", true, "compare with restic")
+	with := flag.String("tools", "", "names of the tools, separated by commas: backupfs, unplaced, restic; default: all")
 	flag.Parse()
-	if err := run(*only, *module, *steps, *scratch, *restic); err != nil {
+	if err := run(*only, *with, *module, *steps, *scratch); err != nil {
 		fmt.Fprintln(os.Stderr, "benchchurn:", err)
 		os.Exit(1)
 	}
@@ -42,7 +43,7 @@ type history interface {
 	apply(dir string, step int) error
 }
 
-func run(only, module string, steps int, scratch string, withRestic bool) error {
+func run(only, with, module string, steps int, scratch string) error {
 	if scratch == "" {
 		var err error
 		if scratch, err = os.MkdirTemp("/dev/shm", "benchchurn-"); err != nil {
@@ -50,8 +51,11 @@ func run(only, module string, steps int, scratch string, withRestic bool) error 
 		}
 		defer os.RemoveAll(scratch)
 	}
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "history\ttool\tsteps\twritten MiB\tof it copied\tfreed MiB\tcopied / freed\tsize MiB\tdead before compaction, mean\tfiles")
+	tools := []struct {
+		name string
+		make func(dir string) (tool, error)
+	}{{"backupfs", newBackupfs(false)}, {"unplaced", newBackupfs(true)}, {"restic", newRestic}}
+	var results []result
 	for _, open := range []struct {
 		name string
 		make func() (history, error)
@@ -60,40 +64,42 @@ func run(only, module string, steps int, scratch string, withRestic bool) error 
 		{"git", func() (history, error) { return newCommits(".", 300) }},
 		{"releases", func() (history, error) { return newReleases(module) }},
 	} {
-		if only != "" && !strings.Contains(","+only+",", ","+open.name+",") {
-			continue
-		}
-		tools := []func(string) (tool, error){newBackupfs(false), newBackupfs(true)}
-		if withRestic {
-			tools = append(tools, newRestic)
-		}
-		for i, makeTool := range tools {
+		for _, t := range tools {
+			if !named(only, open.name) || !named(with, t.name) {
+				continue
+			}
 			h, err := open.make()
 			if err != nil {
 				return err
 			}
-			dir := filepath.Join(scratch, fmt.Sprint(open.name, i))
-			r, err := replay(h, steps, dir, makeTool)
+			dir := filepath.Join(scratch, open.name+"-"+t.name)
+			r, err := replay(h, steps, dir, t.make)
 			if err != nil {
-				return fmt.Errorf("%s: %w", h.name(), err)
+				return fmt.Errorf("%s, %s: %w", h.name(), t.name, err)
 			}
-			r.print(table, h)
+			r.history, r.tool = h.name(), t.name
+			results = append(results, r)
 			if err := os.RemoveAll(dir); err != nil {
 				return err
 			}
 		}
 	}
-	return table.Flush()
+	return printResults(results)
 }
+
+// named reports whether a list of names has one; an empty list has all.
+func named(list, name string) bool { return list == "" || strings.Contains(","+list+",", ","+name+",") }
 
 // tool makes backups into a repository.
 type tool interface {
-	name() string
 	backup(src string, at time.Time) error
-	prune() error           // by keepDaily and so on, and gives the space back
-	repository() string     // directory
-	dead() (float64, error) // share of the stored bytes that nothing needs; negative where the tool cannot tell
+	prune() (dead, error) // by keepDaily and so on, and gives the space back
+	repository() string   // directory
 }
+
+// dead tells the share of the stored bytes that nothing needs, before and after a
+// prune; negative where a tool does not say.
+type dead struct{ before, after float64 }
 
 const (
 	keepDaily   = 7
@@ -105,14 +111,13 @@ const (
 
 // result is what a replay found.
 type result struct {
-	tool           string
+	history, tool  string
 	steps          int
 	written        int64 // bytes of all files ever made in the repository
 	copied, freed  int64 // bytes made and net bytes freed by prunes
 	size           int64 // at the end
 	files          int
-	dead           float64 // mean share before a prune
-	deadKnown      bool
+	dead           []dead // of each prune
 	backups, prune time.Duration
 }
 
@@ -125,8 +130,8 @@ func replay(h history, steps int, dir string, makeTool func(string) (tool, error
 	if err != nil {
 		return result{}, err
 	}
-	r := result{tool: t.name(), steps: min(steps, h.steps())}
-	seen, prunes := map[string]int64{}, 0
+	r := result{steps: min(steps, h.steps())}
+	seen := map[string]int64{}
 	for step := range r.steps {
 		if err := h.apply(src, step); err != nil {
 			return r, err
@@ -134,44 +139,46 @@ func replay(h history, steps int, dir string, makeTool func(string) (tool, error
 		if err := stamp(src, h.time(step)); err != nil {
 			return r, err
 		}
-		began := time.Now()
-		if err := t.backup(src, h.time(step)); err != nil {
+		if err := r.backup(t, src, h.time(step), seen); err != nil {
 			return r, err
 		}
-		r.backups += time.Since(began)
-		made, _, err := account(t.repository(), seen)
-		if err != nil {
-			return r, err
+		if step%pruneEvery == pruneEvery-1 {
+			if err := r.pruned(t, seen); err != nil {
+				return r, err
+			}
 		}
-		r.written += made
-		if step%pruneEvery != pruneEvery-1 {
-			continue
-		}
-		share, err := t.dead()
-		if err != nil {
-			return r, err
-		}
-		began = time.Now()
-		if err := t.prune(); err != nil {
-			return r, err
-		}
-		r.prune += time.Since(began)
-		made, gone, err := account(t.repository(), seen)
-		if err != nil {
-			return r, err
-		}
-		r.written += made
-		r.copied += made
-		r.freed += gone - made
-		r.dead, r.deadKnown = r.dead+share, share >= 0
-		prunes++
 	}
 	for _, bytes := range seen {
 		r.size += bytes
 	}
 	r.files = len(seen)
-	r.dead /= float64(max(prunes, 1))
 	return r, nil
+}
+
+func (r *result) backup(t tool, src string, at time.Time, seen map[string]int64) error {
+	began := time.Now()
+	if err := t.backup(src, at); err != nil {
+		return err
+	}
+	r.backups += time.Since(began)
+	made, _, err := account(t.repository(), seen)
+	r.written += made
+	return err
+}
+
+func (r *result) pruned(t tool, seen map[string]int64) error {
+	began := time.Now()
+	share, err := t.prune()
+	if err != nil {
+		return err
+	}
+	r.prune += time.Since(began)
+	r.dead = append(r.dead, share)
+	made, gone, err := account(t.repository(), seen)
+	r.written += made
+	r.copied += made
+	r.freed += gone - made
+	return err
 }
 
 // stamp gives every file that a step has changed the time of the step: what the
@@ -232,15 +239,28 @@ func isOurs(dir string) bool {
 	return err == nil
 }
 
-func (r result) print(table *tabwriter.Writer, h history) {
-	dead := "-"
-	if r.deadKnown {
-		dead = fmt.Sprintf("%.1f%%", 100*r.dead)
-	}
+// printResults prints a line of totals for each replay, and the dead share after
+// some of its prunes.
+func printResults(results []result) error {
 	const mib = 1 << 20
-	fmt.Fprintf(table, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.2f\t%.1f\t%s\t%d\n", h.name(), r.tool, r.steps, float64(r.written)/mib,
-		float64(r.copied)/mib, float64(r.freed)/mib, float64(r.copied)/float64(r.freed), float64(r.size)/mib, dead, r.files)
-	fmt.Fprintf(os.Stderr, "%s, %s: backups %v, prunes %v\n", h.name(), r.tool, r.backups.Round(time.Second), r.prune.Round(time.Second))
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "history\ttool\tsteps\twritten MiB\tcopied MiB\tfreed MiB\tcopied / freed\tsize MiB\tfiles\tbackups s\tprunes s")
+	for _, r := range results {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.2f\t%.1f\t%d\t%.0f\t%.0f\n", r.history, r.tool, r.steps, float64(r.written)/mib, float64(r.copied)/mib,
+			float64(r.freed)/mib, float64(r.copied)/float64(r.freed), float64(r.size)/mib, r.files, r.backups.Seconds(), r.prune.Seconds())
+	}
+	fmt.Fprintln(table, "\ndead share before > after every fourth compaction, %")
+	for _, r := range results {
+		if len(r.dead) == 0 || r.dead[0].before < 0 {
+			continue
+		}
+		fmt.Fprintf(table, "%s\t%s\t", r.history, r.tool)
+		for i := 3; i < len(r.dead); i += 4 {
+			fmt.Fprintf(table, "%.0f>%.0f ", 100*r.dead[i].before, 100*r.dead[i].after)
+		}
+		fmt.Fprintln(table)
+	}
+	return table.Flush()
 }
 
 // ours is backupfs.
@@ -256,13 +276,6 @@ func newBackupfs(unplaced bool) func(string) (tool, error) {
 	}
 }
 
-func (o *ours) name() string {
-	if o.unplaced {
-		return "backupfs, unplaced"
-	}
-	return "backupfs"
-}
-
 func (o *ours) repository() string { return o.repo.Dir() }
 
 func (o *ours) backup(src string, at time.Time) error {
@@ -270,19 +283,15 @@ func (o *ours) backup(src string, at time.Time) error {
 	return err
 }
 
-func (o *ours) prune() error {
+func (o *ours) prune() (dead, error) {
 	_, err := backup.Forget(context.Background(), o.repo, backup.ForgetOptions{Zone: time.UTC, Program: "benchchurn",
 		Rules: backup.Rules{Daily: keepDaily, Weekly: keepWeekly, Monthly: keepMonthly}})
 	if err != nil {
-		return err
+		return dead{}, err
 	}
-	_, err = backup.Compact(context.Background(), o.repo, backup.CompactOptions{MaxDead: maxDead, Program: "benchchurn"})
-	return err
-}
-
-func (o *ours) dead() (float64, error) {
-	s, err := backup.Compact(context.Background(), o.repo, backup.CompactOptions{MaxDead: maxDead, DryRun: true})
-	return float64(s.DeadBytes) / float64(max(s.StoredBytes, 1)), err
+	s, err := backup.Compact(context.Background(), o.repo, backup.CompactOptions{MaxDead: maxDead, Unplaced: o.unplaced, Program: "benchchurn"})
+	after := s.StoredBytes - s.RemovedBytes + s.NewBytes
+	return dead{float64(s.DeadBytes) / float64(s.StoredBytes), float64(s.DeadAfter) / float64(after)}, err
 }
 
 // restic is Debian's restic.
@@ -292,8 +301,6 @@ func newRestic(dir string) (tool, error) {
 	r := &restic{filepath.Join(dir, "repo")}
 	return r, r.run("init")
 }
-
-func (r *restic) name() string { return "restic" }
 
 func (r *restic) repository() string { return r.dir }
 
@@ -306,9 +313,7 @@ func (r *restic) backup(src string, at time.Time) error {
 	return r.run("backup", "--time", at.Format(time.DateTime), src)
 }
 
-func (r *restic) prune() error {
-	return r.run("forget", "--prune", fmt.Sprint("--keep-daily=", keepDaily), fmt.Sprint("--keep-weekly=", keepWeekly),
+func (r *restic) prune() (dead, error) {
+	return dead{-1, -1}, r.run("forget", "--prune", fmt.Sprint("--keep-daily=", keepDaily), fmt.Sprint("--keep-weekly=", keepWeekly),
 		fmt.Sprint("--keep-monthly=", keepMonthly), fmt.Sprint("--max-unused=", 100*maxDead, "%"))
 }
-
-func (r *restic) dead() (float64, error) { return -1, nil }
