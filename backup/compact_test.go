@@ -27,7 +27,7 @@ func usageOf(t testing.TB, r *archive.Repository) index.Usage {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	u, err := db.Live(func(archive.Part, archive.Content, bool) error { return nil })
+	u, err := db.Live(func(archive.Part, archive.Content, index.Need) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

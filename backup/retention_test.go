@@ -93,12 +93,12 @@ func TestSplit(t *testing.T) {
 		live, dead int64
 	}{
 		"nothing":        {nil, 0, 3000},
-		"one frame":      {[]span{{512, 1536, true}, {2560, 1536, false}, {4608, 1536, false}}, 1000, 2000},
-		"half a frame":   {[]span{{512, 512, false}, {1536, 300, true}, {2560, 1536, false}, {4608, 1536, true}}, 1500, 1500},
-		"over a border":  {[]span{{512, 512, false}, {1536, 2560, true}, {4608, 1536, false}}, 1500, 1500},
-		"all":            {[]span{{512, 5632, true}}, 3000, 0},
-		"a long header":  {[]span{{512, 512, false}, {2560, 1536, true}, {4608, 1536, true}}, 2500, 500},
-		"dead and alive": {[]span{{512, 1, true}, {1536, 1, false}, {2560, 1, true}, {3584, 1, false}, {4608, 1, true}, {5632, 1, false}}, 1500, 1500},
+		"one frame":      {[]span{{512, 1536, 1}, {2560, 1536, 0}, {4608, 1536, 0}}, 1000, 2000},
+		"half a frame":   {[]span{{512, 512, 0}, {1536, 300, 1}, {2560, 1536, 0}, {4608, 1536, 1}}, 1500, 1500},
+		"over a border":  {[]span{{512, 512, 0}, {1536, 2560, 1}, {4608, 1536, 0}}, 1500, 1500},
+		"all":            {[]span{{512, 5632, 1}}, 3000, 0},
+		"a long header":  {[]span{{512, 512, 0}, {2560, 1536, 1}, {4608, 1536, 1}}, 2500, 500},
+		"dead and alive": {[]span{{512, 1, 1}, {1536, 1, 0}, {2560, 1, 1}, {3584, 1, 0}, {4608, 1, 1}, {5632, 1, 0}}, 1500, 1500},
 	} {
 		if live, dead := split(frames, c.spans); live != c.live || dead != c.dead {
 			t.Errorf("%s: %d live, %d dead, want %d, %d", name, live, dead, c.live, c.dead)

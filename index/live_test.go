@@ -2,6 +2,8 @@ package index
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,5 +137,47 @@ func TestLost(t *testing.T) {
 	_, err := finished(t, b).Live(func(archive.Part, archive.Content, Need) error { return nil })
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "1 contents that generations need") {
 		t.Error(err)
+	}
+}
+
+// TestNeed: what is needed tells the newest generation that needs it.
+func TestNeed(t *testing.T) {
+	part := testPart(1)
+	var contents, files []archive.Line
+	for n := byte(1); n <= 4; n++ {
+		contents = append(contents, archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{n}, RawOffset: int64(n) * 512, RawLen: 5}}})
+		files = append(files, entryLine(string('a'+rune(n)), fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{n}}))
+	}
+	history := func(forgotten uint64) *DB {
+		b := newTestBuilder(t)
+		for _, r := range []struct {
+			kind  archive.Kind
+			base  uint64
+			lines []archive.Line
+		}{
+			{archive.KindGeneration, 0, slices.Concat([]archive.Line{{Part: &part}}, contents, []archive.Line{entryLine(".", dirAttr())}, files)},
+			{archive.KindGeneration, 1, []archive.Line{{Gone: "b"}}},
+			{archive.KindGeneration, 2, []archive.Line{{Gone: "c"}}},
+			{archive.KindForget, 0, []archive.Line{{Forget: forgotten}}},
+		} {
+			if err := applyLines(t, b, r.kind, r.base, r.lines...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return finished(t, b)
+	}
+	for forgotten, want := range map[uint64]string{ // b to e are in 1, c to e in 2, d and e in 3
+		1: "0122", // 2 and 3 are kept
+		2: "1122", // 1 and 3 are kept
+		3: "1222", // 1 and 2 are kept, 2 is the newest
+	} {
+		got := ""
+		usage, err := history(forgotten).Live(func(_ archive.Part, _ archive.Content, need Need) error {
+			got += fmt.Sprint(need)
+			return nil
+		})
+		if err != nil || got != want || usage.Current != 2 {
+			t.Errorf("without %d the needs are %s, want %s; of what is current %d, %v", forgotten, got, want, usage.Current, err)
+		}
 	}
 }

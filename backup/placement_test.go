@@ -1,0 +1,252 @@
+package backup
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+func TestTemperatureAfter(t *testing.T) {
+	for life, want := range map[time.Duration]temperature{
+		0: hot, 24 * time.Hour: hot, 36*time.Hour - 1: hot, 36 * time.Hour: warm, 7 * 24 * time.Hour: warm,
+		8*24*time.Hour - 1: warm, 8 * 24 * time.Hour: cold, 365 * 24 * time.Hour: cold,
+		-time.Hour: hot, // the clock was set back
+	} {
+		if got := temperatureAfter(life); got != want {
+			t.Errorf("after %v: %d, want %d", life, got, want)
+		}
+	}
+}
+
+// partsOf returns the parts that the extents of a file in the top directory lie in.
+func partsOf(t *testing.T, r *archive.Repository, number uint64, name string) (list []archive.Digest) {
+	t.Helper()
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(gens, func(g index.Generation) bool { return g.Number == number })
+	entry, err := db.At(number).Lookup(gens[i].Root, name)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	for at := int64(0); at < entry.Attr.Size; {
+		e, ok, err := db.ExtentAt(entry.Ino, at)
+		if err != nil || !ok {
+			t.Fatalf("%s at %d: %v, %v", name, at, ok, err)
+		}
+		place, err := db.Content(e.Hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, place.Part.Name)
+		at = e.Offset + e.Len
+	}
+	return list
+}
+
+// spread names the files that share a part, part by part.
+func spread(t *testing.T, r *archive.Repository, number uint64, names ...string) string {
+	t.Helper()
+	together := map[archive.Digest]string{}
+	for _, name := range names {
+		for _, part := range slices.Compact(partsOf(t, r, number, name)) {
+			together[part] += name
+		}
+	}
+	var list []string
+	for _, names := range together {
+		list = append(list, names)
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
+}
+
+// TestPlacement: on day 30, contents are replaced that were made on day 0, 23, 25
+// and 29, and a file is new.
+func TestPlacement(t *testing.T) {
+	for unplaced, want := range map[bool]string{false: "ae bc d", true: "abcde"} {
+		r, dir := newRepository(t), t.TempDir()
+		backUp := func(day int, files string) {
+			for _, name := range files {
+				write(t, dir+"/"+string(name), randomBytes(uint64(100*day)+uint64(name), 2000))
+			}
+			o := optionsFor(dir)
+			o.Time, o.Unplaced = time.Date(2026, 1, 1+day, 3, 0, 0, 0, time.UTC), unplaced
+			create(t, r, o)
+		}
+		backUp(0, "abcd")
+		backUp(23, "bcd")
+		backUp(25, "cd")
+		backUp(29, "d")
+		backUp(30, "abcde")
+		if got := spread(t, r, 5, "a", "b", "c", "d", "e"); got != want {
+			t.Errorf("unplaced %v: %q, want %q", unplaced, got, want)
+		}
+	}
+}
+
+// TestPlacementOfChunks: of a file that is changed in place, what replaces a young
+// chunk is hot; of one that grows, only the last chunk is: it will be replaced,
+// and those before it are whole.
+func TestPlacementOfChunks(t *testing.T) {
+	r, err := archive.Init(t.TempDir()+"/repo", archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	dir := t.TempDir()
+	at := time.Date(2026, 1, 1, 3, 0, 0, 0, time.UTC)
+	backUp := func(log, table []byte) {
+		write(t, dir+"/log", log)
+		write(t, dir+"/table", table)
+		write(t, dir+"/new", randomBytes(uint64(len(log)), 2000)) // made once: cold ever after
+		o := optionsFor(dir)
+		o.Time = at
+		create(t, r, o)
+		at = at.AddDate(0, 0, 1)
+	}
+	log, table := randomBytes(1, 2<<20), randomBytes(2, 2<<20)
+	backUp(log[:3<<19], table)
+	changed := slices.Clone(table)
+	copy(changed[1<<20:], "changed")
+	if err := os.Remove(dir + "/new"); err != nil {
+		t.Fatal(err)
+	}
+	backUp(log, changed)
+
+	first, second := partsOf(t, r, 1, "log"), partsOf(t, r, 2, "log")
+	grown := second[len(first)-1:] // from the chunk on that was the last
+	hotPart := second[len(second)-1]
+	if len(grown) < 4 {
+		t.Fatalf("%d chunks before, %d after", len(first), len(second))
+	}
+	for i, part := range grown[:len(grown)-1] {
+		if part == hotPart {
+			t.Errorf("chunk %d of %d new ones lies with the last", i, len(grown))
+		}
+	}
+	for i, part := range partsOf(t, r, 2, "table") {
+		if part != first[0] && part != hotPart {
+			t.Errorf("chunk %d of the table is cold", i)
+		}
+	}
+	if !slices.Contains(partsOf(t, r, 2, "table"), hotPart) {
+		t.Error("what was changed in the table is not hot")
+	}
+}
+
+// TestGroups: what only older generations need is compacted into parts of its
+// own, which go with them, and nothing of them is copied again.
+func TestGroups(t *testing.T) {
+	for unplaced, want := range map[bool]struct {
+		together   string
+		whole, new int
+	}{false: {"a b cd", 1, 0}, true: {"abcd", 0, 1}} {
+		r, dir := newRepository(t), t.TempDir()
+		for _, name := range "abcdx" {
+			write(t, dir+"/"+string(name), randomBytes(uint64(name), 4000))
+		}
+		create(t, r, optionsFor(dir))
+		for _, gone := range "xab" { // b to d are in the last generation but one
+			if err := os.Remove(dir + "/" + string(gone)); err != nil {
+				t.Fatal(err)
+			}
+			create(t, r, optionsFor(dir))
+		}
+		forget(t, r, 1)
+		if s := compact(t, r, CompactOptions{Unplaced: unplaced}); s.Removed != 1 || s.New != len(strings.Fields(want.together)) || s.DeadAfter != 0 {
+			t.Errorf("unplaced %v: %+v", unplaced, s)
+		}
+		if got := spread(t, r, 2, "a", "b", "c", "d"); got != want.together {
+			t.Errorf("unplaced %v: %q, want %q", unplaced, got, want.together)
+		}
+		forget(t, r, 2)
+		if s := compact(t, r, CompactOptions{Unplaced: unplaced}); s.Removed != 1 || s.WholeParts != want.whole || s.New != want.new {
+			t.Errorf("unplaced %v, once 2 is forgotten: %+v", unplaced, s)
+		}
+	}
+}
+
+// TestMerges: of small parts that hold what is current, and that are not new, the
+// smallest are merged when there are too many.
+func TestMerges(t *testing.T) {
+	const current = 7
+	usageOf := func(small int) *usage {
+		u := &usage{partSize: 1000, index: index.Usage{Current: current}}
+		add := func(name byte, stored int64, needs ...index.Need) *partUse {
+			p := &partUse{live: stored}
+			p.Name[0], p.Stored = name, stored
+			for _, need := range needs {
+				p.spans = append(p.spans, span{rawLen: 100, need: need})
+			}
+			u.parts = append(u.parts, p)
+			u.stored += stored
+			return p
+		}
+		add('L', 250, current)            // large enough
+		add('H', 10, current, 3)          // half of it historic
+		add('D', 10, current).bad = true  // damaged
+		add('M', 30, current, current, 6) // most of it is current
+		for i := range small - 1 {
+			add('s', int64(100-i), current)
+		}
+		for range 32 {
+			add('n', 10, current) // new
+		}
+		for i, p := range u.parts {
+			p.age = len(u.parts) - i
+		}
+		return u
+	}
+	names := func(list []*partUse) (s string) {
+		for _, p := range list {
+			s += string(p.Name[:1])
+		}
+		return s
+	}
+	for small, want := range map[int]string{
+		2: "", 32: "", // not too many
+		33: "M" + strings.Repeat("s", 16),
+		40: "M" + strings.Repeat("s", 23),
+	} {
+		if got := names(usageOf(small).plan(0)); got != want {
+			t.Errorf("%d small parts: %q, want %q", small, got, want)
+		}
+	}
+	u := usageOf(34)
+	u.parts[4].dead, u.parts[4].live, u.dead = 50, 50, 50
+	if got, want := names(u.plan(0)), "s"+"M"+strings.Repeat("s", 16); got != want {
+		t.Errorf("one is compacted anyway: %q, want %q", got, want)
+	}
+}
+
+// TestMerged: parts that are merged are one, and all files are still there.
+func TestMerged(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	want := map[string]string{}
+	for i := range mostSmall + mostSmall + 1 {
+		name := string(rune('a'+i/26)) + string(rune('a'+i%26))
+		want[name] = string(randomBytes(uint64(i), 100))
+		write(t, dir+"/"+name, []byte(want[name]))
+		create(t, r, optionsFor(dir))
+	}
+	s := compact(t, r, CompactOptions{})
+	if s.Parts != 65 || s.Removed != 17 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 17 {
+		t.Errorf("%+v", s)
+	}
+	if again := compact(t, r, CompactOptions{}); again.Removed != 0 {
+		t.Errorf("again: %+v", again)
+	}
+	wantContents(t, r, 65, want)
+}
