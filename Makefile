@@ -25,7 +25,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench bench-scale bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -91,6 +91,12 @@ bench: build bench-deps ## side by side with tar, zstd, squashfs, restic, borg: 
 	$(GO) run ./integration/bench $(BENCHFLAGS) bin
 
 # SCALEFLAGS='-files 1000,10000' selects trees, and writes no cost curves.
+bench-churn: ## a year of nightly backups, forget and compact: bytes copied, dead share, against restic (quarter of an hour, 1 GiB of memory)
+bench-churn: TOOLS = git rsync restic
+bench-churn: PACKAGES = git rsync restic
+bench-churn: deps
+	$(GO) run ./integration/benchchurn $(CHURNFLAGS)
+
 bench-scale: build deps ## 1,000 to a million files: memory, times and sizes, docs/cost.svg (needs root; minutes, 12 GiB of memory)
 	$(GO) run ./integration/benchscale $(SCALEFLAGS) bin
 

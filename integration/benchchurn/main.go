@@ -12,6 +12,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,12 +25,13 @@ import (
 
 func main() {
 	only := flag.String("only", "", "names of the histories to replay, separated by commas: server, git, releases; default: all")
+	repository := flag.String("repository", ".", "git repository whose last 300 commits are replayed")
 	module := flag.String("module", "google.golang.org/grpc", "Go module whose releases are replayed")
 	steps := flag.Int("steps", 365, "replay at most so many steps of each history")
 	scratch := flag.String("dir", "", "directory to work in; default: a new one in /dev/shm")
 	with := flag.String("tools", "", "names of the tools, separated by commas: backupfs, unplaced, restic; default: all")
 	flag.Parse()
-	if err := run(*only, *with, *module, *steps, *scratch); err != nil {
+	if err := run(*only, *with, *repository, *module, *steps, *scratch); err != nil {
 		fmt.Fprintln(os.Stderr, "benchchurn:", err)
 		os.Exit(1)
 	}
@@ -43,7 +45,7 @@ type history interface {
 	apply(dir string, step int) error
 }
 
-func run(only, with, module string, steps int, scratch string) error {
+func run(only, with, repository, module string, steps int, scratch string) error {
 	if scratch == "" {
 		var err error
 		if scratch, err = os.MkdirTemp("/dev/shm", "benchchurn-"); err != nil {
@@ -61,7 +63,7 @@ func run(only, with, module string, steps int, scratch string) error {
 		make func() (history, error)
 	}{
 		{"server", func() (history, error) { return newServer(), nil }},
-		{"git", func() (history, error) { return newCommits(".", 300) }},
+		{"git", func() (history, error) { return newCommits(repository, 300) }},
 		{"releases", func() (history, error) { return newReleases(module) }},
 	} {
 		for _, t := range tools {
@@ -239,26 +241,30 @@ func isOurs(dir string) bool {
 	return err == nil
 }
 
-// printResults prints a line of totals for each replay, and the dead share after
-// some of its prunes.
+// printResults prints a line of totals for each replay, and the dead share before
+// and after some of its prunes.
 func printResults(results []result) error {
 	const mib = 1 << 20
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "history\ttool\tsteps\twritten MiB\tcopied MiB\tfreed MiB\tcopied / freed\tsize MiB\tfiles\tbackups s\tprunes s")
+	var text strings.Builder
+	text.WriteString("history\ttool\tsteps\twritten MiB\tcopied MiB\tfreed MiB\tcopied / freed\tsize MiB\tfiles\tbackups s\tprunes s\n")
 	for _, r := range results {
-		fmt.Fprintf(table, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.2f\t%.1f\t%d\t%.0f\t%.0f\n", r.history, r.tool, r.steps, float64(r.written)/mib, float64(r.copied)/mib,
+		fmt.Fprintf(&text, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.2f\t%.1f\t%d\t%.0f\t%.0f\n", r.history, r.tool, r.steps, float64(r.written)/mib, float64(r.copied)/mib,
 			float64(r.freed)/mib, float64(r.copied)/float64(r.freed), float64(r.size)/mib, r.files, r.backups.Seconds(), r.prune.Seconds())
 	}
-	fmt.Fprintln(table, "\ndead share before > after every fourth compaction, %")
+	text.WriteString("\ndead share before > after every fourth compaction, %\n")
 	for _, r := range results {
 		if len(r.dead) == 0 || r.dead[0].before < 0 {
 			continue
 		}
-		fmt.Fprintf(table, "%s\t%s\t", r.history, r.tool)
+		fmt.Fprintf(&text, "%s\t%s\t", r.history, r.tool)
 		for i := 3; i < len(r.dead); i += 4 {
-			fmt.Fprintf(table, "%.0f>%.0f ", 100*r.dead[i].before, 100*r.dead[i].after)
+			fmt.Fprintf(&text, "%.0f>%.0f ", 100*r.dead[i].before, 100*r.dead[i].after)
 		}
-		fmt.Fprintln(table)
+		text.WriteByte('\n')
+	}
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	if _, err := io.WriteString(table, text.String()); err != nil {
+		return err
 	}
 	return table.Flush()
 }
