@@ -86,6 +86,9 @@ func run(only, with, repository, module string, steps int, scratch string) error
 			}
 		}
 	}
+	if len(results) == 0 {
+		return fmt.Errorf("no history is named %q, or no tool %q", only, with)
+	}
 	return printResults(results)
 }
 
@@ -109,6 +112,7 @@ const (
 	keepMonthly = 12
 	pruneEvery  = 7 // steps
 	maxDead     = 0.10
+	targetRatio = 0.50 // of bytes copied with the placement to those without
 )
 
 // result is what a replay found.
@@ -250,6 +254,21 @@ func printResults(results []result) error {
 	for _, r := range results {
 		fmt.Fprintf(&text, "%s\t%s\t%d\t%.1f\t%.1f\t%.1f\t%.2f\t%.1f\t%d\t%.0f\t%.0f\n", r.history, r.tool, r.steps, float64(r.written)/mib, float64(r.copied)/mib,
 			float64(r.freed)/mib, float64(r.copied)/float64(r.freed), float64(r.size)/mib, r.files, r.backups.Seconds(), r.prune.Seconds())
+	}
+	copied := map[string]int64{}
+	for _, r := range results {
+		copied[r.history+" "+r.tool] = r.copied
+	}
+	text.WriteByte('\n')
+	for _, r := range results {
+		if without := copied[r.history+" unplaced"]; r.tool == "backupfs" && without > 0 {
+			ratio := float64(r.copied) / float64(without)
+			verdict := "met"
+			if ratio > targetRatio {
+				verdict = "MISSED"
+			}
+			fmt.Fprintf(&text, "%s: with the placement, compaction copies %.2f of what it copies without; target ≤ %.2f: %s\n", r.history, ratio, targetRatio, verdict)
+		}
 	}
 	text.WriteString("\ndead share before > after every fourth compaction, %\n")
 	for _, r := range results {
