@@ -19,7 +19,7 @@ import (
 type CompactOptions struct {
 	MaxDead   float64       // share of the stored bytes that may stay dead; 0 reclaims all
 	Limit     int64         // stored bytes to copy after which no part is begun; 0: no limit
-	TimeLimit time.Duration // after which no part is begun; 0: no limit
+	TimeLimit time.Duration // after which no batch of parts is begun; 0: no limit
 	DryRun    bool          // find out what would be done; write nothing
 	Unplaced  bool          // put all survivors into the same parts, however long they may live; to measure what placement gains
 	Program   string        // name and version, for the log
@@ -229,7 +229,7 @@ func (c *compaction) over() bool {
 }
 
 // batchParts is how many new parts the parts of a batch fill: enough that each
-// group of contents fills about one. It is also what an interrupted run loses.
+// group of contents fills about one. An interrupted run loses no more than that.
 const batchParts = 8
 
 // batch returns how many parts of the plan come next: all of which nothing is
@@ -332,8 +332,9 @@ func (c *compaction) copy(parts []*partUse, s *survivors) error {
 
 // copyGroup copies a group into new parts of its own.
 func (c *compaction) copyGroup(parts []*partUse, group needRange, s *survivors) error {
-	// What is recompressed may come out larger than before: no second part for that.
-	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4}
+	// What is compressed anew may come out larger than before: no second part for
+	// that. What survived is likely to stay, so it is worth more effort.
+	o := archive.PackerOptions{PartStored: c.repo.PartSize + c.repo.PartSize/4, Level: archive.LevelBetter}
 	packer := archive.NewPacker(c.repo.Store(), o, func(p archive.PublishedPart) error {
 		s.published = append(s.published, p)
 		return nil
