@@ -98,7 +98,7 @@ func TestPlacement(t *testing.T) {
 
 // TestPlacementOfChunks: of a file that is changed in place, what replaces a young
 // chunk is hot; of one that grows, only the last chunk is: it will be replaced,
-// and those before it are whole.
+// and those before it are whole. What is written into a hole is new.
 func TestPlacementOfChunks(t *testing.T) {
 	r, err := archive.Init(t.TempDir()+"/repo", archive.InitOptions{})
 	if err != nil {
@@ -110,19 +110,17 @@ func TestPlacementOfChunks(t *testing.T) {
 	backUp := func(log, table []byte) {
 		write(t, dir+"/log", log)
 		write(t, dir+"/table", table)
-		write(t, dir+"/new", randomBytes(uint64(len(log)), 2000)) // made once: cold ever after
 		o := optionsFor(dir)
 		o.Time = at
 		create(t, r, o)
 		at = at.AddDate(0, 0, 1)
 	}
 	log, table := randomBytes(1, 2<<20), randomBytes(2, 2<<20)
+	writeSparse(t, dir+"/sparse", 192<<10, randomBytes(3, 64<<10))
 	backUp(log[:3<<19], table)
 	changed := slices.Clone(table)
 	copy(changed[1<<20:], "changed")
-	if err := os.Remove(dir + "/new"); err != nil {
-		t.Fatal(err)
-	}
+	writeSparse(t, dir+"/sparse", 0, randomBytes(4, 16<<10))
 	backUp(log, changed)
 
 	first, second := partsOf(t, r, 1, "log"), partsOf(t, r, 2, "log")
@@ -143,6 +141,22 @@ func TestPlacementOfChunks(t *testing.T) {
 	}
 	if !slices.Contains(partsOf(t, r, 2, "table"), hotPart) {
 		t.Error("what was changed in the table is not hot")
+	}
+	if sparse := partsOf(t, r, 2, "sparse"); sparse[0] == hotPart || sparse[len(sparse)-1] != first[0] {
+		t.Errorf("parts of the sparse file: %v", sparse)
+	}
+}
+
+// writeSparse writes data at an offset of a file, and leaves the rest as it is.
+func writeSparse(t *testing.T, path string, off int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, off); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -201,7 +215,7 @@ func TestMerges(t *testing.T) {
 		for i := range small - 1 {
 			add('s', int64(100-i), current)
 		}
-		for range 32 {
+		for range 64 {
 			add('n', 10, current) // new
 		}
 		for i, p := range u.parts {
@@ -216,17 +230,17 @@ func TestMerges(t *testing.T) {
 		return s
 	}
 	for small, want := range map[int]string{
-		2: "", 32: "", // not too many
-		33: "M" + strings.Repeat("s", 16),
-		40: "M" + strings.Repeat("s", 23),
+		2: "", 64: "", // not too many
+		65: "M" + strings.Repeat("s", 32),
+		70: "M" + strings.Repeat("s", 37),
 	} {
 		if got := names(usageOf(small).plan(0)); got != want {
 			t.Errorf("%d small parts: %q, want %q", small, got, want)
 		}
 	}
-	u := usageOf(34)
+	u := usageOf(66)
 	u.parts[4].dead, u.parts[4].live, u.dead = 50, 50, 50
-	if got, want := names(u.plan(0)), "s"+"M"+strings.Repeat("s", 16); got != want {
+	if got, want := names(u.plan(0)), "s"+"M"+strings.Repeat("s", 32); got != want {
 		t.Errorf("one is compacted anyway: %q, want %q", got, want)
 	}
 }
@@ -242,11 +256,11 @@ func TestMerged(t *testing.T) {
 		create(t, r, optionsFor(dir))
 	}
 	s := compact(t, r, CompactOptions{})
-	if s.Parts != 65 || s.Removed != 17 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 17 {
+	if s.Parts != 129 || s.Removed != 33 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 33 {
 		t.Errorf("%+v", s)
 	}
 	if again := compact(t, r, CompactOptions{}); again.Removed != 0 {
 		t.Errorf("again: %+v", again)
 	}
-	wantContents(t, r, 65, want)
+	wantContents(t, r, 129, want)
 }

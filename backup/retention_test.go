@@ -131,4 +131,8 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%v may stay dead: %q, want %q", maxDead, got, want)
 		}
 	}
+	u = &usage{parts: []*partUse{part(1, 2, 600, 400), part(2, 1, 500, 500)}, stored: 2000, dead: 900}
+	if got := u.plan(0.4); len(got) != 1 || got[0].Name[0] != 1 { // gains of 400·2/600 and 500·1/500
+		t.Errorf("an older part with less dead data is worth more: %v", got)
+	}
 }

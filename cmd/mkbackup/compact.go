@@ -44,8 +44,8 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")
-	flags.StringVar(&f.limit, "limit", "", "begin no new part after copying so much: a `SIZE` as 10GiB")
-	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin no new part after this `TIME`, as 90m or 2h")
+	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB")
+	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
 	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
