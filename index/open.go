@@ -23,6 +23,12 @@ type Options struct {
 	// Partial makes Open show what it can of a damaged log, instead of failing;
 	// DB.Problem tells. Such an index is never published.
 	Partial bool
+	// Temporary makes Open publish nothing: what has to be added to the published
+	// index goes into a temporary one, which Close removes.
+	Temporary bool
+	// Damaged gets each index that is damaged, or of another repository or log,
+	// and why; where it is nil, Log does. It is called as Log is.
+	Damaged func(number uint64, err error)
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -138,10 +144,19 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
 			return nil, errAgain
 		}
-		p.bad[n] = true
-		p.Log("index %d is not used: %v", n, err)
+		p.reject(n, err)
 	}
 	return nil, nil
+}
+
+// reject makes sure that an index is not used, and says why.
+func (p *opener) reject(number uint64, err error) {
+	p.bad[number] = true
+	if p.Damaged != nil && !errors.Is(err, errSchema) {
+		p.Damaged(number, err)
+		return
+	}
+	p.Log("index %d is not used: %v", number, err)
 }
 
 func (p *opener) verify(n, last uint64) (*sealed, error) {
@@ -184,8 +199,7 @@ func (p *opener) openSealed(dir string, number uint64) (*DB, error) {
 		return db, nil
 	}
 	if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
-		p.bad[number] = true
-		p.Log("index %d is not used: %v", number, err)
+		p.reject(number, err)
 	}
 	return nil, errAgain
 }
@@ -198,8 +212,7 @@ func (p *opener) build(base *sealed, last uint64) (*DB, error) {
 		db, err = p.buildPrivate(base, last)
 	}
 	if base != nil && errors.Is(err, ErrDamaged) {
-		p.bad[base.Record] = true
-		p.Log("index %d is not used: %v", base.Record, err)
+		p.reject(base.Record, err)
 		return nil, errAgain
 	}
 	return db, err
@@ -215,7 +228,7 @@ func unwritable(err error) bool {
 	return false
 }
 
-// buildPublic builds in the repository, and publishes.
+// buildPublic builds in the repository, and publishes where that is wanted.
 func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	dir, err := p.r.TempDir("index-*")
 	if err != nil {
@@ -223,7 +236,7 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	published := false
-	if err == nil && problem == nil {
+	if err == nil && problem == nil && !p.Temporary {
 		published, err = p.publish(b)
 	}
 	if err == nil && !published {

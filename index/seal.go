@@ -92,7 +92,7 @@ func verifySeal(dir, repository string, record uint64, o owners) (*seal, error) 
 	}
 	switch {
 	case s.Schema != schema:
-		return nil, fmt.Errorf("its schema is %d, this program's is %d", s.Schema, schema)
+		return nil, fmt.Errorf("%w: %d, this program's is %d", errSchema, s.Schema, schema)
 	case s.Repository != repository:
 		return nil, fmt.Errorf("it is of the repository %q", s.Repository)
 	case s.Record != record:
