@@ -15,6 +15,10 @@ import (
 // errSchema says that an index is of another version of the program.
 var errSchema = errors.New("another schema")
 
+// ErrBeyondLog says that a sealed index was made of more records than the log has:
+// records are missing at its end, or the index is of another repository's log.
+var ErrBeyondLog = errors.New("it goes beyond the log")
+
 // Check verifies every sealed index of a repository as Open does, and reports
 // each that must not be used, with the reason. It changes nothing. An index of
 // another version of the program is no damage.

@@ -161,7 +161,7 @@ func (p *opener) reject(number uint64, err error) {
 
 func (p *opener) verify(n, last uint64) (*sealed, error) {
 	if n > last {
-		return nil, fmt.Errorf("it is of another log: this one ends with record %d", last)
+		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
 	}
 	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners)
 	if err != nil {
