@@ -239,8 +239,11 @@ func damages(r backup.CheckResult) string {
 	if r.DamagedFiles > 0 {
 		what = append(what, fmt.Sprintf("%s in %s", plural(int64(r.DamagedFiles), "file"), plural(int64(r.HitGenerations), "generation")))
 	}
-	if r.Differ > 0 {
-		what = append(what, plural(r.Differ, "path")+" that differ although they look unchanged")
+	switch {
+	case r.Differ == 1:
+		what = append(what, "1 path differs from what is there although it looks unchanged")
+	case r.Differ > 1:
+		what = append(what, humanize.Comma(r.Differ)+" paths differ from what is there although they look unchanged")
 	}
 	return "DAMAGED: " + strings.Join(what, ", ") + ": see above"
 }
