@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -64,7 +63,7 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 }
 
 func check(cmd *cobra.Command, dir string, f checkFlags) error {
-	if err := checkProgressFlag(f.progress); err != nil {
+	if err := checkProgress(f.progress); err != nil {
 		return err
 	}
 	if f.Source != "" && f.Against == "" {
@@ -83,7 +82,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags) error {
 		f.Subset = nextSubset(repo, length)
 	}
 	f.Progress = new(backup.CheckProgress)
-	bar := newBar(f.progress, f.quiet, checking(f.Progress))
+	bar := newBar(f.progress, f.quiet, checkState(f.Progress))
 	f.report(bar)
 	bar.start()
 	result, err := backup.Check(cmd.Context(), repo, f.CheckOptions)
@@ -112,18 +111,6 @@ func (f *checkFlags) subsetLength() (uint64, error) {
 		return 0, &exitError{exitUsage, "bad --read-data-subset: " + err.Error()}
 	}
 	return length, nil
-}
-
-// checking tells how far a check is.
-func checking(p *backup.CheckProgress) func(time.Duration) barState {
-	return func(elapsed time.Duration) barState {
-		phase, done, total := p.State()
-		text := "check: " + phase
-		if total > 0 {
-			text += fmt.Sprintf(", %s of %s, %s", humanize.IBytes(uint64(done)), humanize.IBytes(uint64(total)), rate(done, elapsed))
-		}
-		return barState{done, total, text}
-	}
 }
 
 func (f *checkFlags) report(bar *bar) {

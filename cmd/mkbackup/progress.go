@@ -14,23 +14,22 @@ import (
 	"github.com/backupfs/backupfs/backup"
 )
 
-// bar shows the progress of a command on stderr. A bar that is not shown only
-// prints lines.
+// bar shows the progress of a run on stderr. A bar that is not shown only prints
+// lines.
 type bar struct {
 	shown   bool
 	state   func(elapsed time.Duration) barState
 	started time.Time
 	mutex   sync.Mutex // the terminal: lines and the bar take turns
 	bar     *progressbar.ProgressBar
-	done    int64 // what the bar shows
 	end     chan struct{}
 	ended   sync.WaitGroup
+	done    int64 // what the bar shows
 }
 
-// barState is what a bar shows: how much is done of a total, 0 where that is not
-// known and no ETA can be, and in words what is being done.
+// barState is what a bar shows.
 type barState struct {
-	done, total int64
+	done, total int64 // of anything; a total that is less than done is not known
 	text        string
 }
 
@@ -41,12 +40,29 @@ func newBar(when string, quiet bool, state func(elapsed time.Duration) barState)
 	return &bar{shown: shown, state: state, end: make(chan struct{})}
 }
 
-// checkProgressFlag refuses a value of --progress that newBar does not know.
-func checkProgressFlag(when string) error {
-	if when != "auto" && when != "always" && when != "never" {
-		return &exitError{exitUsage, fmt.Sprintf("bad --progress %q: it is auto, always or never", when)}
+// createState shows files of those in the generation before, and the ETA from
+// that; bytes read and their rate; the current path.
+func createState(p *backup.Progress) func(time.Duration) barState {
+	return func(elapsed time.Duration) barState {
+		done, before := p.Files()
+		read := p.ReadBytes()
+		rate := float64(read) / elapsed.Seconds()
+		return barState{done, before, fmt.Sprintf("%s files, %s read, %s/s, %s", humanize.Comma(done), humanize.IBytes(uint64(read)),
+			humanize.IBytes(uint64(rate)), shorten(display(p.Path()), 40))}
 	}
-	return nil
+}
+
+// checkState shows what a check does, and the bytes done of those to do.
+func checkState(p *backup.CheckProgress) func(time.Duration) barState {
+	return func(elapsed time.Duration) barState {
+		phase, done, total := p.State()
+		text := "check: " + phase
+		if total > 0 {
+			text += fmt.Sprintf(", %s of %s, %s/s", humanize.IBytes(uint64(done)), humanize.IBytes(uint64(total)),
+				humanize.IBytes(uint64(float64(done)/elapsed.Seconds())))
+		}
+		return barState{done, total, text}
+	}
 }
 
 func (b *bar) start() {
@@ -76,31 +92,15 @@ func (b *bar) update() {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
 	s := b.state(time.Since(b.started))
-	if s.done < b.done { // another task has begun
+	if s.done < b.done { // something else is done now
 		b.bar.Reset()
 	}
 	b.done = s.done
 	if s.total > 0 && s.done <= s.total {
 		b.bar.ChangeMax64(s.total)
-	} else {
-		b.bar.ChangeMax64(-1)
 	}
 	b.bar.Describe(s.text)
 	_ = b.bar.Set64(s.done)
-}
-
-// creating tells how far a backup is: files of those in the generation before,
-// and the ETA from that; bytes read and their rate; the current path.
-func creating(p *backup.Progress) func(time.Duration) barState {
-	return func(elapsed time.Duration) barState {
-		done, before := p.Files()
-		return barState{done, before, fmt.Sprintf("%s files, %s read, %s, %s", humanize.Comma(done), humanize.IBytes(uint64(p.ReadBytes())),
-			rate(p.ReadBytes(), elapsed), shorten(display(p.Path()), 40))}
-	}
-}
-
-func rate(bytes int64, elapsed time.Duration) string {
-	return humanize.IBytes(uint64(float64(bytes)/elapsed.Seconds())) + "/s"
 }
 
 // shorten keeps the end of a text, which tells more of a path.
