@@ -100,7 +100,7 @@ func (p *DamagedPart) MarshalJSON() ([]byte, error) {
 		Damages  []damage       `json:"damages"`
 		Contents int            `json:"damaged_contents"`
 		Files    []file         `json:"files"`
-	}{Part: p.Part, Contents: p.Contents}
+	}{Part: p.Part, Contents: p.Contents, Files: []file{}}
 	for _, d := range p.Damages {
 		problem := d.Problem
 		if d.Err != nil {
@@ -145,6 +145,7 @@ func Check(ctx context.Context, repo *archive.Repository, o CheckOptions) (Check
 		o.Progress = new(CheckProgress)
 	}
 	c := &checking{ctx: ctx, repo: repo, options: o, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}}
+	c.result.DamagedParts = []*DamagedPart{}
 	err := c.run()
 	if c.db != nil {
 		_ = c.db.Close() // of what was only read
