@@ -327,6 +327,47 @@ func TestRepairIndex(t *testing.T) {
 	wantSameFiles(t, before, digests(t, filepath.Join(r.Dir(), "log")))
 }
 
+// TestCheckMeanwhile: runs that commit and indexes that are exchanged are no damage.
+func TestCheckMeanwhile(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/file", []byte("0"))
+	create(t, r, optionsFor(dir))
+	done := make(chan error, 1)
+	go func() {
+		for i := range 8 {
+			if err := os.WriteFile(dir+"/file", fmt.Append(nil, "round ", i), 0o644); err != nil {
+				done <- err
+				return
+			}
+			if _, err := Create(context.Background(), r, optionsFor(dir)); err != nil {
+				done <- err
+				return
+			}
+			db, err := index.Rebuild(r, index.Options{})
+			if err != nil {
+				done <- err
+				return
+			}
+			_ = db.Close()
+		}
+		done <- nil
+	}()
+	for checks := 1; ; checks++ {
+		if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() {
+			t.Errorf("check %d: %q", checks, c.damages)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			t.Logf("%d checks", checks)
+			return
+		default:
+		}
+	}
+}
+
 // TestUnreadableIsNotWhole: what may not be read is no damage, but no success either.
 func TestUnreadableIsNotWhole(t *testing.T) {
 	r, source := spoiled(t)

@@ -159,7 +159,17 @@ func (p *opener) reject(number uint64, err error) {
 	p.Log("index %d is not used: %v", number, err)
 }
 
+// verify looks twice at an index that seems damaged: it may just have been
+// exchanged for another one.
 func (p *opener) verify(n, last uint64) (*sealed, error) {
+	s, err := p.verifyOnce(n, last)
+	if err != nil {
+		s, err = p.verifyOnce(n, last)
+	}
+	return s, err
+}
+
+func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
 		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
 	}
