@@ -327,6 +327,70 @@ func TestRepairIndex(t *testing.T) {
 	wantSameFiles(t, before, digests(t, filepath.Join(r.Dir(), "log")))
 }
 
+// TestIndexOfAnotherLog: an index that is sound, but says something else than the log.
+func TestIndexOfAnotherLog(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	other := newRepository(t)
+	write(t, dir+"/file", []byte("one"))
+	o := optionsFor(dir)
+	o.Time = time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	create(t, r, o)
+	write(t, dir+"/file", []byte("two"))
+	create(t, other, o)
+	for what, spoil := range map[string]func(c *checking){
+		"a generation of another time": func(c *checking) { c.log.headers[0].Time = c.log.headers[0].Time.Add(1) },
+		"a forgotten generation":       func(c *checking) { c.log.forgotten[1] = true },
+		"a part more":                  func(c *checking) { c.log.parts[archive.Digest{1}] = archive.Part{Name: archive.Digest{1}} },
+		"a part of another size": func(c *checking) {
+			for name, p := range c.log.parts {
+				p.Stored++
+				c.log.parts[name] = p
+			}
+		},
+		"another file": func(c *checking) {
+			db, err := index.Open(other, index.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.db = db
+			t.Cleanup(func() { db.Close() })
+			if err := c.rebuilt(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"": func(c *checking) {
+			if err := c.rebuilt(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		db, err := index.Open(r, index.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &checking{ctx: context.Background(), repo: r, options: CheckOptions{Progress: new(CheckProgress)}, rejected: map[uint64]bool{}, db: db}
+		if err := c.checkLog(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(c)
+		gens, err := c.db.Generations()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if what != "another file" {
+			if err := c.compareWithLog(gens); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if found := c.result.DamagedIndexes == 1; found != (what != "") {
+			t.Errorf("%q: %+v", what, c.result)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestCheckMeanwhile: runs that commit and indexes that are exchanged are no damage.
 func TestCheckMeanwhile(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()
