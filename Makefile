@@ -15,8 +15,14 @@ TESTFLAGS ?=
 TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc
 PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev
 
+# What the benchmarks compare with, and the tree that they measure.
+BENCH_TOOLS    := restic borg mksquashfs squashfuse tar xz rsync zstd fusermount strace mkfs.ext4 mount /usr/src/linux-source-6.1.tar.xz
+BENCH_PACKAGES := restic borgbackup squashfs-tools squashfuse tar xz-utils rsync zstd fuse3 strace e2fsprogs mount linux-source-6.1
+BENCHFLAGS     ?=
+SCALEFLAGS     ?= -cost docs
+
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench-scale clean help
+.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench bench-scale bench-deps clean help
 
 all: build ## the same as build
 
@@ -24,8 +30,14 @@ build: ## both programs, static, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mkbackup ./cmd/backupfs
 
 deps: ## install the programs that the tests call, where one is missing (needs root)
+
+bench-deps: ## install the programs that the benchmarks compare with, likewise
+bench-deps: TOOLS = $(BENCH_TOOLS)
+bench-deps: PACKAGES = $(BENCH_PACKAGES)
+
+deps bench-deps:
 	@missing=; for tool in $(TOOLS); do \
-		PATH=$$PATH:/usr/sbin:/sbin command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+		[ -f "$$tool" ] || PATH=$$PATH:/usr/sbin:/sbin command -v $$tool >/dev/null || missing="$$missing $$tool"; \
 	done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" -ne 0 ]; then \
@@ -74,8 +86,13 @@ vet: ## go vet
 demo: build deps ## back up the Go source three times, mount, compare, restore (needs root)
 	@integration/demo.sh bin
 
-bench-scale: build deps ## a million files: memory, mount time, log record, index (needs root, minutes)
-	$(GO) run ./integration/benchscale bin
+# BENCHFLAGS='-only create,tar -quick -tree linux' selects rows and trees.
+bench: build bench-deps ## side by side with tar, zstd, squashfs, restic, borg: ratios and targets (needs root; 20 minutes, 12 GiB of memory)
+	$(GO) run ./integration/bench $(BENCHFLAGS) bin
+
+# SCALEFLAGS='-files 1000,10000' selects trees, and writes no cost curves.
+bench-scale: build deps ## 1,000 to a million files: memory, times and sizes, docs/cost.svg (needs root; minutes, 12 GiB of memory)
+	$(GO) run ./integration/benchscale $(SCALEFLAGS) bin
 
 clean: ## remove what was built
 	rm -rf bin coverage.out

@@ -106,7 +106,7 @@ func BenchmarkReaderSequential(b *testing.B) {
 							b.Fatal(err)
 						}
 						if ahead {
-							r.Prefetch(pp.Part, off)
+							r.Prefetch(pp.Part, off+int64(len(buf)), 4<<20)
 						}
 					}
 				}

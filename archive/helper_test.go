@@ -72,6 +72,16 @@ func (s *memStore) List(prefix string) iter.Seq2[ObjectInfo, error] {
 	}
 }
 
+func (s *memStore) Names(prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for o, err := range s.List(prefix) {
+			if !yield(o.Name, err) {
+				return
+			}
+		}
+	}
+}
+
 func (s *memStore) names() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

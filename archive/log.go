@@ -33,11 +33,11 @@ func recordNumber(name string) (uint64, bool) {
 // Last returns the number of the newest record, 0 where there is none.
 func (r *Repository) Last() (uint64, error) {
 	last := uint64(0)
-	for object, err := range r.store.List("log/") {
+	for name, err := range r.store.Names("log/") {
 		if err != nil {
 			return 0, fmt.Errorf("list the log: %w", err)
 		}
-		if number, ok := recordNumber(object.Name); ok {
+		if number, ok := recordNumber(name); ok {
 			last = max(last, number)
 		}
 	}
@@ -380,7 +380,8 @@ func (r *Repository) newSpool() (*spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	encoder, err := zstd.NewWriter(file, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
+	encoder, err := zstd.NewWriter(file, zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		file.Close()
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -25,7 +26,8 @@ const (
 
 // PackerOptions are the choices of a Packer. The zero value is a good one.
 type PackerOptions struct {
-	FrameRaw   int   // raw bytes that a frame is filled up to: 1 KiB to MaxFrameRaw; 0 = 512 KiB
+	FrameRaw   int   // raw bytes that a frame is filled up to: 1 KiB to MaxFrameRaw; 0 = 1 MiB
+	ChunkRaw   int   // the same for chunks of large files; 0 = 512 KiB, or FrameRaw if that is less
 	PartStored int64 // stored bytes after which a part ends at the next member; 0 = 64 MiB
 	Workers    int   // frames compressed at the same time; 0 = GOMAXPROCS
 	Level      Level
@@ -38,13 +40,14 @@ type PublishedPart struct {
 }
 
 const (
-	defaultFrameRaw   = 512 << 10
+	defaultFrameRaw   = 1 << 20
+	defaultChunkRaw   = 512 << 10
 	defaultPartStored = 64 << 20
 	minFrameRaw       = 1 << 10
 
 	// A part ends early, however well it compresses, before its tail and its
 	// list of contents become long: at the first member after that many frames
-	// (4 GiB raw at the default frame size) or contents.
+	// (4 to 8 GiB raw at the default frame sizes) or contents.
 	softMaxFrames   = 1 << 13
 	softMaxContents = 1 << 18
 )
@@ -70,6 +73,7 @@ type Packer struct {
 	closed bool
 	cur    *packFrame // nil between frames
 	header []byte     // of the member being added
+	limit  int        // raw bytes that a frame may have with it
 
 	free     chan *packFrame   // frames that nobody uses
 	work     chan *packFrame   // to the workers
@@ -125,6 +129,9 @@ func (p *Packer) setOptions(o PackerOptions) error {
 	if o.FrameRaw == 0 {
 		o.FrameRaw = defaultFrameRaw
 	}
+	if o.ChunkRaw == 0 {
+		o.ChunkRaw = min(defaultChunkRaw, o.FrameRaw)
+	}
 	if o.PartStored == 0 {
 		o.PartStored = defaultPartStored
 	}
@@ -135,6 +142,8 @@ func (p *Packer) setOptions(o PackerOptions) error {
 	switch {
 	case o.FrameRaw < minFrameRaw || o.FrameRaw > MaxFrameRaw:
 		return fmt.Errorf("packer: frames of %d bytes, want %d to %d", o.FrameRaw, minFrameRaw, MaxFrameRaw)
+	case o.ChunkRaw < minFrameRaw || o.ChunkRaw > MaxFrameRaw:
+		return fmt.Errorf("packer: frames of %d bytes for chunks, want %d to %d", o.ChunkRaw, minFrameRaw, MaxFrameRaw)
 	case o.PartStored < 0:
 		return fmt.Errorf("packer: parts of %d bytes", o.PartStored)
 	case o.Workers < 0:
@@ -143,6 +152,9 @@ func (p *Packer) setOptions(o PackerOptions) error {
 	_, err := o.Level.zstd()
 	return err
 }
+
+// maxRaw returns the raw bytes of the longest frame.
+func (o PackerOptions) maxRaw() int { return max(o.FrameRaw, o.ChunkRaw) }
 
 func (l Level) zstd() (zstd.EncoderLevel, error) {
 	switch l {
@@ -205,7 +217,11 @@ func (p *Packer) usable() error {
 func (p *Packer) add(m Member, h Hash, content []byte) error {
 	p.header = appendMember(p.header[:0], m, int64(len(content)))
 	padding := tarPadding(int64(len(content)))
-	if p.cur != nil && len(p.cur.raw)+len(p.header)+len(content)+padding > p.options.FrameRaw {
+	p.limit = p.options.FrameRaw
+	if strings.HasPrefix(m.Name, chunkDir) && m.Name == ChunkName(h) {
+		p.limit = p.options.ChunkRaw
+	}
+	if p.cur != nil && len(p.cur.raw)+len(p.header)+len(content)+padding > p.limit {
 		p.flush()
 	}
 	if err := p.append(p.header, true); err != nil {
@@ -230,10 +246,10 @@ func (p *Packer) append(b []byte, atMember bool) error {
 			return err
 		}
 		atMember = false
-		n := min(len(b), p.options.FrameRaw-len(p.cur.raw))
+		n := min(len(b), p.limit-len(p.cur.raw))
 		p.cur.raw = append(p.cur.raw, b[:n]...)
 		b = b[n:]
-		if len(p.cur.raw) == p.options.FrameRaw {
+		if len(p.cur.raw) == p.limit {
 			p.flush()
 		}
 	}
@@ -248,7 +264,7 @@ func (p *Packer) ensureFrame(atMember bool) error {
 	select {
 	case f := <-p.free:
 		if f.raw == nil {
-			f.raw = make([]byte, 0, p.options.FrameRaw)
+			f.raw = make([]byte, 0, p.options.maxRaw())
 		}
 		f.raw, f.contents, f.atMember = f.raw[:0], f.contents[:0], atMember
 		p.cur = f
@@ -341,7 +357,7 @@ func newFrameCoder(o PackerOptions) (*frameCoder, error) {
 		return nil, err
 	}
 	window := zstd.MinWindowSize
-	for window < o.FrameRaw {
+	for window < o.maxRaw() {
 		window *= 2
 	}
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true),
@@ -353,8 +369,8 @@ func newFrameCoder(o PackerOptions) (*frameCoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packer: %w", err)
 	}
-	return &frameCoder{encodeAll: enc.EncodeAll, dec: dec, maxStored: maxFrameStored(o.FrameRaw),
-		check: make([]byte, 0, o.FrameRaw+decodeSlack), hash: blake3.New()}, nil
+	return &frameCoder{encodeAll: enc.EncodeAll, dec: dec, maxStored: maxFrameStored(o.maxRaw()),
+		check: make([]byte, 0, o.maxRaw()+decodeSlack), hash: blake3.New()}, nil
 }
 
 // encode compresses a frame, decodes it again, compares, and computes its

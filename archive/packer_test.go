@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,6 +124,50 @@ func TestPackerTinyFramesWithLongHeaders(t *testing.T) {
 	}
 }
 
+// TestPackerFrameSizes: a member decides by its kind how long its frame may be.
+func TestPackerFrameSizes(t *testing.T) {
+	chunk := func(n int) sample {
+		x := samplesOf(n)[0]
+		x.m.Name = ChunkName(x.hash())
+		return x
+	}
+	file := func(name string, n int) sample { return sampleOf(name, textLike(n, uint64(n))) }
+	for _, c := range []struct {
+		name    string
+		samples []sample
+		want    []int // raw lengths of the frames; each member begins with a header of 512 bytes
+	}{
+		{"files", []sample{file("a", 1024), file("b", 1024), file("c", 1024)}, []int{3072, 1536}},
+		{"chunks", []sample{chunk(1024), chunk(1024)}, []int{1536, 1536}},
+		{"a chunk and a file", []sample{chunk(1024), file("a", 1024), file("b", 512)}, []int{4096}},
+		{"a file and a chunk", []sample{file("a", 1024), chunk(1024)}, []int{1536, 1536}},
+		{"a chunk of more than a frame", []sample{chunk(4096)}, []int{2048, 2048, 512}},
+		{"a file in the directory of chunks", []sample{file(".chunks/a", 1024), file(".chunks/ab/c", 1024)}, []int{3072}},
+	} {
+		s := newMemStore()
+		pp := pack(t, s, PackerOptions{FrameRaw: 4096, ChunkRaw: 2048}, c.samples)[0]
+		o, err := openPart(s, pp.Part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs, err := readTail(o, pp.Part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Close()
+		var got []int
+		for _, ref := range refs[:len(refs)-1] { // without the end frame
+			got = append(got, ref.RawLen)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: frames of %v bytes, want %v", c.name, got, c.want)
+		}
+		r := NewReader(s, 1<<20)
+		checkContents(t, r, []PublishedPart{pp}, c.samples)
+		r.Close()
+	}
+}
+
 func TestPackerIsDeterministic(t *testing.T) {
 	sizes := make([]int, 200)
 	for i := range sizes {
@@ -188,7 +233,7 @@ func TestPackerNothingAdded(t *testing.T) {
 
 func TestPackerBadOptions(t *testing.T) {
 	noLeaks(t)
-	for _, o := range []PackerOptions{{FrameRaw: 1}, {FrameRaw: MaxFrameRaw + 1}, {FrameRaw: -1}, {PartStored: -1}, {Workers: -1}, {Level: 9}} {
+	for _, o := range []PackerOptions{{FrameRaw: 1}, {FrameRaw: MaxFrameRaw + 1}, {FrameRaw: -1}, {ChunkRaw: 1}, {ChunkRaw: MaxFrameRaw + 1}, {PartStored: -1}, {Workers: -1}, {Level: 9}} {
 		p := NewPacker(newMemStore(), o, nil)
 		x := samplesOf(1)[0]
 		err := p.Add(x.m, x.hash(), x.b)

@@ -14,7 +14,6 @@ const (
 	maxOpenParts  = 256      // parts that a Reader keeps open
 	maxTableBytes = 16 << 20 // of frame tables that it keeps: those of about 400 parts of 64 MiB
 	minLoads      = 16       // frames that may be read and decoded at the same time, at least
-	maxAhead      = 8        // frames that are decoded ahead of a sequential read, at most
 )
 
 // Reader reads raw bytes of parts. Every byte that it returns was verified: the
@@ -34,12 +33,8 @@ type Reader struct {
 	tables  *tableCache
 	objects *objectCache
 	loads   chan struct{} // a token for each frame being read and decoded
-	ahead   chan struct{} // a token for each frame being decoded ahead
-	scratch sync.Pool     // of *readScratch
-
-	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup // decoding ahead
+	ahead   *prefetcher
+	scratch sync.Pool // of *readScratch
 }
 
 type readScratch struct {
@@ -56,8 +51,8 @@ func NewReader(s Store, cacheBytes int64) *Reader {
 		tables:  newTableCache(maxTableBytes),
 		objects: newObjectCache(s, maxOpenParts),
 		loads:   make(chan struct{}, max(minLoads, 2*procs)),
-		ahead:   make(chan struct{}, min(procs, maxAhead)),
 	}
+	r.ahead = newPrefetcher(r, cacheBytes/4, procs)
 	r.scratch.New = func() any { return &readScratch{hash: blake3.New()} }
 	r.dec, r.decErr = newFrameDecoder(procs)
 	return r
@@ -67,10 +62,7 @@ func NewReader(s Store, cacheBytes int64) *Reader {
 // decoded ahead. Calls that are under way may finish or fail; a Frame stays
 // valid until it is released. Later calls fail with fs.ErrClosed.
 func (r *Reader) Close() error {
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
-	r.wg.Wait()
+	r.ahead.close()
 	r.objects.close()
 	r.frames.close()
 	return nil
@@ -213,58 +205,4 @@ func readFrame(o Object, part Digest, ref frameRef, stored []byte, hash *blake3.
 		return nil, &DamageError{Part: part, StoredOffset: ref.StoredOffset, Problem: "wrong frame", Err: err}
 	}
 	return raw, nil
-}
-
-// Prefetch has frames that follow the one at rawOffset decoded in the
-// background, for a reader that goes on there. It never blocks: what does not
-// fit, or would wait for others, is left out. It does nothing for a part that
-// was not read before.
-func (r *Reader) Prefetch(p Part, rawOffset int64) {
-	refs := r.tables.get(&p)
-	if refs == nil {
-		return
-	}
-	i, err := findFrame(p, refs, rawOffset)
-	if err != nil {
-		return
-	}
-	room := r.frames.limit / 4
-	last := min(i+cap(r.ahead), len(refs)-2) // the end frame holds nothing
-	for i++; i <= last; i++ {
-		room -= int64(refs[i].RawLen)
-		if room < 0 || !r.decodeAhead(p, refs[i], frameKey{p.Name, int32(i)}) {
-			return
-		}
-	}
-}
-
-// decodeAhead starts the decoding of a frame unless it is there. It reports
-// whether there may be room for another one.
-func (r *Reader) decodeAhead(p Part, ref frameRef, key frameKey) bool {
-	if r.frames.has(key) {
-		return true
-	}
-	select {
-	case r.ahead <- struct{}{}:
-	default:
-		return false
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		<-r.ahead
-		return false
-	}
-	r.wg.Go(func() {
-		defer func() { <-r.ahead }()
-		f, decode, err := r.frames.acquire(key)
-		if err != nil {
-			return
-		}
-		if decode {
-			r.load(p, ref, f)
-		}
-		r.frames.release(f)
-	})
-	return true
 }

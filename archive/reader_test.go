@@ -43,7 +43,7 @@ func TestReaderRanges(t *testing.T) {
 	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); !errors.Is(err, fs.ErrClosed) {
 		t.Error(err)
 	}
-	r.Prefetch(pp.Part, 0)
+	r.Prefetch(pp.Part, 0, 1)
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
@@ -329,13 +329,13 @@ func TestReaderEviction(t *testing.T) {
 				if !bytes.Equal(f.Raw, streams[i][f.RawOffset:f.RawOffset+int64(len(f.Raw))]) {
 					t.Errorf("wrong bytes in the frame at %d", f.RawOffset)
 				}
-				r.Prefetch(parts[i].Part, off)
+				r.Prefetch(parts[i].Part, off, 3*testFrame)
 				f.Release()
 			}
 		})
 	}
 	wg.Wait()
-	r.wg.Wait()
+	r.ahead.wg.Wait()
 	c := r.frames
 	if c.used > c.limit || len(c.frames) != c.freshQ.Len()+c.hotQ.Len() || len(c.ghosts) != c.ghostQ.Len() || len(c.ghosts) > 64 {
 		t.Errorf("used %d of %d, %d frames, %d+%d queued, %d ghosts", c.used, c.limit, len(c.frames), c.freshQ.Len(), c.hotQ.Len(), len(c.ghosts))
@@ -389,35 +389,96 @@ func TestReaderPrefetch(t *testing.T) {
 	noLeaks(t)
 	s := newMemStore()
 	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, []sample{sampleOf("big", noise(40*testFrame, 1))})[0]
-	r := NewReader(s, 1<<20)
-	r.Prefetch(pp.Part, 0) // not read before: nothing
-	if len(r.frames.frames) != 0 {
-		t.Error("decoded ahead in a part that nobody reads")
+	r := NewReader(s, 100*testFrame)
+	r.Prefetch(pp.Part, 3*testFrame-1, testFrame+2) // the last byte of frame 2 to the first one of frame 4
+	r.ahead.wg.Wait()
+	checkPrefetched(t, r, pp.Part, 2, 3, 4)
+	r.Prefetch(pp.Part, 4*testFrame, 1)
+	for _, outside := range []int64{-1, pp.Part.Raw - 1, pp.Part.Raw, 1 << 62} {
+		r.Prefetch(pp.Part, outside, 1)
 	}
-	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+	r.Prefetch(pp.Part, 6*testFrame, 0)
+	r.Prefetch(pp.Part, 6*testFrame, -1)
+	r.ahead.wg.Wait()
+	checkPrefetched(t, r, pp.Part, 2, 3, 4)
+	if err := r.ReadAt(pp.Part, make([]byte, 2*testFrame), 7*testFrame); err != nil {
 		t.Fatal(err)
 	}
-	r.Prefetch(pp.Part, 0)
-	r.wg.Wait()
-	if !r.frames.has(frameKey{pp.Part.Name, 1}) {
-		t.Error("the next frame was not decoded ahead")
+	r.Prefetch(pp.Part, 9*testFrame, 1<<62) // 25 frames are a quarter of the cache
+	r.ahead.wg.Wait()
+	if first, last := r.frames.has(frameKey{pp.Part.Name, 9}), r.frames.has(frameKey{pp.Part.Name, 34}); !first || last {
+		t.Errorf("frame 9 decoded: %v, frame 34 decoded: %v", first, last)
 	}
-	r.Prefetch(pp.Part, -1)
-	r.Prefetch(pp.Part, pp.Part.Raw)
-	r.Prefetch(pp.Part, pp.Part.Raw-1)
+	if len(r.ahead.pending) != 0 || r.ahead.used != 0 || r.ahead.running != 0 {
+		t.Errorf("left: %d frames, %d bytes, %d goroutines", len(r.ahead.pending), r.ahead.used, r.ahead.running)
+	}
 	if err := r.Close(); err != nil || s.open != 0 {
 		t.Error(err)
 	}
-	small := NewReader(s, testFrame) // no room: nothing
+	small := NewReader(s, 4*testFrame-1) // no room
 	if err := small.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
 		t.Fatal(err)
 	}
-	small.Prefetch(pp.Part, 0)
-	small.wg.Wait()
-	if small.frames.has(frameKey{pp.Part.Name, 1}) {
-		t.Error("decoded ahead into a cache of one frame")
-	}
+	small.Prefetch(pp.Part, testFrame, 10*testFrame)
+	small.ahead.wg.Wait()
+	checkPrefetched(t, small, pp.Part, 0)
 	small.Close()
+}
+
+// checkPrefetched makes sure that these frames of a part are in the cache, and
+// no other.
+func checkPrefetched(t *testing.T, r *Reader, p Part, want ...int32) {
+	t.Helper()
+	for _, frame := range want {
+		if !r.frames.has(frameKey{p.Name, frame}) {
+			t.Errorf("frame %d was not decoded", frame)
+		}
+	}
+	if len(r.frames.frames) != len(want) {
+		t.Errorf("%d frames were decoded, want %d", len(r.frames.frames), len(want))
+	}
+}
+
+// TestReaderPrefetchIsBounded: while the store hangs, the queue takes as much as
+// it may, each frame once, and nobody waits but who reads.
+func TestReaderPrefetchIsBounded(t *testing.T) {
+	noLeaks(t)
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, []sample{sampleOf("big", noise(40*testFrame, 1))})[0]
+	r := NewReader(s, 40*testFrame)
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	hang := make(chan struct{})
+	var reads atomic.Int64
+	s.onRead = func(string, int64) error {
+		reads.Add(1)
+		<-hang
+		return nil
+	}
+	for range 3 {
+		r.Prefetch(pp.Part, testFrame, 4*testFrame)
+	}
+	if n, bytes := len(r.ahead.pending), r.ahead.used; n != 4 || bytes != 4*testFrame {
+		t.Errorf("%d frames of %d bytes wait or are decoded, want 4 of %d", n, bytes, 4*testFrame)
+	}
+	r.Prefetch(pp.Part, testFrame, 30*testFrame)
+	if n, bytes := len(r.ahead.pending), r.ahead.used; n != 10 || bytes != 10*testFrame {
+		t.Errorf("%d frames of %d bytes wait or are decoded, want 10 of %d", n, bytes, 10*testFrame)
+	}
+	close(hang)
+	r.ahead.wg.Wait()
+	if n := reads.Load(); n != 10 {
+		t.Errorf("%d frames were read, want 10", n)
+	}
+	s.onRead = func(string, int64) error { return fs.ErrPermission }
+	r.Prefetch(pp.Part, 20*testFrame, testFrame)
+	r.ahead.wg.Wait()
+	s.onRead = nil
+	if err := r.ReadAt(pp.Part, make([]byte, 1), 20*testFrame); err != nil {
+		t.Error("an error ahead stays:", err)
+	}
+	r.Close()
 }
 
 func TestReaderForget(t *testing.T) {
@@ -463,7 +524,7 @@ func TestReaderCloseWhileReading(t *testing.T) {
 					if err != nil && !errors.Is(err, fs.ErrClosed) {
 						t.Error(err)
 					}
-					r.Prefetch(pp.Part, off)
+					r.Prefetch(pp.Part, off, 2*testFrame)
 				}
 			})
 		}

@@ -18,6 +18,8 @@ type Store interface {
 	// or removed meanwhile may be missed or seen. After an error it ends: a
 	// listing that could not be read is never taken for an empty one.
 	List(prefix string) iter.Seq2[ObjectInfo, error]
+	// Names yields the names that List yields, without looking at each object.
+	Names(prefix string) iter.Seq2[string, error]
 	// Remove removes a published object. Whoever has it open goes on reading.
 	Remove(name string) error
 }

@@ -143,7 +143,18 @@ func (s *DirStore) List(prefix string) iter.Seq2[ObjectInfo, error] {
 			yield(ObjectInfo{}, objectError("list", prefix, err))
 			return
 		}
-		s.walk(prefix, yield)
+		s.walk(prefix, true, yield)
+	}
+}
+
+// Names implements Store.
+func (s *DirStore) Names(prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if err := s.checkPrefix(prefix); err != nil {
+			yield("", objectError("list", prefix, err))
+			return
+		}
+		s.walk(prefix, false, func(o ObjectInfo, err error) bool { return yield(o.Name, err) })
 	}
 }
 
@@ -160,8 +171,9 @@ func (s *DirStore) checkPrefix(prefix string) error {
 	return err
 }
 
-// walk yields what lies below prefix and reports whether to go on.
-func (s *DirStore) walk(prefix string, yield func(ObjectInfo, error) bool) bool {
+// walk yields what lies below prefix and reports whether to go on. Where sizes
+// is false, only symbolic links are looked at.
+func (s *DirStore) walk(prefix string, sizes bool, yield func(ObjectInfo, error) bool) bool {
 	entries, err := os.ReadDir(s.path(prefix))
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
@@ -170,14 +182,14 @@ func (s *DirStore) walk(prefix string, yield func(ObjectInfo, error) bool) bool 
 		yield(ObjectInfo{}, objectError("list", prefix, err))
 		return false
 	}
-	for _, e := range s.infos(prefix, entries) {
+	for _, e := range s.infos(prefix, entries, sizes) {
 		var ok bool
 		switch {
 		case e.err != nil:
 			yield(ObjectInfo{}, objectError("list", e.name, e.err))
 			ok = false
 		case strings.HasSuffix(e.name, "/"):
-			ok = s.walk(e.name, yield)
+			ok = s.walk(e.name, sizes, yield)
 		default:
 			ok = yield(ObjectInfo{Name: e.name, Stored: e.stored}, nil)
 		}
@@ -197,11 +209,18 @@ type listed struct {
 // infos looks at the entries of one directory, follows symbolic links, leaves
 // out what is neither an object nor a directory, or vanished, and sorts by the
 // names as List yields them: "a-b" comes before what is below "a/".
-func (s *DirStore) infos(prefix string, entries []fs.DirEntry) []listed {
+func (s *DirStore) infos(prefix string, entries []fs.DirEntry, sizes bool) []listed {
 	list := make([]listed, 0, len(entries))
 	for _, e := range entries {
 		name := prefix + e.Name()
-		if name == "tmp" {
+		switch {
+		case name == "tmp":
+			continue
+		case e.IsDir():
+			list = append(list, listed{name: name + "/"})
+			continue
+		case e.Type().IsRegular() && !sizes:
+			list = append(list, listed{name: name})
 			continue
 		}
 		info, err := os.Stat(s.path(name))

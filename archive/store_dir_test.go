@@ -41,15 +41,29 @@ func put(t *testing.T, s Store, name, content string) {
 	}
 }
 
-// listing returns the names and sizes of a listing, and its error.
-func listing(s Store, prefix string) (out []string, err error) {
-	for o, err := range s.List(prefix) {
-		if err != nil {
-			return out, err
+// listing returns the names and sizes of a listing, and its error. Names must
+// tell the same.
+func listing(t *testing.T, s Store, prefix string) (out []string, err error) {
+	t.Helper()
+	var names, again []string
+	for o, e := range s.List(prefix) {
+		if err = e; err != nil {
+			break
 		}
+		names = append(names, o.Name)
 		out = append(out, fmt.Sprint(o.Name, " ", o.Stored))
 	}
-	return out, nil
+	var namesErr error
+	for name, e := range s.Names(prefix) {
+		if namesErr = e; namesErr != nil {
+			break
+		}
+		again = append(again, name)
+	}
+	if !slices.Equal(names, again) || fmt.Sprint(err) != fmt.Sprint(namesErr) {
+		t.Errorf("list %q: %q and the error %v; by names: %q and the error %v", prefix, names, err, again, namesErr)
+	}
+	return out, err
 }
 
 func TestDirStore(t *testing.T) {
@@ -69,7 +83,7 @@ func TestDirStore(t *testing.T) {
 		"parts/4f/": "[]",
 		"log/":      "[]",
 	} {
-		if got, err := listing(s, prefix); err != nil || fmt.Sprint(got) != want {
+		if got, err := listing(t, s, prefix); err != nil || fmt.Sprint(got) != want {
 			t.Errorf("list %q: %v %v, want %v", prefix, got, err, want)
 		}
 	}
@@ -143,7 +157,7 @@ func TestDirStoreNames(t *testing.T) {
 		}
 	}
 	for _, prefix := range []string{"a", "/", "../", "tmp/", "a//"} {
-		if _, err := listing(s, prefix); err == nil {
+		if _, err := listing(t, s, prefix); err == nil {
 			t.Errorf("list %q", prefix)
 		}
 	}
@@ -156,18 +170,18 @@ func TestDirStoreListingsThatFail(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "parts"), nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := listing(s, "parts/"); err == nil || !strings.Contains(err.Error(), "parts") {
+	if got, err := listing(t, s, "parts/"); err == nil || !strings.Contains(err.Error(), "parts") {
 		t.Errorf("a directory that is none: %v %v", got, err)
 	}
 	os.Remove(filepath.Join(dir, "parts"))
 	os.Symlink("/nowhere/at/all", filepath.Join(dir, "log/2"))
-	if got, err := listing(s, "log/"); err == nil || !errors.Is(err, fs.ErrNotExist) || len(got) != 1 {
+	if got, err := listing(t, s, "log/"); err == nil || !errors.Is(err, fs.ErrNotExist) || len(got) != 1 {
 		t.Errorf("a link to nowhere: %v %v", got, err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := listing(s, "parts/"); !errors.Is(err, fs.ErrNotExist) {
+	if got, err := listing(t, s, "parts/"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a store that is gone: %v %v", got, err)
 	}
 	if _, err := NewDirStore(dir); !errors.Is(err, fs.ErrNotExist) {
@@ -187,7 +201,7 @@ func TestDirStoreFollowsLinks(t *testing.T) {
 	if err := os.Symlink(other, filepath.Join(dir, "parts")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := listing(newDirStore(t, dir), ""); err != nil || fmt.Sprint(got) != "[parts/3f/x 1]" {
+	if got, err := listing(t, newDirStore(t, dir), ""); err != nil || fmt.Sprint(got) != "[parts/3f/x 1]" {
 		t.Error(got, err)
 	}
 }
@@ -226,7 +240,7 @@ func TestDirStoreExclusive(t *testing.T) {
 			t.Errorf("name %d was published %d times", i, won[i].Load())
 		}
 	}
-	if got, err := listing(newDirStore(t, dir), "log/"); err != nil || len(got) != names {
+	if got, err := listing(t, newDirStore(t, dir), "log/"); err != nil || len(got) != names {
 		t.Error(got, err)
 	}
 	for _, e := range must(os.ReadDir(filepath.Join(dir, "tmp"))) {
@@ -273,7 +287,7 @@ func TestDirStoreDrafts(t *testing.T) {
 	if _, err := d.Write([]byte("draft")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := listing(s, ""); err != nil || len(got) != 0 {
+	if got, err := listing(t, s, ""); err != nil || len(got) != 0 {
 		t.Error("a draft is listed:", got, err)
 	}
 	b := make([]byte, 4)
@@ -304,7 +318,7 @@ func TestDirStoreDrafts(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if got, err := listing(s, ""); fmt.Sprint(got) != "[x/y 5]" {
+	if got, err := listing(t, s, ""); fmt.Sprint(got) != "[x/y 5]" {
 		t.Error(got, err)
 	}
 }
@@ -420,7 +434,7 @@ func TestDirStoreWriteFails(t *testing.T) {
 	if err := d.Publish("x"); err == nil || !strings.Contains(err.Error(), "publish x") {
 		t.Error("published without a sync:", err)
 	}
-	if got, err := listing(s, ""); err != nil || len(got) != 0 {
+	if got, err := listing(t, s, ""); err != nil || len(got) != 0 {
 		t.Error(got, err)
 	}
 }

@@ -22,6 +22,9 @@ const (
 	// Nobody could extract a member with a longer one.
 	maxMemberName = 4095
 
+	// chunkDir is where tar extracts chunks.
+	chunkDir = ".chunks/"
+
 	// paxName is the name of every extended header. Only a tar that knows
 	// neither PAX nor its type shows it.
 	paxName = "PaxHeaders"
@@ -41,7 +44,7 @@ type Member struct {
 // file: ".chunks/ab/ab12…".
 func ChunkName(h Hash) string {
 	s := h.String()
-	return ".chunks/" + s[:2] + "/" + s
+	return chunkDir + s[:2] + "/" + s
 }
 
 // check fails where the member's name is none that tar could restore.

@@ -53,13 +53,13 @@ func (c *checking) structure() ([]archive.Part, error) {
 // unnamed counts the parts that no record names: another run has not committed
 // yet, or was interrupted.
 func (c *checking) unnamed(named map[archive.Digest]archive.Part) error {
-	for object, err := range c.repo.Store().List("parts/") {
+	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
 		}
-		name, ok := archive.ParsePartStoreName(object.Name)
+		name, ok := archive.ParsePartStoreName(stored)
 		if !ok {
-			c.notef("%s is not a part's name: nothing of this program made it", object.Name)
+			c.notef("%s is not a part's name: nothing of this program made it", stored)
 		} else if _, ok := named[name]; !ok {
 			c.result.Unnamed++
 		}

@@ -27,12 +27,16 @@ func (c *creation) walk() error {
 		return fmt.Errorf("%s: %w", root, err)
 	}
 	entry := scannedEntry{name: ".", inode: st}
-	d := c.scanner.start(fd, ".", c.selection.only())
-	defer d.close()
 	var old *index.Dirent
 	if c.previous.Number != 0 {
-		old = &index.Dirent{Dir: c.previous.Root}
+		root, err := c.view.Resolve(c.previous.Root, ".")
+		if err != nil {
+			return err
+		}
+		old = &root
 	}
+	d := c.scanner.start(fd, ".", c.selection.only(), old)
+	defer d.close()
 	return c.directory(fd, d, &entry, ".", old, c.selection, st.dev)
 }
 
@@ -55,8 +59,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		c.problem(path, errVanished)
 		return c.drop(path, old)
 	}
-	dir, stored, err := c.directoryEntry(parent, d, e, path, old)
-	if err != nil || !stored {
+	if err := c.directoryEntry(parent, d, e, path, old); err != nil {
 		return err
 	}
 	if d.err != nil {
@@ -69,7 +72,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		}
 	}
 	d.entries = c.included(d, path, s)
-	return c.children(d, e, path, dir, s)
+	return c.children(d, e, path, s)
 }
 
 var errKernelFile = errors.New("is made up by the kernel when it is read: not backed up")
@@ -87,24 +90,12 @@ func (c *creation) leftOut(d *scanned, e *scannedEntry, device uint64) string {
 	return ""
 }
 
-// directoryEntry adds the entry of a directory where it is new or changed. It
-// returns the directory that it was before, nil where it was none, and whether
-// it is part of the generation.
-func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent) (before *index.Dirent, stored bool, err error) {
-	if old != nil && old.Dir != 0 {
-		before = old
-	}
-	same := false
-	if before != nil {
-		node, err := c.view.Dir(before.Dir)
-		if err != nil {
-			return nil, false, err
-		}
-		same = node.Attr == e.Attr
-	}
+// directoryEntry adds the entry of a directory where it is new or changed.
+func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent) (err error) {
+	same := old != nil && old.Dir != 0 && old.Attr == e.Attr
 	if same && c.base != 0 {
 		c.count(old, &e.inode, path, true)
-		return before, true, nil
+		return nil
 	}
 	entry := archive.Entry{Path: path, Attr: e.Attr}
 	if entry.Xattrs, err = c.directoryXattrs(parent, d, e.name); err != nil {
@@ -112,7 +103,7 @@ func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path 
 	}
 	c.warnOverlay(path, entry.Xattrs)
 	c.count(old, &e.inode, path, same)
-	return before, true, c.add(entry)
+	return c.add(entry)
 }
 
 func (c *creation) directoryXattrs(parent int, d *scanned, name string) ([]archive.Xattr, error) {
@@ -123,11 +114,11 @@ func (c *creation) directoryXattrs(parent int, d *scanned, name string) ([]archi
 }
 
 // children compares the entries of a directory with those that it had.
-func (c *creation) children(d *scanned, e *scannedEntry, path string, old *index.Dirent, s *selection) error {
-	before, err := c.listBefore(old)
-	if err != nil {
-		return err
+func (c *creation) children(d *scanned, e *scannedEntry, path string, s *selection) error {
+	if d.beforeErr != nil {
+		return d.beforeErr
 	}
+	before := d.before
 	ahead := lookahead{creation: c, parent: d, selection: s, device: e.dev}
 	defer ahead.close()
 	for i := range d.entries {
@@ -152,19 +143,6 @@ func (c *creation) children(d *scanned, e *scannedEntry, path string, old *index
 		}
 	}
 	return nil
-}
-
-// listBefore returns the entries that a directory had, ordered by name.
-func (c *creation) listBefore(old *index.Dirent) ([]index.Dirent, error) {
-	if old == nil {
-		return nil, nil
-	}
-	var list []index.Dirent
-	err := c.view.List(old.Dir, "", func(e index.Dirent) bool {
-		list = append(list, e)
-		return true
-	})
-	return list, err
 }
 
 // child compares entry i of a directory, which lies at path.
@@ -338,10 +316,7 @@ func (c *creation) countGone(path string, old *index.Dirent) error {
 }
 
 func (c *creation) countGoneBelow(path string, old *index.Dirent) error {
-	if old.Dir == 0 {
-		return nil
-	}
-	list, err := c.listBefore(old)
+	list, err := listBefore(c.view, old)
 	for i := 0; i < len(list) && err == nil; i++ {
 		err = c.countGone(join(path, list[i].Name), &list[i])
 	}
@@ -412,7 +387,7 @@ func (l *lookahead) take(i int) *scanned {
 		e := &l.parent.entries[l.next]
 		if e.err == nil && e.Type == archive.TypeDir {
 			only := l.creation.selectionOf(e, l.selection, l.device).only()
-			l.running = append(l.running, runningScan{l.next, l.creation.scanner.start(l.parent.fd, e.name, only)})
+			l.running = append(l.running, runningScan{l.next, l.creation.scanner.start(l.parent.fd, e.name, only, l.parent.was(e.name))})
 		}
 	}
 	first := l.running[0]

@@ -224,11 +224,11 @@ func (c *creation) adopt() error {
 		return err
 	}
 	adopted := 0
-	for object, err := range c.repo.Store().List("parts/") {
+	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
 		}
-		name, ok := archive.ParsePartStoreName(object.Name)
+		name, ok := archive.ParsePartStoreName(stored)
 		if _, named := known[name]; named || !ok {
 			continue
 		}
@@ -307,6 +307,7 @@ func (c *creation) chooseBase() error {
 	}
 	c.previous = of[len(of)-1]
 	c.view = c.db.At(c.previous.Number)
+	c.scanner.view = c.view
 	c.options.Progress.total.Store(&c.previous)
 	head, ok, err := c.db.Head(c.options.Source)
 	if err == nil && ok && head == c.previous.Number {
@@ -364,7 +365,7 @@ func (c *creation) harmless(first, last uint64) (bool, error) {
 }
 
 func (c *creation) reopen() error {
-	db, err := index.Open(c.repo, index.Options{Log: c.notef})
+	db, err := index.Open(c.repo, index.Options{Log: c.notef, Previous: c.db})
 	if err != nil {
 		return err
 	}
@@ -376,18 +377,13 @@ func (c *creation) reopen() error {
 
 func (c *creation) commitAs(number uint64) error {
 	h := archive.Header{Kind: archive.KindGeneration, Number: number, Source: c.options.Source,
-		Time: c.options.Time.UTC(), Base: c.base, Program: c.options.Program}
+		Time: c.options.Time.UTC(), Base: c.base, Previous: c.db.RecordDigest(), Program: c.options.Program}
 	if c.options.Time.IsZero() {
 		h.Time = c.started.UTC()
 	}
 	var err error
 	if h.Name, err = c.freeName(h.Time); err != nil {
 		return err
-	}
-	if number > 1 {
-		if h.Previous, err = c.repo.RecordDigest(number - 1); err != nil {
-			return err
-		}
 	}
 	if err := c.ctx.Err(); err != nil {
 		return err

@@ -2,16 +2,21 @@ package backup
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/index"
 )
 
-// scanner reads directories of the source ahead of the comparison. It is safe
-// for concurrent use.
+// scanner reads directories of the source, and what they were in the generation
+// before, ahead of the comparison. It is safe for concurrent use.
 type scanner struct {
 	ctx     context.Context
 	workers chan struct{} // a slot for each directory or share of one that is read right now
+	view    index.View    // of the generation before
 }
 
 // Two to four statx calls at once are the best; more are slower (measured).
@@ -38,6 +43,9 @@ type scanned struct {
 	fd      int           // open; -1 where that failed
 	entries []scannedEntry
 	err     error
+
+	before    []index.Dirent // what was in it, ordered by name
+	beforeErr error
 }
 
 type scannedEntry struct {
@@ -47,16 +55,41 @@ type scannedEntry struct {
 }
 
 // start begins to read the directory name of parent, which must stay open until
-// it is done. Where only is not nil, just those names are looked at.
-func (s *scanner) start(parent int, name string, only []string) *scanned {
+// it is done. Where only is not nil, just those names are looked at. old is what
+// it was in the generation before, nil where it was not there.
+func (s *scanner) start(parent int, name string, only []string, old *index.Dirent) *scanned {
 	d := &scanned{done: make(chan struct{}), fd: -1}
 	go func() {
 		defer close(d.done)
 		s.workers <- struct{}{}
+		d.before, d.beforeErr = listBefore(s.view, old)
 		d.err = s.read(d, parent, name, only)
 		<-s.workers
 	}()
 	return d
+}
+
+// listBefore returns the entries that a directory had, ordered by name. What was
+// no directory had none.
+func listBefore(view index.View, old *index.Dirent) ([]index.Dirent, error) {
+	if old == nil || old.Dir == 0 {
+		return nil, nil
+	}
+	var list []index.Dirent
+	err := view.List(old.Dir, "", func(e index.Dirent) bool {
+		list = append(list, e)
+		return true
+	})
+	return list, err
+}
+
+// was returns what an entry of the directory was before, nil where it was not there.
+func (d *scanned) was(name string) *index.Dirent {
+	i, there := slices.BinarySearchFunc(d.before, name, func(e index.Dirent, name string) int { return strings.Compare(e.Name, name) })
+	if !there {
+		return nil
+	}
+	return &d.before[i]
 }
 
 // close waits for the directory and closes it.

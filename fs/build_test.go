@@ -14,14 +14,14 @@ import (
 // repo is a repository that a test fills by hand.
 type repo struct {
 	*archive.Repository
-	t        *testing.T
+	t        testing.TB
 	last     uint64 // newest record
 	previous archive.Digest
 	heads    map[string]uint64 // newest generation of each source
 	known    map[archive.Hash]bool
 }
 
-func newRepo(t *testing.T) *repo {
+func newRepo(t testing.TB) *repo {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "repo")
 	r, err := archive.Init(dir, archive.InitOptions{})

@@ -17,6 +17,7 @@ const latestName = "latest"
 // catalog is what the mount shows above the generations, at one number of the
 // log. It never changes.
 type catalog struct {
+	last        uint64 // number of the newest log record
 	generations map[uint64]index.Generation
 	root        *listing
 	sources     map[uint64]*listing // by node
@@ -56,7 +57,7 @@ const (
 // root. last is the number of the newest log record. sourceNumber gives a
 // source the number in its node id.
 func newCatalog(all []index.Generation, source string, last uint64, sourceNumber func(string) uint64) (*catalog, error) {
-	c := &catalog{generations: make(map[uint64]index.Generation), sources: make(map[uint64]*listing)}
+	c := &catalog{last: last, generations: make(map[uint64]index.Generation), sources: make(map[uint64]*listing)}
 	bySource := make(map[string][]index.Generation)
 	for _, g := range all {
 		if err := checkGenerationNumber(g.Number); err != nil {

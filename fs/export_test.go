@@ -1,4 +1,14 @@
 package fs
 
+import "github.com/hanwen/go-fuse/v2/fuse"
+
 // ReleaseRemoved closes the parts that are no longer in the store.
 func (m *Mount) ReleaseRemoved() { m.parts.releaseRemoved() }
+
+// CanReconnect reports whether a connection can be replaced.
+func CanReconnect() bool { return canReconnect() }
+
+// Read answers a READ request.
+func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
+	return m.server.Load().Read(nil, in, b)
+}

@@ -13,7 +13,6 @@ package fs
 
 import (
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,15 +62,14 @@ type Mount struct {
 	parts      *parts
 	log        *logger
 	marks      *marks
-	fuse       *fuse.Server
 
-	snapshots snapshots
-	catalog   atomic.Pointer[catalog]  // of the newest snapshot
-	before    atomic.Pointer[replaced] // the one before; nil at first
-	refreshes refreshes
+	snapshots   snapshots
+	refreshes   refreshes
+	connections connections
+	server      atomic.Pointer[server] // of the connection that is mounted; nil at first
+	mountMu     sync.Mutex             // held by who changes what is mounted
 
-	unmounted chan struct{} // closed when the kernel has let go
-	done      chan struct{} // closed when everything is released
+	done chan struct{} // closed when everything is released
 }
 
 // refreshes is the state of bringing the mount up to the log's end.
@@ -101,9 +99,9 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		log:        newLogger(o.Log),
 		marks:      newMarks(),
 		refreshes:  refreshes{sources: make(map[string]uint64)},
-		unmounted:  make(chan struct{}),
 		done:       make(chan struct{}),
 	}
+	m.connections.ended = make(chan struct{})
 	if err := m.openFirst(); err != nil {
 		m.snapshots.close()
 		return nil, err
@@ -141,31 +139,19 @@ func (m *Mount) openFirst() error {
 
 // serve mounts, and starts what runs until the mount ends.
 func (m *Mount) serve() error {
-	server, err := fuse.NewServer(&server{readOnly{fuse.NewDefaultRawFileSystem()}, m}, m.mountpoint, m.mountOptions())
+	s, err := m.connect()
 	if err != nil {
 		return mountError(m.mountpoint, err)
 	}
-	m.fuse = server
+	m.server.Store(s)
 	go m.run()
-	// Makes the kernel know that files here need no polling. It fails where
-	// the root of the mount is closed to us, and then nothing depends on it.
-	_ = server.WaitMount()
-	if os.Geteuid() == 0 {
-		raiseReadAhead(m.mountpoint)
-	}
 	return nil
 }
 
-// run serves until the kernel lets go, and then releases everything.
+// run keeps the mount up to date until its last connection has ended, and then
+// releases everything.
 func (m *Mount) run() {
-	polling := make(chan struct{})
-	go func() {
-		defer close(polling)
-		m.poll()
-	}()
-	m.fuse.Serve()
-	close(m.unmounted)
-	<-polling
+	m.poll()
 	m.release()
 	close(m.done)
 }
@@ -184,15 +170,19 @@ func (m *Mount) Wait() { <-m.done }
 // the process ends, after which they get errors. busy is true, too, where the
 // mount lives on in another mount namespace.
 func (m *Mount) Unmount() (busy bool, err error) {
+	m.mountMu.Lock()
+	defer m.mountMu.Unlock()
+	mounted := m.server.Load().ended
 	err = unmount(m.mountpoint, false)
 	for try := 1; err != nil && try < unmountTries; try++ {
-		if m.ended(unmountPause) {
-			return false, nil
+		if closed(mounted, unmountPause) {
+			err = nil
+			break
 		}
 		err = unmount(m.mountpoint, false)
 	}
 	if err == nil {
-		return !m.ended(unmountPatience), nil
+		return !closed(m.connections.ended, unmountPatience), nil
 	}
 	if err := unmount(m.mountpoint, true); err != nil {
 		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, err)
@@ -208,11 +198,11 @@ const (
 	unmountPatience = 2 * time.Second
 )
 
-// ended waits for the kernel to let go, at most for a while, and reports
-// whether it did.
-func (m *Mount) ended(wait time.Duration) bool {
+// closed waits for a channel to be closed, at most for a while, and reports
+// whether it was.
+func closed(c <-chan struct{}, wait time.Duration) bool {
 	select {
-	case <-m.unmounted:
+	case <-c:
 		return true
 	case <-time.After(wait):
 		return false

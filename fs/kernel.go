@@ -60,13 +60,136 @@ func (m *Mount) mountOptions() *fuse.MountOptions {
 // raiseReadAhead lets the kernel read ahead as far as a request is large. The
 // limit that it sets itself at the mount cannot be raised in another way.
 // Failing that, reading large files is slower.
-func raiseReadAhead(mountpoint string) {
-	var st unix.Stat_t
-	if unix.Stat(mountpoint, &st) != nil {
-		return
-	}
-	file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+func raiseReadAhead(device uint64) {
+	file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(device), unix.Minor(device))
 	_ = os.WriteFile(file, []byte(strconv.Itoa(maxRead>>10)), 0)
+}
+
+// canReconnect reports whether a mount can be put beneath another one: by root,
+// on Linux 6.5 or later.
+func canReconnect() bool {
+	// Who may not, or does not know the flag, says so before it looks at the
+	// descriptors.
+	return os.Geteuid() == 0 && errors.Is(moveBeneath(-1, -1), unix.EBADF)
+}
+
+// moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h.
+const moveMountBeneath = 0x200
+
+// moveBeneath attaches a detached mount beneath another one, of the same mount
+// point. Both are named by an O_PATH descriptor of their roots.
+func moveBeneath(mount, top int) error {
+	const flags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH | moveMountBeneath
+	if err := unix.MoveMount(mount, "", top, "", flags); err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	return nil
+}
+
+// detach unmounts the mount of which root is an O_PATH descriptor, although it
+// is in use.
+func detach(root int) error {
+	return os.NewSyscallError("umount", unix.Unmount(openPath(root), unix.MNT_DETACH))
+}
+
+// openMount opens the root of what is mounted at a path, without a request to
+// whoever serves it. Go's own os.File might make one.
+func openMount(path string) (root int, err error) {
+	root, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return root, nil
+}
+
+// openPath returns a path that leads to what is open.
+func openPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// deviceOf returns the device of a mount, 0 where it is not known.
+func deviceOf(root int) uint64 {
+	var st unix.Statx_t
+	if unix.Statx(root, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st) != nil {
+		return 0
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor)
+}
+
+// mountDetached makes a mount that is nowhere in the file tree, with the same
+// options as go-fuse would mount with. fuse is the connection, root an O_PATH
+// descriptor of the mount's root.
+func mountDetached(o *fuse.MountOptions) (connection, root int, err error) {
+	connection, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, &os.PathError{Op: "open", Path: "/dev/fuse", Err: err}
+	}
+	if root, err = newMount(connection, o); err != nil {
+		return 0, 0, errors.Join(os.NewSyscallError("mount", err), unix.Close(connection))
+	}
+	return connection, root, nil
+}
+
+func newMount(connection int, o *fuse.MountOptions) (root int, err error) {
+	config, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(config)
+	flags := []string{"ro"}
+	attributes := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	for _, option := range o.Options {
+		if option == "noexec" {
+			attributes |= unix.MOUNT_ATTR_NOEXEC
+		} else {
+			flags = append(flags, option)
+		}
+	}
+	if o.AllowOther {
+		flags = append(flags, "allow_other")
+	}
+	for _, name := range flags {
+		if err := unix.FsconfigSetFlag(config, name); err != nil {
+			return 0, fmt.Errorf("option %s: %w", name, err)
+		}
+	}
+	for name, value := range map[string]string{
+		"source":   o.FsName,
+		"subtype":  o.Name,
+		"fd":       strconv.Itoa(connection),
+		"rootmode": strconv.FormatInt(unix.S_IFDIR, 8),
+		"user_id":  strconv.Itoa(os.Geteuid()),
+		"group_id": strconv.Itoa(os.Getegid()),
+		"max_read": strconv.Itoa(o.MaxWrite),
+	} {
+		if err := unix.FsconfigSetString(config, name, value); err != nil {
+			return 0, fmt.Errorf("option %s=%s: %w", name, value, err)
+		}
+	}
+	if err := unix.FsconfigCreate(config); err != nil {
+		return 0, err
+	}
+	return unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, attributes)
+}
+
+// refusePolls makes the kernel know that files of a connection need no polling,
+// as go-fuse does for what it mounts itself: at the file of this name it
+// answers so. Without it a file of our own mount that Go polls in this process
+// could stop the process.
+func refusePolls(root int) error {
+	fd, err := unix.Openat(root, ".go-fuse-epoll-hack", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("refuse polls: %w", err)
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err
+}
+
+// silenceXattrs makes the kernel ask for extended attributes, so that it hears
+// at once that it need not. The name is one that the kernel itself does not
+// answer for. It is no loss where it fails: then the kernel hears it later.
+func silenceXattrs(root int) {
+	_, _ = unix.Getxattr(openPath(root), "security.backupfs", nil)
+	_, _ = unix.Listxattr(openPath(root), nil)
 }
 
 // checkMountpoint finds out what would make mounting fail or hang.

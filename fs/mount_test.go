@@ -30,7 +30,7 @@ func mount(t *testing.T, r *repo, o fs.Options) (dir string, log *messages) {
 	return dir, log
 }
 
-func mounted(t *testing.T, r *repo, o fs.Options) (dir string, log *messages, m *fs.Mount) {
+func mounted(t testing.TB, r *repo, o fs.Options) (dir string, log *messages, m *fs.Mount) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
@@ -54,7 +54,7 @@ func mounted(t *testing.T, r *repo, o fs.Options) (dir string, log *messages, m 
 }
 
 // mountpoint makes an empty directory that everybody can get to.
-func mountpoint(t *testing.T) string {
+func mountpoint(t testing.TB) string {
 	t.Helper()
 	tmp := t.TempDir()
 	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
@@ -92,7 +92,7 @@ func (m *messages) wantNone(t *testing.T) {
 	}
 }
 
-func stat(t *testing.T, path string) unix.Stat_t {
+func stat(t testing.TB, path string) unix.Stat_t {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -353,6 +353,7 @@ func TestGenerationsComeAndGo(t *testing.T) {
 	d.dir("x")
 	d.commit("2026-11-21T05:00:00Z")
 	within(t, "the second generation", func() bool { return exists(filepath.Join(mnt, second)) && exists(mnt+"/web1/latest/x") })
+	within(t, "the listing", func() bool { list, _ := os.ReadDir(mnt); return len(list) == 4 })
 	wantNames(t, mnt, first, second, "latest", "web1")
 	within(t, "latest", func() bool { target, _ := os.Readlink(mnt + "/latest"); return target == second })
 	within(t, "the date", func() bool { return !exists(mnt + "/2026-11-21/only") })

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"syscall"
 
 	"github.com/backupfs/backupfs/index"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -19,7 +20,13 @@ func (s *server) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 
 // ReadDirPlus implements fuse.RawFileSystem.
 func (s *server) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(in.NodeId, in.Offset, plusList{out})
+	if in.Offset > 0 {
+		s.pusher.listed(in.NodeId)
+	}
+	list := plusList{DirEntryList: out}
+	status := s.readDir(in.NodeId, in.Offset, &list)
+	s.pusher.tell(in.NodeId, list.files)
+	return status
 }
 
 // entryList is a reply that has room for so many entries.
@@ -35,15 +42,21 @@ func (l plainList) add(e fuse.DirEntry, _ func(*fuse.EntryOut) fuse.Status) bool
 	return l.AddDirEntry(e)
 }
 
-type plusList struct{ *fuse.DirEntryList }
+type plusList struct {
+	*fuse.DirEntryList
+	files []index.Ino // that were added
+}
 
-func (l plusList) add(e fuse.DirEntry, set func(*fuse.EntryOut) fuse.Status) bool {
+func (l *plusList) add(e fuse.DirEntry, set func(*fuse.EntryOut) fuse.Status) bool {
 	out := l.AddDirLookupEntry(e)
 	if out == nil {
 		return false
 	}
 	if !set(out).Ok() {
 		*out = fuse.EntryOut{} // the kernel will look the name up, and get the error
+	}
+	if i, ok := fileInode(out.NodeId); ok && out.Mode&syscall.S_IFMT == syscall.S_IFREG && out.Size > 0 {
+		l.files = append(l.files, i)
 	}
 	return true
 }
@@ -132,7 +145,10 @@ func (s *server) addDirent(out entryList, p place, e index.Dirent, passed int64)
 	if e.Dir != 0 {
 		entry.Ino = dirNode(p.generation, e.Dir)
 	}
-	return out.add(entry, func(out *fuse.EntryOut) fuse.Status { return s.setEntry(out, p, e) })
+	return out.add(entry, func(out *fuse.EntryOut) fuse.Status {
+		setEntry(out, p, e)
+		return fuse.OK
+	})
 }
 
 // checkListed makes sure that a listing that came to its end was whole.

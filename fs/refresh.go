@@ -54,10 +54,9 @@ func (r *refreshes) sourceNumber(name string) uint64 {
 // show makes a snapshot the newest.
 func (m *Mount) show(s *snapshot) {
 	m.refreshes.number = s.db.Number()
-	if old := m.catalog.Load(); old != nil {
-		m.before.Store(&replaced{old, time.Now().Add(grace)})
+	if server := m.server.Load(); server != nil {
+		server.show(s)
 	}
-	m.catalog.Store(s.catalog)
 	m.snapshots.push(s)
 }
 
@@ -69,8 +68,8 @@ type replaced struct {
 }
 
 // justDropped finds a generation in a listing as it was a moment ago.
-func (m *Mount) justDropped(node uint64, name string) (listed, bool) {
-	before := m.before.Load()
+func (s *server) justDropped(node uint64, name string) (listed, bool) {
+	before := s.before.Load()
 	if before == nil || time.Now().After(before.until) {
 		return listed{}, false
 	}
@@ -128,50 +127,53 @@ func (m *Mount) failRefresh(err error) {
 	r.retryAt = time.Now().Add(r.retry)
 }
 
-// poll keeps the mount up to date until it ends.
+// poll keeps the mount up to date until its last connection has ended.
 func (m *Mount) poll() {
 	tick, release := time.NewTicker(pollInterval), time.NewTicker(releaseInterval)
 	defer tick.Stop()
 	defer release.Stop()
-	for told := m.catalog.Load(); ; {
+	for {
 		select {
-		case <-m.unmounted:
+		case <-m.connections.ended:
 			return
 		case <-release.C:
 			m.parts.releaseRemoved()
 			continue
 		case <-tick.C:
 		}
+		m.snapshots.forget()
 		m.refresh()
-		if shown := m.catalog.Load(); shown != told {
-			m.tellKernel(told, shown)
-			told = shown
+		if m.server.Load().outdated.Load() {
+			m.reconnect()
 		}
+		m.server.Load().tellKernel()
 	}
 }
 
 // tellKernel makes the kernel drop what it remembers of listings that changed.
 // It would do so by itself after a moment; this is for those who look sooner.
 // No lock is held here: the kernel may wait for an answer of ours first.
-func (m *Mount) tellKernel(before, now *catalog) {
-	if m.pinned.Number != 0 {
+func (s *server) tellKernel() {
+	before, now := s.told, s.catalog.Load()
+	if s.m.pinned.Number != 0 || now == before {
 		return
 	}
-	m.tellListing(before.root, now.root)
+	s.told = now
+	s.tellListing(before.root, now.root)
 	for node, l := range before.sources {
-		m.tellListing(l, now.sources[node])
+		s.tellListing(l, now.sources[node])
 	}
 }
 
 // tellListing compares two states of a listing; now is nil where it is gone.
-func (m *Mount) tellListing(before, now *listing) {
+func (s *server) tellListing(before, now *listing) {
 	if now == nil {
 		now = &listing{}
 	}
 	for name, e := range before.named {
 		if now.named[name].node != e.node {
-			m.fuse.EntryNotify(before.node, name)
+			s.fuse.EntryNotify(before.node, name)
 		}
 	}
-	m.fuse.InodeNotify(before.node, 0, 0)
+	s.fuse.InodeNotify(before.node, 0, 0)
 }

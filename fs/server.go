@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -19,13 +20,31 @@ const (
 	errNoData = fuse.Status(syscall.ENXIO) // of lseek
 )
 
+// aclPrefix begins the names of ACLs. Who asks for one is never answered with
+// ENOSYS: the kernel would take that, the first time, for a failed check of
+// permissions.
+const aclPrefix = "system.posix_acl_"
+
 // maxName is how many bytes a name may have.
 const maxName = 255
 
-// server answers the kernel. What it does not define is refused by readOnly.
+// server answers the kernel in one connection. What it does not define is
+// refused by readOnly.
 type server struct {
 	readOnly
-	m *Mount
+	m         *Mount
+	fuse      *fuse.Server
+	pusher    *pusher
+	sequences sequences
+	// mute says that requests for extended attributes are answered with ENOSYS.
+	// The kernel makes no more of them then, in all of the connection's life.
+	mute     bool
+	outdated atomic.Bool // there may be attributes all the same: shows nothing newer
+	device   uint64      // of its files
+	catalog  atomic.Pointer[catalog]
+	before   atomic.Pointer[replaced] // what was shown before; nil at first
+	told     *catalog                 // what the kernel knows of; used by poll
+	ended    chan struct{}            // closed when the kernel has let go
 }
 
 // String is the name that go-fuse gives the file system where it needs one.
@@ -50,6 +69,9 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if !ok {
 		return place{}, fuse.ENOTDIR
 	}
+	if generation > s.catalog.Load().last {
+		return place{}, errStale // it is for the connection that replaces this one
+	}
 	snap := s.m.snapshots.of(generation)
 	if snap == nil {
 		return place{}, errStale
@@ -63,7 +85,7 @@ func (s *server) listing(node uint64) *listing {
 	if node == rootNode && s.m.pinned.Number != 0 {
 		return nil
 	}
-	return s.m.catalog.Load().listing(node)
+	return s.catalog.Load().listing(node)
 }
 
 // isListing reports whether a node is, or was, a directory above the
@@ -118,7 +140,8 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 	case err != nil:
 		return s.fail("lookup in a directory", h.NodeId, err)
 	}
-	return s.setEntry(out, p, entry)
+	setEntry(out, p, entry)
+	return fuse.OK
 }
 
 // lookupListed answers for names above the generations. The kernel is not to
@@ -131,7 +154,7 @@ func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse
 	if e, ok := l.lookup(name); ok {
 		return s.setListedEntry(out, e)
 	}
-	e, ok := s.m.justDropped(node, name)
+	e, ok := s.justDropped(node, name)
 	if !ok {
 		return fuse.ENOENT
 	}
@@ -150,26 +173,16 @@ func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
 }
 
 // setEntry fills in an entry of a directory of a generation.
-func (s *server) setEntry(out *fuse.EntryOut, p place, e index.Dirent) fuse.Status {
+func setEntry(out *fuse.EntryOut, p place, e index.Dirent) {
 	out.Generation = 1
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 	if e.Dir != 0 {
 		out.NodeId = dirNode(p.generation, e.Dir)
-		setAttr(&out.Attr, out.NodeId, e.Attr, 0)
-		return fuse.OK
+	} else {
+		out.NodeId = uint64(e.Ino)
 	}
-	out.NodeId = uint64(e.Ino)
-	data := e.Attr.Size
-	if e.Attr.Type == archive.TypeFile && data > 0 {
-		inode, err := p.db.Inode(e.Ino)
-		if err != nil {
-			return s.fail("lookup", out.NodeId, err)
-		}
-		data = inode.Stored
-	}
-	setAttr(&out.Attr, out.NodeId, e.Attr, data)
-	return fuse.OK
+	setAttr(&out.Attr, out.NodeId, e.Attr, e.Stored)
 }
 
 // GetAttr implements fuse.RawFileSystem.
@@ -280,10 +293,14 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	if !ok {
 		return nil, fuse.EISDIR
 	}
-	n, err := s.readAt(ino, b, int64(in.Offset))
+	r := s.m.parts.passage()
+	err := s.readAt(r, ino, b, int64(in.Offset))
 	if err != nil && s.m.refresh() {
 		// What the file's contents lay in was compacted away a moment ago.
-		n, err = s.readAt(ino, b, int64(in.Offset))
+		err = s.readAt(r, ino, b, int64(in.Offset))
+	}
+	if err != nil {
+		r.Done()
 	}
 	switch {
 	case errors.Is(err, index.ErrNotFound):
@@ -291,7 +308,10 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	case err != nil:
 		return nil, s.failRead(in.NodeId, err)
 	}
-	return fuse.ReadResultData(b[:n]), fuse.OK
+	if in.Offset == 0 {
+		s.pusher.read(ino)
+	}
+	return r, fuse.OK
 }
 
 // failRead is fail for a READ. Damage is logged once for a file, wherever in it
@@ -304,19 +324,19 @@ func (s *server) failRead(node uint64, err error) fuse.Status {
 }
 
 // readAt fills b from a file, or as much of it as there is before its end.
-func (s *server) readAt(ino index.Ino, b []byte, offset int64) (n int, err error) {
-	r := passage{parts: s.m.parts}
-	err = s.withInode(func(db *index.DB) (err error) {
-		n, err = db.ReadAt(&r, ino, b, offset)
+func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error {
+	err := s.withInode(func(db *index.DB) error {
+		n, err := db.ReadAt(r, ino, b, offset)
+		r.data = b[:n]
 		return err
 	})
 	if errors.Is(err, io.EOF) {
-		return n, nil
+		return nil
 	}
-	if err == nil && len(b) >= sequentialRead {
+	if err == nil && len(b) >= sequentialRead && s.sequences.goesOn(ino, offset, int64(len(b))) {
 		r.ahead()
 	}
-	return n, err
+	return err
 }
 
 // Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
@@ -344,6 +364,13 @@ func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) 
 	return fuse.OK
 }
 
+// Forget implements fuse.RawFileSystem.
+func (s *server) Forget(node, _ uint64) {
+	if ino, ok := fileInode(node); ok {
+		s.pusher.forget(ino)
+	}
+}
+
 // StatFs implements fuse.RawFileSystem: as the size the raw bytes of all parts,
 // as what is used of it their stored bytes.
 func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
@@ -365,6 +392,9 @@ func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut
 
 // GetXAttr implements fuse.RawFileSystem.
 func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if s.mute && !strings.HasPrefix(name, aclPrefix) {
+		return 0, fuse.ENOSYS
+	}
 	ino, status := s.xattrInode(h.NodeId)
 	if !status.Ok() {
 		return 0, status
@@ -388,6 +418,9 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 
 // ListXAttr implements fuse.RawFileSystem.
 func (s *server) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if s.mute {
+		return 0, fuse.ENOSYS
+	}
 	ino, status := s.xattrInode(h.NodeId)
 	if !status.Ok() || !ino.HasXattrs() {
 		return 0, status

@@ -101,6 +101,15 @@ func (l *snapshots) worthKeeping(kept []*snapshot, old *snapshot) bool {
 	return false
 }
 
+// forget gives the memory of what was read of the indexes back to the kernel.
+func (l *snapshots) forget() {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for _, s := range l.list {
+		s.db.Release()
+	}
+}
+
 // close releases all.
 func (l *snapshots) close() {
 	l.mu.Lock()

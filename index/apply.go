@@ -85,17 +85,8 @@ func (a *applier) run(r record) error {
 			return err
 		}
 	}
-	for {
-		line, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err == nil {
-			err = a.line(line)
-		}
-		if err != nil {
-			return err
-		}
+	if err := readAhead(r, a.line); err != nil {
+		return err
 	}
 	if a.header.Kind == archive.KindGeneration {
 		if err := a.finish(); err != nil {
@@ -109,6 +100,70 @@ func (a *applier) run(r record) error {
 	a.meta.time = a.header.Time
 	a.value = appendMeta(a.value[:0], a.meta)
 	return a.put(append(a.key[:0], spaceMeta), a.value)
+}
+
+// A record's lines are decoded ahead: at most aheadBatches batches wait. A batch
+// ends when it has aheadLines lines and extents, for an entry may have many.
+const (
+	aheadLines   = 512
+	aheadBatches = 2
+)
+
+// batch is some lines of a record, and the error that ended it.
+type batch struct {
+	lines []archive.Line
+	err   error
+}
+
+// readAhead calls use with the lines of a record up to its end, while another
+// goroutine decodes those that follow. That has ended when readAhead returns.
+func readAhead(r record, use func(archive.Line) error) error {
+	batches, stop := make(chan batch, aheadBatches), make(chan struct{})
+	go func() {
+		defer close(batches)
+		for more := true; more; {
+			b := nextBatch(r)
+			select {
+			case batches <- b:
+				more = b.err == nil
+			case <-stop:
+				return
+			}
+		}
+	}()
+	err := useBatches(batches, use)
+	close(stop)
+	for range batches {
+	}
+	return err
+}
+
+func nextBatch(r record) batch {
+	b := batch{lines: make([]archive.Line, 0, aheadLines)}
+	for n := 0; n < aheadLines && b.err == nil; n++ {
+		var l archive.Line
+		if l, b.err = r.Next(); b.err == nil {
+			b.lines = append(b.lines, l)
+		}
+		if l.Entry != nil {
+			n += len(l.Entry.Data)
+		}
+	}
+	return b
+}
+
+func useBatches(batches <-chan batch, use func(archive.Line) error) error {
+	for b := range batches {
+		for _, l := range b.lines {
+			if err := use(l); err != nil {
+				return err
+			}
+		}
+		if b.err != nil && !errors.Is(b.err, io.EOF) {
+			return b.err
+		}
+	}
+	return nil
 }
 
 // put writes a value. The key is the applier's scratch.
@@ -620,7 +675,7 @@ func (a *applier) addLeaf(name string, old dirent, e *archive.Entry) error {
 	if err != nil {
 		return err
 	}
-	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr})
+	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr, stored: storedBytes(e.Data)})
 }
 
 // leafInode returns the inode number of an entry: a new one, or that of another
@@ -677,12 +732,11 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 		ino |= 1
 		a.meta.hasXattrs = true
 	}
-	i := Inode{Attr: e.Attr, Target: e.Target, Changed: e.Changed}
+	i := Inode{Attr: e.Attr, Target: e.Target, Stored: storedBytes(e.Data), Changed: e.Changed}
 	for _, x := range e.Data {
 		if err := a.checkContent(x); err != nil {
 			return 0, err
 		}
-		i.Stored += x.Len
 	}
 	a.value = appendInode(a.value[:0], i, e.Data)
 	if err := a.put(appendInodeKey(a.key[:0], ino), a.value); err != nil {
@@ -695,6 +749,15 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 		return ino, nil
 	}
 	return ino, a.putSegments(ino, e.Data)
+}
+
+// storedBytes returns how many raw bytes of a file are not holes.
+func storedBytes(data []archive.Extent) int64 {
+	sum := int64(0)
+	for _, x := range data {
+		sum += x.Len
+	}
+	return sum
 }
 
 func (a *applier) putXattrs(ino Ino, xattrs []archive.Xattr) error {

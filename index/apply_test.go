@@ -3,6 +3,7 @@ package index
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -11,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/backupfs/backupfs/archive"
-	"github.com/dgraph-io/badger/v4"
 )
 
 // TestRandomHistory compares every generation with an oracle after every record,
@@ -184,7 +184,7 @@ func TestHostileRecords(t *testing.T) {
 			if err := b.finish(false); err != nil {
 				t.Fatal(err)
 			}
-			db, err := newDB(b.dir, 1)
+			db, err := newDB(b.dir, b.tables, 1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -520,10 +520,10 @@ func TestContradictions(t *testing.T) {
 }
 
 // countKeys returns how many versions of keys there are in each space.
-func countKeys(t *testing.T, db *badger.DB) map[byte]int {
+func countKeys(t *testing.T, in *tables) map[byte]int {
 	t.Helper()
 	count := map[byte]int{}
-	c := newCursor(db, math.MaxUint64, nil, scanOptions{allVersions: true})
+	c := newCursor(in, math.MaxUint64, nil, scanOptions{allVersions: true})
 	for more := c.seek(nil); more; more = c.next() {
 		count[c.key[0]]++
 	}
@@ -570,4 +570,59 @@ func TestPlanMerge(t *testing.T) {
 		t.Errorf("%d values were rewritten %d times", added, rewritten)
 	}
 	t.Logf("%d values were rewritten %d times, %d runs", added, rewritten, len(b.tables))
+}
+
+// TestReadAhead checks that an error ends the decoding, wherever it comes from.
+func TestReadAhead(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		lines, refused int // refused: the number of the line that is not taken; 0: none
+		end            error
+		want           error
+		used           int
+	}{
+		{0, 0, io.EOF, nil, 0},
+		{1, 0, io.EOF, nil, 1},
+		{aheadLines, 0, io.EOF, nil, aheadLines},
+		{10*aheadLines + 7, 0, io.EOF, nil, 10*aheadLines + 7},
+		{3 * aheadLines, 0, broken, broken, 3 * aheadLines},
+		{10 * aheadLines, 2, io.EOF, errRefused, 2},
+		{10 * aheadLines, 5 * aheadLines, broken, errRefused, 5 * aheadLines},
+	} {
+		r := &countedRecord{lines: c.lines, end: c.end}
+		used := 0
+		err := readAhead(r, func(l archive.Line) error {
+			if used++; l.Forget != uint64(used) {
+				t.Fatalf("line %d is %d", used, l.Forget)
+			}
+			if used == c.refused {
+				return errRefused
+			}
+			return nil
+		})
+		if !errors.Is(err, c.want) || used != c.used {
+			t.Errorf("%+v: %d lines used, %v", c, used, err)
+		}
+		if most := used + (aheadBatches+2)*aheadLines; r.read > most {
+			t.Errorf("%+v: %d lines were read for %d", c, r.read, used)
+		}
+	}
+}
+
+var errRefused = errors.New("refused")
+
+// countedRecord is a record of lines that say their number.
+type countedRecord struct {
+	record
+	lines, read int
+	end         error
+}
+
+func (r *countedRecord) Next() (archive.Line, error) {
+	if r.read == r.lines {
+		return archive.Line{}, r.end
+	}
+	r.read++
+	return archive.Line{Forget: uint64(r.read)}, nil
 }

@@ -167,7 +167,7 @@ func advanceMany(b *testing.B, base *builder) *builder {
 		if err != nil {
 			b.Fatal(err)
 		}
-		s, err := verifySeal(base.dir, "test", base.number, who)
+		s, err := verifySeal(base.dir, "test", base.number, who, newVerified(nil))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -202,7 +202,7 @@ func advanceMany(b *testing.B, base *builder) *builder {
 
 func readMany(b *testing.B, last *builder) {
 	start := time.Now()
-	db, err := newDB(last.dir, last.number)
+	db, err := newDB(last.dir, last.tables, last.number)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -270,10 +270,10 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	b.SetBytes(stored(made))
 	for b.Loop() {
-		if _, err := verifySeal(made.dir, "test", 1, who); err != nil {
+		if _, err := verifySeal(made.dir, "test", 1, who, newVerified(nil)); err != nil {
 			b.Fatal(err)
 		}
-		db, err := newDB(made.dir, 1)
+		db, err := newDB(made.dir, made.tables, 1)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/skl"
 	"github.com/dgraph-io/badger/v4/y"
 )
@@ -24,8 +23,8 @@ const (
 type builder struct {
 	dir    string
 	tables []tableFile
-	nextID uint64     // of the next table
-	disk   *badger.DB // the tables, nil where there is none
+	nextID uint64  // of the next table
+	disk   *tables // the tables
 	memory *skl.Skiplist
 	inodes []byte // inode values in memory, which are put in the order of their keys and not read: key, length, value …
 	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
@@ -34,14 +33,14 @@ type builder struct {
 	meta     meta     // after it
 	manifest fileSeal // of the last MANIFEST written
 
-	value, versioned []byte // scratch
+	value, versioned, found []byte // scratch
 }
 
 // newBuilder starts a builder in dir, which has the given tables, but no
 // MANIFEST. number is that of the record that they cover.
-func newBuilder(dir string, tables []tableFile, number uint64) (*builder, error) {
-	b := &builder{dir: dir, tables: tables, number: number, nextID: 1, limit: minMemory}
-	for _, t := range tables {
+func newBuilder(dir string, files []tableFile, number uint64) (*builder, error) {
+	b := &builder{dir: dir, tables: files, disk: new(tables), number: number, nextID: 1, limit: minMemory}
+	for _, t := range files {
 		b.nextID = max(b.nextID, t.ID+1)
 	}
 	if err := b.reopen(); err != nil {
@@ -59,8 +58,8 @@ func newBuilder(dir string, tables []tableFile, number uint64) (*builder, error)
 	return b, nil
 }
 
-func readMeta(db *badger.DB, number uint64) (meta, error) {
-	value, err := get(db, number, []byte{spaceMeta})
+func readMeta(t *tables, number uint64) (meta, error) {
+	value, err := get(t, number, []byte{spaceMeta})
 	if err != nil {
 		return meta{}, missing(err, "meta of record %d", number)
 	}
@@ -70,18 +69,14 @@ func readMeta(db *badger.DB, number uint64) (meta, error) {
 // reopen makes the tables readable.
 func (b *builder) reopen() error {
 	b.close()
-	var err error
-	if b.manifest, err = writeManifest(b.dir, b.tables); err != nil || len(b.tables) == 0 {
-		return err
+	disk, err := openTables(b.dir, b.tables)
+	if err == nil {
+		b.disk = disk
 	}
-	b.disk, err = openTables(b.dir)
 	return err
 }
 
-func (b *builder) close() {
-	closeTables(b.disk)
-	b.disk = nil
-}
+func (b *builder) close() { b.disk.close() }
 
 // versionedKey returns the key as badger's tables order it: behind it the
 // version, counted down so that the newest comes first.
@@ -115,14 +110,17 @@ func (b *builder) put(key, value []byte) error {
 	return nil
 }
 
-// get is get at the newest version, what is in memory included.
+// get is get at the newest version, what is in memory included. The value is
+// valid until the next get.
 func (b *builder) get(key []byte) ([]byte, error) {
 	if b.memory != nil {
 		if v := b.memory.Get(b.versionedKey(key, math.MaxUint64)); v.Version > 0 {
 			return openValue(key, v.Version, v.Value)
 		}
 	}
-	return get(b.disk, math.MaxUint64, key)
+	var err error
+	b.found, err = getTo(b.found[:0], b.disk, math.MaxUint64, key)
+	return b.found, err
 }
 
 // scan yields the newest version of every key that begins with prefix, in order.

@@ -27,7 +27,7 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 	if err != nil {
 		return err
 	}
-	p := &opener{r: r, owners: trusted}
+	p := &opener{r: r, owners: trusted, verified: newVerified(nil)}
 	numbers, err := p.list() // before the end of the log is looked up, as in try
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 // index.
 func (d *DB) Digest() (archive.Hash, error) {
 	h := blake3.New()
-	if d.tables == nil {
+	if d.number == 0 {
 		return archive.Hash(h.Sum(nil)), nil
 	}
 	s, err := newSieve(d.tables, d.number, noGrace)

@@ -2,13 +2,11 @@ package index
 
 import (
 	"bytes"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
 )
@@ -103,40 +101,32 @@ func planMerge(tables []tableFile, limit int) int {
 // then. drop says that they are all there are, and that it may drop what nobody
 // sees.
 func (b *builder) rewrite(inputs []tableFile, drop bool) ([]tableFile, error) {
-	sub := filepath.Join(b.dir, "merged")
-	if err := os.Mkdir(sub, 0o700); err != nil {
-		return nil, fmt.Errorf("index: %w", err)
-	}
-	defer os.RemoveAll(sub)
-	for _, t := range inputs {
-		if err := os.Rename(filepath.Join(b.dir, t.name()), filepath.Join(sub, t.name())); err != nil {
-			return nil, fmt.Errorf("index: %w", err)
-		}
-	}
-	if _, err := writeManifest(sub, inputs); err != nil {
-		return nil, err
-	}
-	db, err := openTables(sub)
+	in, err := openTables(b.dir, inputs)
 	if err != nil {
 		return nil, err
 	}
 	run := &runWriter{b: b}
-	err = copyTables(db, run, b.number, drop)
-	closeTables(db)
+	err = copyTables(in, run, b.number, drop)
+	in.close()
+	for _, t := range inputs {
+		if err == nil {
+			err = os.Remove(filepath.Join(b.dir, t.name()))
+		}
+	}
 	return run.tables, err
 }
 
 // copyTables copies every version of every key, or those that are still needed at
 // the record number and after it.
-func copyTables(db *badger.DB, run *runWriter, number uint64, drop bool) error {
+func copyTables(in *tables, run *runWriter, number uint64, drop bool) error {
 	var s *sieve
 	if drop {
 		var err error
-		if s, err = newSieve(db, number, forgottenGrace); err != nil {
+		if s, err = newSieve(in, number, forgottenGrace); err != nil {
 			return err
 		}
 	}
-	c := newCursor(db, math.MaxUint64, nil, scanOptions{allVersions: true})
+	c := newCursor(in, math.MaxUint64, nil, scanOptions{allVersions: true})
 	err := copyKeys(c, s, run.add)
 	if closeErr := c.close(); err == nil {
 		err = closeErr

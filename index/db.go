@@ -5,31 +5,31 @@ import (
 	"sync"
 
 	"github.com/backupfs/backupfs/archive"
-	"github.com/dgraph-io/badger/v4"
 )
 
 // DB is an open index. It shows the log up to one record, whatever is committed
 // later. It is safe for concurrent use.
 type DB struct {
-	tables  *badger.DB // nil where the log is empty
-	number  uint64
-	meta    meta
-	problem error
-	remove  func() error // what Close does at last; nil where the index is published
+	tables   *tables
+	number   uint64
+	meta     meta
+	problem  error
+	verified *verified    // what Open has hashed; nil where nothing was
+	remove   func() error // what Close does at last; nil where the index is published
 
 	partsMu sync.RWMutex
 	parts   map[uint64]archive.Part // by number, the ones used lately
 }
 
-// newDB opens the tables in dir, which cover the record number.
-func newDB(dir string, number uint64) (*DB, error) {
-	tables, err := openTables(dir)
+// newDB opens the given tables of dir, which cover the record number.
+func newDB(dir string, files []tableFile, number uint64) (*DB, error) {
+	tables, err := openTables(dir, files)
 	if err != nil {
 		return nil, err
 	}
 	d := &DB{tables: tables, number: number, parts: map[uint64]archive.Part{}}
 	if d.meta, err = readMeta(tables, number); err != nil {
-		closeTables(tables)
+		tables.close()
 		return nil, err
 	}
 	return d, nil
@@ -37,16 +37,24 @@ func newDB(dir string, number uint64) (*DB, error) {
 
 // Close releases the index. It waits for nobody: no reader may be active.
 func (d *DB) Close() error {
-	closeTables(d.tables)
+	d.tables.close()
 	if d.remove != nil {
 		return d.remove()
 	}
 	return nil
 }
 
+// Release lets the kernel take back the memory of what was read of the index so
+// far; whatever is needed again comes from its page cache. Readers may be active.
+func (d *DB) Release() { d.tables.release() }
+
 // Number returns the number of the record that the index covers, 0 where the log
 // was empty.
 func (d *DB) Number() uint64 { return d.number }
+
+// RecordDigest returns the digest of the record that the index covers, zeros
+// where the log was empty.
+func (d *DB) RecordDigest() archive.Digest { return d.meta.digest }
 
 // Problem returns why the index does not cover the whole log, or is not derived
 // from it as it is now. It is nil unless Options.Partial was set and the log is

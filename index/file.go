@@ -17,8 +17,12 @@ type PartReader interface {
 // Inode returns everything about an inode but its extents and extended
 // attributes. The error wraps ErrNotFound where there is none.
 func (d *DB) Inode(i Ino) (Inode, error) {
-	n, err := d.inode(i)
-	return n.Inode, err
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], d.tables, d.number, appendInodeKey(make([]byte, 0, idKey), i))
+	if err != nil {
+		return Inode{}, err
+	}
+	return decodeInodeStart(value)
 }
 
 func (d *DB) inode(i Ino) (inode, error) {
@@ -47,9 +51,7 @@ func (d *DB) extents(i Ino, node inode, off, n int64) ([]Extent, error) {
 			return false
 		}
 		var p Place
-		p, placeErr = d.Content(e.Hash)
-		if placeErr != nil || p.RawLen != e.Len {
-			placeErr = missing(placeErr, "content %s of inode %d, %d bytes", e.Hash, i, e.Len)
+		if p, placeErr = d.contentOf(i, e); placeErr != nil {
 			return false
 		}
 		list = append(list, Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
@@ -115,6 +117,55 @@ func (d *DB) segment(i Ino, offset int64, yield func(archive.Extent) bool) (next
 		more, err = decodeExtents(extents, offset, yield)
 	}
 	return next, more, err
+}
+
+// Files yields, in the order of their inode numbers, the files that are one whole
+// content without holes, from the inode from on, itself included, and where they
+// lie now. It ends when yield returns false, or behind gap inodes in a row that
+// are nothing of the kind. Numbers are given in the order of paths, and contents
+// lie in parts in the order in which they were read: so the next inodes are the
+// neighbours of a small file in its frame.
+func (d *DB) Files(from Ino, gap int, yield func(WholeFile) bool) error {
+	c := newCursor(d.tables, d.number, []byte{spaceInode}, scanOptions{})
+	err := d.files(c, from, gap, yield)
+	if closeErr := c.close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+func (d *DB) files(c *cursor, from Ino, gap int, yield func(WholeFile) bool) error {
+	missed := 0
+	for more := c.seek(appendInodeKey(make([]byte, 0, idKey), from)); more && missed < gap; more = c.next() {
+		node, err := decodeInode(c.value)
+		if err != nil {
+			return err
+		}
+		missed++
+		content, ok := node.whole()
+		if !ok {
+			continue
+		}
+		i := Ino(keyID(c.key))
+		place, err := d.contentOf(i, content)
+		if err != nil {
+			return err
+		}
+		if !yield(WholeFile{Ino: i, RawSize: content.Len, Part: place.Part, RawOffset: place.RawOffset}) {
+			return nil
+		}
+		missed = 0
+	}
+	return nil
+}
+
+// contentOf returns where the content of an extent of an inode lies.
+func (d *DB) contentOf(i Ino, e archive.Extent) (Place, error) {
+	p, err := d.Content(e.Hash)
+	if err != nil || p.RawLen != e.Len {
+		err = missing(err, "content %s of inode %d, %d bytes", e.Hash, i, e.Len)
+	}
+	return p, err
 }
 
 // NextData returns the offset of the first byte at or behind off that lies in no
@@ -184,7 +235,8 @@ func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 // Content returns where a content lies now. The error wraps ErrNotFound where
 // the index does not know it.
 func (d *DB) Content(h archive.Hash) (Place, error) {
-	value, err := get(d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
 	if err != nil {
 		return Place{}, err
 	}

@@ -165,3 +165,68 @@ func TestExtents(t *testing.T) {
 		t.Errorf("extents of no inode: %v", err)
 	}
 }
+
+// TestFiles looks for files of one whole content among others.
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	part := archive.Part{Stored: 1000, Raw: 1 << 20, TailStored: 10}
+	part.Name[7] = 9
+	hash := func(n byte) archive.Hash { return archive.Hash{n} }
+	content := func(n byte, rawOffset, rawLen int64) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: hash(n), RawOffset: rawOffset, RawLen: rawLen}}}
+	}
+	extent := func(offset, length int64, n byte) archive.Extent {
+		return archive.Extent{Offset: offset, Len: length, Hash: hash(n)}
+	}
+	link := fileAttr(3)
+	link.Type = archive.TypeSymlink
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0,
+		archive.Line{Part: &part}, content(1, 512, 10), content(2, 2048, 20),
+		entryLine(".", dirAttr()),                                                 // 256
+		entryLine("a", fileAttr(10), extent(0, 10, 1)),                            // 258
+		entryLine("b", fileAttr(0)),                                               // 260: empty
+		entryLine("c", fileAttr(30), extent(0, 10, 1), extent(10, 20, 2)),         // 262: two contents
+		entryLine("d", fileAttr(20), extent(0, 20, 2)),                            // 264
+		entryLine("e", fileAttr(11), extent(1, 10, 1)),                            // 266: begins with a hole
+		entryLine("f", fileAttr(11), extent(0, 10, 1)),                            // 268: ends with a hole
+		archive.Line{Entry: &archive.Entry{Path: "g", Attr: link, Target: "abc"}}, // 270
+		archive.Line{Entry: &archive.Entry{Path: "h", Attr: fileAttr(10), Data: []archive.Extent{extent(0, 10, 1)},
+			Xattrs: []archive.Xattr{{Name: "user.a", Value: "v"}}}}, // 273
+	); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	a := WholeFile{Ino: 258, RawSize: 10, Part: part, RawOffset: 512}
+	d := WholeFile{Ino: 264, RawSize: 20, Part: part, RawOffset: 2048}
+	h := WholeFile{Ino: 273, RawSize: 10, Part: part, RawOffset: 512}
+	for _, c := range []struct {
+		from Ino
+		gap  int
+		most int // after which yield returns false
+		want []WholeFile
+	}{
+		{256, 4, 9, []WholeFile{a, d, h}},
+		{256, 3, 9, []WholeFile{a, d}},
+		{256, 2, 9, []WholeFile{a}},
+		{256, 1, 9, nil},
+		{256, 0, 9, nil},
+		{258, 1, 9, []WholeFile{a}},
+		{258, 9, 2, []WholeFile{a, d}},
+		{259, 9, 9, []WholeFile{d, h}},
+		{273, 1, 9, []WholeFile{h}},
+		{274, 9, 9, nil},
+	} {
+		var got []WholeFile
+		err := db.Files(c.from, c.gap, func(f WholeFile) bool {
+			got = append(got, f)
+			return len(got) < c.most
+		})
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("from %d, gap %d: %+v, %v, want %+v", c.from, c.gap, got, err, c.want)
+		}
+	}
+	if db.RecordDigest() != fakeDigest(1) {
+		t.Errorf("digest of the record: %s", db.RecordDigest())
+	}
+}

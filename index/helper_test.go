@@ -92,7 +92,7 @@ func finished(t testing.TB, b *builder) *DB {
 	if err := b.finish(true); err != nil {
 		t.Fatal(err)
 	}
-	db, err := newDB(b.dir, b.number)
+	db, err := newDB(b.dir, b.tables, b.number)
 	if err != nil {
 		t.Fatal(err)
 	}

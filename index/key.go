@@ -46,6 +46,7 @@ const (
 	idKey         = 1 + 8                // a space and one number: the prefix of everything about it
 	maxXattrValue = 64 << 10             // the kernel's limit
 	maxTarget     = 64 << 10             // bytes of a symlink's target; the kernel's limit is lower
+	inlineValue   = 256                  // bytes of most values: a buffer of that size saves an allocation
 	maxValue      = maxXattrValue + 4096 // no value is longer
 )
 

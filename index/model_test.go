@@ -408,6 +408,9 @@ func (h *history) checkTree(t *testing.T, db *DB, g Generation) {
 		if e.Attr != want.Attr || e.Ino < FirstIno || (e.Dir != 0) != (want.Attr.Type == archive.TypeDir) {
 			t.Fatalf("generation %d, %q: %+v, want %+v", g.Number, path, e, want.Attr)
 		}
+		if want.Attr.Type == archive.TypeFile && e.Stored != storedBytes(want.Data) || want.Attr.Type != archive.TypeFile && e.Stored != 0 {
+			t.Fatalf("generation %d, %q: %d bytes that are no holes, want those of %+v", g.Number, path, e.Stored, want.Data)
+		}
 		if want.Group != "" {
 			if other, ok := groups[want.Group]; ok && other != e.Ino {
 				t.Fatalf("generation %d: links %q have the inodes %d and %d", g.Number, want.Group, e.Ino, other)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
@@ -29,6 +30,10 @@ type Options struct {
 	// Damaged gets each index that is damaged, or of another repository or log,
 	// and why; where it is nil, Log does. It is called as Log is.
 	Damaged func(number uint64, err error)
+	// Previous is an open index of the same repository, or nil. What was verified
+	// when it was opened is not hashed again where it is still the same file,
+	// unchanged. It may be closed as soon as Open has returned.
+	Previous *DB
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -59,7 +64,7 @@ func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, rebuild: rebuild}
+	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, verified: newVerified(o.Previous), rebuild: rebuild}
 	for range maxAttempts {
 		db, err := p.try()
 		if !errors.Is(err, errAgain) {
@@ -72,11 +77,12 @@ func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
 // opener is one call of Open.
 type opener struct {
 	Options
-	r       *archive.Repository
-	owners  owners
-	bad     map[uint64]bool // sealed indexes that must not be used
-	witness *sealed         // the newest sealed index that is sound, but disagrees with the log
-	rebuild bool            // use none of them
+	r        *archive.Repository
+	owners   owners
+	bad      map[uint64]bool // sealed indexes that must not be used
+	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
+	verified *verified
+	rebuild  bool // use none of them
 }
 
 // sealed is a sealed index that agrees with its seal.
@@ -95,7 +101,7 @@ func (p *opener) try() (*DB, error) {
 		return nil, err
 	}
 	if last == 0 {
-		return &DB{}, nil
+		return &DB{tables: new(tables)}, nil
 	}
 	var base *sealed
 	if !p.rebuild {
@@ -104,7 +110,7 @@ func (p *opener) try() (*DB, error) {
 		}
 	}
 	if base != nil && base.Record == last {
-		return p.openSealed(base.dir, last)
+		return p.openSealed(base.dir, base.Tables, last)
 	}
 	return p.build(base, last)
 }
@@ -173,12 +179,17 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
 		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
 	}
-	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners)
+	var digest archive.Digest // of a record that may be large: on another core
+	var digestErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { digest, digestErr = p.recordDigest(n, last) })
+	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners, p.verified)
+	wg.Wait()
 	if err != nil {
 		return nil, err
 	}
 	found := &sealed{seal: *s, dir: p.dir(n)}
-	digest, err := p.recordDigest(n, last)
+	err = digestErr
 	if err == nil && digest != s.Digest {
 		err = fmt.Errorf("it is of another log: its record %d has the digest %s, not %s", n, s.Digest, digest)
 	}
@@ -202,14 +213,19 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 	return p.r.RecordDigest(n)
 }
 
-// openSealed opens an index that was verified.
-func (p *opener) openSealed(dir string, number uint64) (*DB, error) {
-	db, err := newDB(dir, number)
-	if err == nil {
-		return db, nil
-	}
-	if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
+// openSealed opens an index that was verified, unless it was exchanged for another
+// one since: then its seal lists other tables.
+func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
+	db, err := newDB(dir, files, number)
+	s, sealErr := readSeal(filepath.Join(dir, sealName), p.owners)
+	if sealErr == nil && slices.Equal(s.Tables, files) {
+		if err == nil {
+			db.verified = p.verified
+			return db, nil
+		}
 		p.reject(number, err)
+	} else if err == nil {
+		_ = db.Close() // of what was only read
 	}
 	return nil, errAgain
 }
@@ -250,11 +266,11 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 		published, err = p.publish(b)
 	}
 	if err == nil && !published {
-		return p.openTemporary(dir, b.number, problem)
+		return p.openTemporary(b, problem)
 	}
 	if err == nil {
 		var db *DB
-		if db, err = p.openSealed(p.dir(b.number), b.number); err == nil {
+		if db, err = p.openSealed(p.dir(b.number), b.tables, b.number); err == nil {
 			return db, os.RemoveAll(dir) // what was replaced, if anything
 		}
 	}
@@ -271,19 +287,19 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return p.openTemporary(dir, b.number, problem)
+	return p.openTemporary(b, problem)
 }
 
-// openTemporary opens an index that Close removes.
-func (p *opener) openTemporary(dir string, number uint64, problem error) (*DB, error) {
-	remove := func() error { return os.RemoveAll(dir) }
-	if problem != nil && p.witness != nil && p.witness.Record > number {
-		if db, err := newDB(p.witness.dir, p.witness.Record); err == nil {
+// openTemporary opens a finished index that Close removes.
+func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
+	remove := func() error { return os.RemoveAll(b.dir) }
+	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
+		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
 			return db, remove()
 		}
 	}
-	db, err := newDB(dir, number)
+	db, err := newDB(b.dir, b.tables, b.number)
 	if err != nil {
 		return nil, errors.Join(err, remove())
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"golang.org/x/sys/unix"
@@ -255,7 +256,8 @@ func TestDamage(t *testing.T) {
 		"seal cut":           func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 100) },
 		"seal empty":         func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 0) },
 		"seal missing":       func(t *testing.T, dir string) { check(os.Remove(filepath.Join(dir, sealName))) },
-		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 1`, `"schema": 2`) },
+		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 2`, `"schema": 3`) },
+		"older schema":       func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 2`, `"schema": 1`) },
 		"another record":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"record": 5`, `"record": 4`) },
 		"another repository": func(t *testing.T, dir string) { rewriteSeal(t, dir, `"repository": "`, `"repository": "f`) },
 		"unknown field":      func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema"`, `"next": 1, "schema"`) },
@@ -313,9 +315,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestBelievedDamage damages a table that badger has been shown, as bad memory
-// would: the checksums of the values tell. The end of a table is left alone, which
-// badger reads in goroutines of its own.
+// TestBelievedDamage damages a table that was verified, as bad memory would: the
+// checksums of the values tell.
 func TestBelievedDamage(t *testing.T) {
 	t.Parallel()
 	h := newHistory(6, 4)
@@ -332,15 +333,15 @@ func TestBelievedDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := ""
-	for i := -1; i < len(whole)/2; i += max(1, len(whole)/300) {
-		b := slices.Clone(whole)
+	for i := -1; i < len(whole); i += max(1, len(whole)/300) {
+		damaged := slices.Clone(whole)
 		if i >= 0 {
-			b[i] ^= 0x41
+			damaged[i] ^= 0x41
 		}
-		if err := os.WriteFile(name, b, 0o644); err != nil {
+		if err := os.WriteFile(name, damaged, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		got, err := readEverything(filepath.Dir(name), uint64(len(h.headers)))
+		got, err := readEverything(b.dir, b.tables, uint64(len(h.headers)))
 		switch {
 		case i < 0 && err != nil:
 			t.Fatal(err)
@@ -355,8 +356,8 @@ func TestBelievedDamage(t *testing.T) {
 }
 
 // readEverything returns the tree of the last generation, or the first error.
-func readEverything(dir string, number uint64) (string, error) {
-	db, err := newDB(dir, number)
+func readEverything(dir string, files []tableFile, number uint64) (string, error) {
+	db, err := newDB(dir, files, number)
 	if err != nil {
 		return "", err
 	}
@@ -658,4 +659,85 @@ func TestFault(t *testing.T) {
 	if err := scan(db.tables, 1, []byte{spaceDirent}, func(_, _ []byte) error { return nil }); !errors.Is(err, ErrDamaged) {
 		t.Errorf("scan: %v", err)
 	}
+}
+
+// TestPrevious opens an index again: what was hashed before is believed only while
+// the file has not changed.
+func TestPrevious(t *testing.T) {
+	t.Parallel()
+	h := newHistory(11, 2)
+	r := newRepository(t)
+	h.commit(t, r, 1)
+	mustClose(t, mustOpen(t, r, Options{})) // makes it
+	first := mustOpen(t, r, Options{})
+	name := tableOf(t, filepath.Join(r.IndexDir(), dirName(1)))
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func() fileState {
+		var stat unix.Stat_t
+		if err := unix.Stat(name, &stat); err != nil {
+			t.Fatal(err)
+		}
+		return stateOf(&stat)
+	}
+	before := state()
+	write := func(b []byte) {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for state().ctime == before.ctime { // until the clock of the file system ticks
+			if err := os.Chtimes(name, time.Time{}, time.Unix(before.mtime.Unix())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chtimes(name, time.Time{}, time.Unix(before.mtime.Unix())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damaged := slices.Clone(whole)
+	damaged[len(damaged)/2] ^= 0x10
+	write(damaged) // in place, under the old time
+	trusted := owners{0, uint32(os.Geteuid())}
+	s, err := readSeal(filepath.Join(filepath.Dir(name), sealName), trusted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.verified.now) != len(s.files()) {
+		t.Errorf("%d files were verified", len(first.verified.now))
+	}
+	open := func(previous *DB) error {
+		_, err := verifySeal(filepath.Dir(name), r.ID, 1, trusted, newVerified(previous))
+		return err
+	}
+	if err := open(first); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("a changed table: %v", err)
+	}
+	// As if the file as it is now had been hashed.
+	first.verified.now[state()] = s.files()[filepath.Base(name)].BLAKE3
+	if err := open(first); err != nil {
+		t.Errorf("what was verified: %v", err)
+	}
+	first.verified.now[state()] = archive.Hash{1}
+	if err := open(first); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("verified as another file: %v", err)
+	}
+	write(whole)
+	second := mustOpen(t, r, Options{Previous: first})
+	mustClose(t, first)
+	h.commit(t, r, 2)
+	third := mustOpen(t, r, Options{Previous: second})
+	h.check(t, third)
+	mustClose(t, second)
+	mustClose(t, third)
+}
+
+func tableOf(t *testing.T, dir string) string {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil || len(list) == 0 {
+		t.Fatalf("tables: %v, %v", list, err)
+	}
+	return list[0]
 }

@@ -1,46 +1,23 @@
 package index
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"runtime/debug"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/y"
 )
 
-// This file is the way to badger for every reader. badger trusts its files: it
-// panics, and reads beyond mapped memory, where they are not what it expects.
-// So each call into it is guarded, and each value is verified.
+// This file is the way to the tables for every reader. A table may turn out to be
+// malformed, and mapped memory may vanish where somebody cuts a file. So each use
+// is guarded, and each value is copied, and then verified.
 
-// openTables opens the badger database in dir for reading. It takes no lock: the
-// directory never changes.
-func openTables(dir string) (db *badger.DB, err error) {
-	defer rescue("open "+dir, debug.SetPanicOnFault(true), &err)
-	db, err = badger.OpenManaged(badger.DefaultOptions(dir).WithReadOnly(true).WithBypassLockGuard(true).
-		WithLogger(nil).WithMetricsEnabled(false).WithCompression(options.None).WithBlockCacheSize(0).
-		WithDetectConflicts(false).WithNumVersionsToKeep(math.MaxInt).WithMaxLevels(maxLevels))
-	if err != nil {
-		return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, dir, err)
-	}
-	return db, nil
-}
-
-// closeTables closes what openTables opened, nil included. Nothing was written, so
-// nothing can be lost, and badger's error says only that the directory was
-// removed meanwhile.
-func closeTables(db *badger.DB) {
-	if db == nil {
-		return
-	}
-	var err error
-	defer rescue("close", debug.SetPanicOnFault(true), &err)
-	err = db.Close()
-}
-
-// rescue is deferred around every use of badger: it turns a panic and a fault in
-// mapped memory into an error. old is what debug.SetPanicOnFault returned.
+// rescue is deferred around every use of tables: it turns a panic and a fault in
+// mapped memory into an error. old is what debug.SetPanicOnFault returned, which is
+// a setting of the goroutine.
 func rescue(what string, old bool, err *error) {
 	debug.SetPanicOnFault(old)
 	if r := recover(); r != nil {
@@ -50,24 +27,19 @@ func rescue(what string, old bool, err *error) {
 
 // get returns the newest value of key that is not newer than ts. It returns
 // ErrNotFound where there is none.
-func get(db *badger.DB, ts uint64, key []byte) (value []byte, err error) {
-	if db == nil {
-		return nil, ErrNotFound
-	}
+func get(t *tables, ts uint64, key []byte) ([]byte, error) { return getTo(nil, t, ts, key) }
+
+// getTo is get with the memory for the value, which it appends to.
+func getTo(buf []byte, t *tables, ts uint64, key []byte) (value []byte, err error) {
 	defer rescue("read", debug.SetPanicOnFault(true), &err)
-	txn := db.NewTransactionAt(ts, false)
-	defer txn.Discard()
-	item, err := txn.Get(key)
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return nil, ErrNotFound
+	hash := y.Hash(key)
+	var c runCursor
+	for _, r := range t.runs {
+		if r.find(&c, key, ts, hash) {
+			return openValue(key, c.at, append(buf, c.value...))
+		}
 	}
-	if err == nil {
-		value, err = item.ValueCopy(nil)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: key %q: %w", ErrDamaged, key, err)
-	}
-	return openValue(key, item.Version(), value)
+	return nil, ErrNotFound
 }
 
 // missing returns the error of what another value promises, but is not there, or
@@ -80,82 +52,144 @@ func missing(err error, format string, args ...any) error {
 }
 
 // cursor runs over the keys that begin with a prefix. It is used by one
-// goroutine and must be closed.
+// goroutine and must be closed; nothing of it is valid then.
 type cursor struct {
-	txn    *badger.Txn
-	it     *badger.Iterator
 	key    []byte // valid until the next move, as are
 	value  []byte // the value and
 	sealed []byte // the value with its checksum
 	at     uint64 // version of the value
 	err    error
+
+	scanOptions
+	tables *tables
+	ts     uint64
+	prefix []byte
+	all    []runCursor
+	heads  []*runCursor // those that are at a key with the prefix, the first one first
 }
 
 // scanOptions are the variants of a cursor.
 type scanOptions struct {
-	reverse     bool
-	allVersions bool
+	reverse     bool // from the last key to the first one
+	allVersions bool // not only the newest version of each key; not together with reverse
 }
 
-func newCursor(db *badger.DB, ts uint64, prefix []byte, o scanOptions) *cursor {
-	c := &cursor{}
-	if db == nil {
-		return c
+// newCursor returns a cursor that sees nothing that is newer than ts.
+func newCursor(t *tables, ts uint64, prefix []byte, o scanOptions) *cursor {
+	c, ok := t.cursors.Get().(*cursor)
+	if !ok {
+		c = &cursor{tables: t, all: make([]runCursor, len(t.runs)), heads: make([]*runCursor, 0, len(t.runs))}
+		for i := range c.all {
+			c.all[i].run, c.all[i].order = t.runs[i], i
+		}
 	}
-	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
-	c.txn = db.NewTransactionAt(ts, false)
-	c.it = c.txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: o.reverse, AllVersions: o.allVersions})
+	c.scanOptions, c.ts, c.prefix, c.err = o, ts, append(c.prefix[:0], prefix...), nil
 	return c
 }
 
 // seek moves to the first key that is not before key, or, in reverse, to the
 // last one that is not behind it. It reports whether there is one.
 func (c *cursor) seek(key []byte) (ok bool) {
-	if c.err != nil || c.it == nil {
+	if c.err != nil {
 		return false
 	}
 	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
-	c.it.Seek(key)
+	c.heads = c.heads[:0]
+	for i := range c.all {
+		r := &c.all[i]
+		there := false
+		if c.reverse {
+			there = r.before(key, 0)
+		} else {
+			r.before(key, math.MaxUint64)
+			there = r.next()
+		}
+		if there && bytes.HasPrefix(r.key(), c.prefix) {
+			c.heads = append(c.heads, r)
+			for n := len(c.heads) - 1; n > 0 && c.sort(n-1); n-- {
+			}
+		}
+	}
 	return c.load()
 }
 
-// next moves to the next key. It reports whether there is one.
+// next moves to the next key, or the next version. It reports whether there is one.
 func (c *cursor) next() (ok bool) {
-	if c.err != nil || c.it == nil {
+	if c.err != nil {
 		return false
 	}
 	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
-	c.it.Next()
 	return c.load()
 }
 
+// load takes the next key from the heads, and the version of it that counts.
 func (c *cursor) load() bool {
-	if !c.it.Valid() {
+	for len(c.heads) > 0 {
+		c.key = append(c.key[:0], c.heads[0].key()...)
+		c.at = 0
+		for len(c.heads) > 0 && bytes.Equal(c.heads[0].key(), c.key) {
+			h := c.heads[0]
+			if c.allVersions && c.at > 0 && h.at != c.at {
+				break
+			}
+			if h.at <= c.ts && h.at > c.at {
+				c.at, c.sealed = h.at, append(c.sealed[:0], h.value...)
+			}
+			c.advance()
+		}
+		if c.at > 0 {
+			c.value, c.err = openValue(c.key, c.at, c.sealed)
+			return c.err == nil
+		}
+	}
+	return false
+}
+
+// advance moves the first head.
+func (c *cursor) advance() {
+	h, more := c.heads[0], false
+	if c.reverse {
+		more = h.previous()
+	} else {
+		more = h.next()
+	}
+	if !more || !bytes.HasPrefix(h.key(), c.prefix) {
+		c.heads = append(c.heads[:0], c.heads[1:]...)
+		return
+	}
+	for n := 0; n+1 < len(c.heads) && c.sort(n); n++ {
+	}
+}
+
+// sort swaps the head n with the one behind it if that comes first: the next key,
+// of that the newest version, and of that the newest run. It reports whether it
+// did.
+func (c *cursor) sort(n int) bool {
+	a, b := c.heads[n], c.heads[n+1]
+	order := bytes.Compare(b.key(), a.key())
+	if c.reverse {
+		order = -order
+	} else if order == 0 {
+		order = cmp.Compare(a.at, b.at)
+	}
+	if order > 0 || order == 0 && b.order > a.order {
 		return false
 	}
-	item := c.it.Item()
-	c.key, c.at = item.Key(), item.Version()
-	if c.sealed, c.err = item.ValueCopy(c.sealed); c.err == nil {
-		c.value, c.err = openValue(c.key, c.at, c.sealed)
-	}
-	return c.err == nil
+	c.heads[n], c.heads[n+1] = b, a
+	return true
 }
 
 // close releases the cursor and returns the first error that it met.
 func (c *cursor) close() error {
-	if c.it == nil {
-		return c.err
-	}
-	defer rescue("read", debug.SetPanicOnFault(true), &c.err)
-	c.it.Close()
-	c.txn.Discard()
-	return c.err
+	err := c.err
+	c.tables.cursors.Put(c)
+	return err
 }
 
 // scan calls use with the key and the value of every key that begins with
 // prefix, at a timestamp, in order. The slices are valid during the call.
-func scan(db *badger.DB, ts uint64, prefix []byte, use func(key, value []byte) error) error {
-	c := newCursor(db, ts, prefix, scanOptions{})
+func scan(t *tables, ts uint64, prefix []byte, use func(key, value []byte) error) error {
+	c := newCursor(t, ts, prefix, scanOptions{})
 	var err error
 	for more := c.seek(prefix); more && err == nil; more = c.next() {
 		err = use(c.key, c.value)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -23,12 +24,12 @@ const (
 
 	// schema is the version of keys, values and seal. An index of another one
 	// is rebuilt.
-	schema = 1
+	schema = 2
 )
 
 // seal is the last file that is written into an index directory. It says what
-// the index covers and what files it has. badger believes its files, so nothing
-// is opened that does not agree with its seal.
+// the index covers and what files it has. Whoever reads a table believes it, so
+// nothing is opened that does not agree with its seal.
 type seal struct {
 	Schema     int            `json:"schema"`
 	Repository string         `json:"repository"`    // id
@@ -88,7 +89,7 @@ func dropWriters(name string) error {
 
 // verifySeal reads the seal of an index directory and checks every file against
 // it.
-func verifySeal(dir, repository string, record uint64, o owners) (*seal, error) {
+func verifySeal(dir, repository string, record uint64, o owners, v *verified) (*seal, error) {
 	if err := o.check(dir, fs.ModeDir); err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func verifySeal(dir, repository string, record uint64, o owners) (*seal, error) 
 	if err := checkNames(dir, s); err != nil {
 		return nil, err
 	}
-	return s, checkFiles(dir, s.files(), o)
+	return s, checkFiles(dir, s.files(), o, v)
 }
 
 func readSeal(name string, o owners) (*seal, error) {
@@ -169,7 +170,7 @@ func checkNames(dir string, s *seal) error {
 }
 
 // checkFiles checks sizes and digests, on all cores.
-func checkFiles(dir string, files map[string]fileSeal, o owners) error {
+func checkFiles(dir string, files map[string]fileSeal, o owners, v *verified) error {
 	names := make(chan string, len(files))
 	for name := range files {
 		names <- name
@@ -181,7 +182,7 @@ func checkFiles(dir string, files map[string]fileSeal, o owners) error {
 		wg.Go(func() {
 			buf := make([]byte, 256<<10)
 			for name := range names {
-				errs <- checkFile(filepath.Join(dir, name), files[name], buf, o)
+				errs <- v.check(filepath.Join(dir, name), files[name], buf, o)
 			}
 		})
 	}
@@ -195,7 +196,37 @@ func checkFiles(dir string, files map[string]fileSeal, o owners) error {
 	return nil
 }
 
-func checkFile(name string, want fileSeal, buf []byte, o owners) error {
+// verified are the files whose digests were computed, as they were then. It is safe
+// for concurrent use.
+type verified struct {
+	before map[fileState]archive.Hash // by an earlier Open; not written to
+	mu     sync.Mutex
+	now    map[fileState]archive.Hash // by this one, those of before that it needed included
+}
+
+// fileState changes whenever a file does.
+type fileState struct {
+	device, inode uint64
+	stored        int64
+	mtime, ctime  unix.Timespec
+}
+
+func stateOf(s *unix.Stat_t) fileState {
+	return fileState{device: s.Dev, inode: s.Ino, stored: s.Size, mtime: s.Mtim, ctime: s.Ctim}
+}
+
+// newVerified returns an empty set. What the Open that made the index previous has
+// verified is believed as long as it has not changed since; previous may be nil.
+func newVerified(previous *DB) *verified {
+	v := &verified{now: map[fileState]archive.Hash{}}
+	if previous != nil && previous.verified != nil {
+		v.before = previous.verified.now
+	}
+	return v
+}
+
+// check checks size and digest of a file. buf is scratch.
+func (v *verified) check(name string, want fileSeal, buf []byte, o owners) error {
 	if err := o.check(name, 0); err != nil {
 		return err
 	}
@@ -204,6 +235,24 @@ func checkFile(name string, want fileSeal, buf []byte, o owners) error {
 		return err
 	}
 	defer f.Close()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return err
+	}
+	state := stateOf(&stat)
+	if digest, ok := v.before[state]; !ok || digest != want.BLAKE3 || state.stored != want.Stored {
+		if err := checkDigest(f, want, buf); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.now[state] = want.BLAKE3
+	return nil
+}
+
+func checkDigest(f *os.File, want fileSeal, buf []byte) error {
+	name := f.Name()
 	h := blake3.New()
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, buf)
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"math"
 	"sort"
 	"time"
-
-	"github.com/dgraph-io/badger/v4"
 )
 
 // forgottenGrace is how long the versions of a forgotten generation stay, so
@@ -23,16 +21,16 @@ type sieve struct {
 
 // newSieve prepares a sieve for an index that covers the record number. What a
 // forgotten generation sees is kept for the time of grace.
-func newSieve(db *badger.DB, number uint64, grace time.Duration) (*sieve, error) {
-	m, err := readMeta(db, number)
+func newSieve(t *tables, number uint64, grace time.Duration) (*sieve, error) {
+	m, err := readMeta(t, number)
 	if err != nil {
 		return nil, err
 	}
 	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, inos: newBitmap(m.inos)}
-	if err := s.needGenerations(db, number, m.time.Add(-grace)); err != nil {
+	if err := s.needGenerations(t, number, m.time.Add(-grace)); err != nil {
 		return nil, err
 	}
-	err = scan(db, number, []byte{spaceSource}, func(_, value []byte) error {
+	err = scan(t, number, []byte{spaceSource}, func(_, value []byte) error {
 		h, err := decodeHead(value)
 		s.needed = append(s.needed, h.number)
 		return err
@@ -42,15 +40,15 @@ func newSieve(db *badger.DB, number uint64, grace time.Duration) (*sieve, error)
 	}
 	sort.Slice(s.needed, func(i, j int) bool { return s.needed[i] < s.needed[j] })
 	// A link that appears later may share the inode of its group.
-	return s, scan(db, number, []byte{spaceGroup}, func(_, value []byte) error {
+	return s, scan(t, number, []byte{spaceGroup}, func(_, value []byte) error {
 		g, err := decodeGroup(value)
 		s.inos.set(g.ino)
 		return err
 	})
 }
 
-func (s *sieve) needGenerations(db *badger.DB, number uint64, since time.Time) error {
-	return scan(db, number, []byte{spaceGeneration}, func(key, value []byte) error {
+func (s *sieve) needGenerations(t *tables, number uint64, since time.Time) error {
+	return scan(t, number, []byte{spaceGeneration}, func(key, value []byte) error {
 		g, err := decodeGeneration(keyID(key), value)
 		if !g.gone || g.forgotten.After(since) {
 			s.needed = append(s.needed, keyID(key))

@@ -15,8 +15,8 @@ import (
 )
 
 // An index directory is a badger directory at rest: a MANIFEST and tables, no
-// value log and no memtable. badger reads it; this package writes it, with
-// badger's table builder. badger's own way to write maps every file that it is
+// value log and no memtable. badger could read it; this package does so itself, and
+// writes it with badger's table builder. badger's own way to write maps every file that it is
 // going to write into memory, and a full disk is then a SIGBUS, which kills the
 // process. Written with write(2), it is an error like any other.
 

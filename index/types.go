@@ -49,10 +49,11 @@ type Generation struct {
 
 // Dirent is one entry of a directory.
 type Dirent struct {
-	Name string
-	Ino  Ino
-	Dir  DirID // of a directory; else 0
-	Attr archive.Attr
+	Name   string
+	Ino    Ino
+	Dir    DirID // of a directory; else 0
+	Attr   archive.Attr
+	Stored int64 // of a file: raw bytes that are not holes; else 0
 }
 
 // Node is a directory at a generation.
@@ -77,6 +78,14 @@ type Extent struct {
 	Hash      archive.Hash
 	Part      archive.Part
 	RawOffset int64 // in the part, of the extent's first byte
+}
+
+// WholeFile is a file whose bytes are one content, and where that lies.
+type WholeFile struct {
+	Ino       Ino
+	RawSize   int64 // > 0
+	Part      archive.Part
+	RawOffset int64 // in the part, of the file's first byte
 }
 
 // Place is where a content lies.

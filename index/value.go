@@ -21,9 +21,10 @@ const sumSize = 8
 
 // Kinds of the values that can be gone.
 const (
-	kindGone = iota
-	kindDir  // of a dirent: a directory; of a node or generation: it is there
-	kindLeaf // of a dirent: anything but a directory
+	kindGone  = iota
+	kindDir   // of a dirent: a directory; of a node or generation: it is there
+	kindLeaf  // of a dirent: anything but a directory
+	kindHoles // of a dirent on disk: a leaf that is a file with holes
 )
 
 // sealValue appends the checksum to a value.
@@ -46,7 +47,7 @@ func valueSum(key []byte, version uint64, value []byte) uint64 {
 func openValue(key []byte, version uint64, sealed []byte) ([]byte, error) {
 	n := len(sealed) - sumSize
 	if n < 0 || binary.BigEndian.Uint64(sealed[n:]) != valueSum(key, version, sealed[:n]) {
-		return nil, fmt.Errorf("%w: checksum of key %q, version %d", ErrDamaged, key, version)
+		return nil, fmt.Errorf("%w: checksum of key %q, version %d", ErrDamaged, string(key), version)
 	}
 	return sealed[:n], nil
 }
@@ -183,21 +184,24 @@ func (d *decoder) attr() archive.Attr {
 
 // dirent is the value of a dirent key. The zero value is gone.
 type dirent struct {
-	kind byte
-	dir  DirID // of a directory
-	ino  Ino   // of anything else, and
-	attr archive.Attr
+	kind   byte  // gone, dir or leaf
+	dir    DirID // of a directory
+	ino    Ino   // of anything else, and
+	attr   archive.Attr
+	stored int64 // of a file: raw bytes that are not holes; else 0
 }
 
 func appendDirent(b []byte, e dirent) []byte {
-	b = append(b, e.kind)
-	switch e.kind {
-	case kindDir:
-		b = binary.AppendUvarint(b, uint64(e.dir))
-	case kindLeaf:
-		b = appendAttr(binary.AppendUvarint(b, uint64(e.ino)), e.attr)
+	switch {
+	case e.kind == kindDir:
+		return binary.AppendUvarint(append(b, kindDir), uint64(e.dir))
+	case e.kind == kindLeaf && e.stored == rawSize(e.attr):
+		return appendAttr(binary.AppendUvarint(append(b, kindLeaf), uint64(e.ino)), e.attr)
+	case e.kind == kindLeaf:
+		b = appendAttr(binary.AppendUvarint(append(b, kindHoles), uint64(e.ino)), e.attr)
+		return binary.AppendUvarint(b, uint64(e.stored))
 	}
-	return b
+	return append(b, kindGone)
 }
 
 func decodeDirent(value []byte) (dirent, error) {
@@ -209,6 +213,12 @@ func decodeDirent(value []byte) (dirent, error) {
 		e.dir = DirID(d.uint())
 	case kindLeaf:
 		e.ino, e.attr = Ino(d.uint()), d.attr()
+		e.stored = rawSize(e.attr)
+	case kindHoles:
+		e.kind, e.ino, e.attr, e.stored = kindLeaf, Ino(d.uint()), d.attr(), d.size()
+		if e.stored >= rawSize(e.attr) {
+			d.fail()
+		}
 	default:
 		d.fail()
 	}
@@ -264,31 +274,53 @@ func appendInode(b []byte, i Inode, data []archive.Extent) []byte {
 	return appendExtents(b, 0, data)
 }
 
-func decodeInode(value []byte) (inode, error) {
-	d := decoder{b: value}
-	i := inode{Inode: Inode{Attr: d.attr()}}
+// inodeStart reads an inode's value up to its extents.
+func (d *decoder) inodeStart() (i Inode, segmented bool) {
+	i.Attr = d.attr()
 	flags := d.byte()
-	i.Changed, i.segmented = flags&flagChanged != 0, flags&flagSegmented != 0
-	i.Target, i.Stored = d.string(), d.size()
 	if flags >= flagSegmented<<1 {
 		d.fail()
 	}
-	if i.segmented {
+	i.Changed, i.Target, i.Stored = flags&flagChanged != 0, d.string(), d.size()
+	return i, flags&flagSegmented != 0
+}
+
+// decodeInodeStart returns an inode without looking at its extents.
+func decodeInodeStart(value []byte) (Inode, error) {
+	d := decoder{b: value}
+	i, _ := d.inodeStart()
+	d.b = nil
+	return i, d.end("inode")
+}
+
+func decodeInode(value []byte) (i inode, err error) {
+	d := decoder{b: value}
+	if i.Inode, i.segmented = d.inodeStart(); i.segmented {
 		i.first = d.size()
-		return i, d.end("inode")
+	} else {
+		i.extents, d.b = d.b, nil
 	}
-	if d.bad {
-		return i, d.end("inode")
+	return i, d.end("inode")
+}
+
+// whole returns the extent that a file consists of, if it is exactly one.
+func (i *inode) whole() (archive.Extent, bool) {
+	if i.segmented || i.Attr.Type != archive.TypeFile || i.Attr.Size == 0 || i.Stored != i.Attr.Size {
+		return archive.Extent{}, false
 	}
-	i.extents = d.b
-	return i, nil
+	d := decoder{b: i.extents}
+	if d.uint() != 1 {
+		return archive.Extent{}, false
+	}
+	e := archive.Extent{Offset: d.size(), Len: d.size(), Hash: d.digest()}
+	return e, d.end("extents") == nil && e.Offset == 0 && e.Len == i.Attr.Size
 }
 
 // Extents of up to inlineExtents are in the inode; more are in segments of up
 // to segmentExtents.
 const (
 	inlineExtents  = 32
-	segmentExtents = 512
+	segmentExtents = 64
 )
 
 // appendExtents appends extents that begin at or behind base.

@@ -31,6 +31,8 @@ func TestValues(t *testing.T) {
 		"dirent, gone":      {appendDirent(nil, dirent{}), "00"},
 		"dirent, directory": {appendDirent(nil, dirent{kind: kindDir, dir: 200}), "01" + "c801"},
 		"dirent, other":     {appendDirent(nil, dirent{kind: kindLeaf, ino: 257, attr: attr}), "02" + "8102" + attrHex},
+		"dirent, file":      {appendDirent(nil, dirent{kind: kindLeaf, ino: 256, attr: archive.Attr{Type: archive.TypeFile, Size: 3}, stored: 3}), "02" + "8002" + "01000000" + "03" + "0000000000000000"},
+		"dirent, holes":     {appendDirent(nil, dirent{kind: kindLeaf, ino: 256, attr: archive.Attr{Type: archive.TypeFile, Size: 300}, stored: 5}), "03" + "8002" + "01000000" + "ac02" + "0000000000000000" + "05"},
 		"node":              {appendNode(nil, Node{Ino: 256, Attr: attr, Children: 3}), "01" + "8002" + attrHex + "03"},
 		"inode":             {appendInode(nil, Inode{Attr: attr, Target: "t", Stored: 5, Changed: true}, data), attrHex + "01" + "0174" + "05" + "02" + "0a04" + hash + "0601" + hash},
 		"inode, segmented":  {appendInode(nil, Inode{Attr: attr, Stored: 33}, slices.Repeat(data[:1], 33)), attrHex + "02" + "00" + "21" + "0a"},
@@ -83,6 +85,7 @@ func FuzzValue(f *testing.F) {
 	attr := fileAttr(100)
 	data := []archive.Extent{{Offset: 10, Len: 4}, {Offset: 20, Len: 1}}
 	for _, b := range [][]byte{{}, {0}, {1}, {2}, appendDirent(nil, dirent{kind: kindLeaf, ino: 300, attr: attr}),
+		appendDirent(nil, dirent{kind: kindLeaf, ino: 300, attr: attr, stored: attr.Size}),
 		appendNode(nil, Node{Ino: 300, Attr: attr, Children: 7}), appendInode(nil, Inode{Attr: attr, Target: "t"}, data),
 		appendInode(nil, Inode{Attr: attr}, slices.Repeat(data[:1], 40)), appendSegment(nil, 0, data), appendPlace(nil, place{1, 2, 3}),
 		appendPart(nil, archive.Part{Stored: 9, Raw: 8, TailStored: 7}), appendGroup(nil, group{ino: 300}),
@@ -148,7 +151,7 @@ func fuzzExtents(t *testing.T, b []byte, base int64) {
 
 // FuzzSeal parses any bytes as a seal.
 func FuzzSeal(f *testing.F) {
-	f.Add([]byte(`{"schema":1,"repository":"ab","record":3,"record_digest":"","manifest":{"stored":1},"tables":[{"id":1,"level":31,"stored":5}]}`))
+	f.Add([]byte(`{"schema":2,"repository":"ab","record":3,"record_digest":"","manifest":{"stored":1},"tables":[{"id":1,"level":31,"stored":5}]}`))
 	f.Add([]byte(`{"tables":[{"id":1,"level":31,"stored":5},{"id":1,"level":30,"stored":5}]}`))
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, text []byte) {

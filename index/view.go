@@ -22,7 +22,8 @@ func (v View) Lookup(dir DirID, name string) (Dirent, error) {
 	if name == "" || len(name) > maxName {
 		return Dirent{}, ErrNotFound
 	}
-	value, err := get(v.db.tables, v.ts, appendDirentKey(make([]byte, 0, maxKey), dir, name))
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], v.db.tables, v.ts, appendDirentKey(make([]byte, 0, maxKey), dir, name))
 	if err != nil {
 		return Dirent{}, err
 	}
@@ -39,7 +40,7 @@ func (v View) Lookup(dir DirID, name string) (Dirent, error) {
 // complete turns the value of an entry into the entry.
 func (v View) complete(name string, e dirent) (Dirent, error) {
 	if e.kind != kindDir {
-		return Dirent{Name: name, Ino: e.ino, Attr: e.attr}, nil
+		return Dirent{Name: name, Ino: e.ino, Attr: e.attr, Stored: e.stored}, nil
 	}
 	n, err := v.Dir(e.dir)
 	if err != nil {
@@ -50,7 +51,8 @@ func (v View) complete(name string, e dirent) (Dirent, error) {
 
 // Dir returns a directory. The error wraps ErrNotFound where it did not exist.
 func (v View) Dir(dir DirID) (Node, error) {
-	value, err := get(v.db.tables, v.ts, appendNodeKey(make([]byte, 0, idKey), dir))
+	var buf [inlineValue]byte
+	value, err := getTo(buf[:0], v.db.tables, v.ts, appendNodeKey(make([]byte, 0, idKey), dir))
 	if err != nil {
 		return Node{}, err
 	}

@@ -157,7 +157,7 @@ func TestSubsetGoesOn(t *testing.T) {
 			t.Errorf("all %d parts were read", c.Parts)
 		}
 	}
-	if read > parts || parts < 15 {
+	if read > parts || parts < 8 {
 		t.Errorf("%d reads of %d parts", read, parts)
 	}
 	c, _ := checkShare(cache)

@@ -6,18 +6,16 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
+	"github.com/backupfs/backupfs/integration/internal/sandbox"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,10 +23,11 @@ import (
 var tools = []string{"attr", "chattr", "cp", "dd", "df", "diff", "du", "filefrag", "find", "fusermount3", "getfacl", "getfattr", "ionice", "jq", "ls",
 	"mkfs.ext4", "mount", "rsync", "setfacl", "setpriv", "sh", "sha256sum", "stat", "strace", "tail", "tar", "umount", "zstd"}
 
-// The test binary plays four parts, told apart by this variable: unset, it
-// makes the sandbox and waits; "init" is process 1 of the sandbox and reaps;
-// "tests" runs the tests; "helper" is started by a test as another user.
-const roleVariable = "BACKUPFS_INTEGRATION_ROLE"
+// dirVariable names the directory of a run.
+const dirVariable = "BACKUPFS_INTEGRATION_DIR"
+
+// helperVariable is set in a process that a test starts as another user.
+const helperVariable = "BACKUPFS_INTEGRATION_HELPER"
 
 // Set by TestMain in the process that runs the tests, and only read after.
 var (
@@ -38,18 +37,11 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	var code int
-	var err error
-	switch os.Getenv(roleVariable) {
-	case "":
-		code, err = runSandbox()
-	case "init":
-		code, err = runInit()
-	case "helper":
-		code, err = runHelper()
-	default:
-		code, err = runTests(m)
+	run := runSandbox
+	if os.Getenv(helperVariable) != "" {
+		run = func(*testing.M) (int, error) { return runHelper() }
 	}
+	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)
 		code = 1
@@ -57,35 +49,29 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// runSandbox runs this program again as process 1 of a PID and mount name space
-// of its own. When the tests end, however they end, the kernel kills every
-// process they left and takes away every mount; then their files are removed.
-func runSandbox() (int, error) {
-	if os.Geteuid() != 0 {
-		return 1, errors.New("these tests mount file systems and make devices: run them as root")
+// runSandbox runs the tests in a sandbox, with a directory for their files that
+// is removed when they end, however they end.
+func runSandbox(m *testing.M) (int, error) {
+	if sandbox.Outside() {
+		if missing := missingTools(); len(missing) > 0 {
+			return 1, fmt.Errorf("not installed: %s: run `make deps`", strings.Join(missing, " "))
+		}
+		dir, err := os.MkdirTemp("", "backupfs-test-")
+		if err != nil {
+			return 1, err
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return 1, err
+		}
+		os.Setenv(dirVariable, dir)
 	}
-	if missing := missingTools(); len(missing) > 0 {
-		return 1, fmt.Errorf("not installed: %s: run `make deps`", strings.Join(missing, " "))
-	}
-	dir, err := os.MkdirTemp("", "backupfs-test-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return 1, err
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), roleVariable+"=init", "BACKUPFS_INTEGRATION_DIR="+dir)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // the death of the thread would be taken for that of this process
-	err = cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return max(exit.ExitCode(), 1), nil
-	}
-	return 0, err
+	var err error
+	code := sandbox.Main(func() (code int) {
+		code, err = runTests(m)
+		return code
+	})
+	return code, err
 }
 
 func missingTools() []string {
@@ -95,38 +81,10 @@ func missingTools() []string {
 	})
 }
 
-// runInit is process 1: it starts the tests and reaps whatever daemons leave.
-func runInit() (int, error) {
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return 1, fmt.Errorf("mount /proc: %w", err)
-	}
-	if err := openFuse(); err != nil {
-		return 1, fmt.Errorf("/dev/fuse: %w", err)
-	}
-	os.Setenv(roleVariable, "tests")
-	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
-	if err != nil {
-		return 1, err
-	}
-	for {
-		var status syscall.WaitStatus
-		ended, err := syscall.Wait4(-1, &status, 0, nil)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil {
-			return 1, err
-		}
-		if ended == pid && (status.Exited() || status.Signaled()) {
-			return max(status.ExitStatus(), 0) | boolBit(status.Signaled()), nil
-		}
-	}
-}
-
 // openFuse gives every user of the sandbox the right to /dev/fuse that udev
 // gives them on a usual machine.
 func openFuse() error {
-	dir := filepath.Join(os.Getenv("BACKUPFS_INTEGRATION_DIR"), "dev")
+	dir := filepath.Join(testRoot, "dev")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
@@ -143,16 +101,11 @@ func openFuse() error {
 	return unix.Mount(node, "/dev/fuse", "", unix.MS_BIND, "")
 }
 
-func boolBit(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
 func runTests(m *testing.M) (int, error) {
-	testRoot = os.Getenv("BACKUPFS_INTEGRATION_DIR")
-	os.Unsetenv(roleVariable)
+	testRoot = os.Getenv(dirVariable)
+	if err := openFuse(); err != nil {
+		return 1, fmt.Errorf("/dev/fuse: %w", err)
+	}
 	bin := filepath.Join(testRoot, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		return 1, err

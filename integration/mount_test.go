@@ -546,3 +546,48 @@ func everyNamedThing() []treetest.Node {
 	return []treetest.Node{{Path: "file", Data: []byte("x")}, {Path: "dir", Type: treetest.Dir}, {Path: "link", Type: treetest.Symlink, Target: "\xff"},
 		{Path: "new\nline"}, {Path: "\xff\xfe"}, {Path: "fifo", Type: treetest.FIFO}, {Path: "dev", Type: treetest.Char, Major: 1, Minor: 3}}
 }
+
+// TestXattrsAppear mounts generations without extended attributes and adds one
+// that has some: everybody sees them then, and a shell that sits in the mount
+// goes on reading. umount leaves nothing, however often that happens.
+func TestXattrsAppear(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "file", Mode: 0o644, Data: []byte("content")}})
+	plain := newRepo(t)
+	first := plain.all(src)
+	for i := range 3 {
+		dir := filepath.Join(tempDir(t), "repo")
+		run(t, "cp", "-a", plain.dir, dir)
+		r := &repo{t: t, dir: dir}
+		m := r.mount()
+		inside := exec.Command("sh", "-c", "read line; cat file")
+		inside.Dir = m.at(first.Generation)
+		stdin, err := inside.StdinPipe()
+		must(t, err)
+		b := start(t, inside)
+
+		tree := tempDir(t)
+		run(t, "cp", "-a", src+"/.", tree)
+		run(t, "setfattr", "-n", "user.color", "-v", "red", filepath.Join(tree, "file"))
+		second := r.all(tree)
+		waitFor(t, 2*time.Second, "the attribute", func() bool {
+			res := runCmd(t, exec.Command("getfattr", "--only-values", "-n", "user.color", m.path(second.Generation, "file")))
+			return res.code == 0 && res.stdout == "red"
+		})
+		if i == 2 { // umount while the old mount is in use
+			run(t, "umount", m.dir)
+		}
+		_, err = stdin.Write([]byte("\n"))
+		must(t, err)
+		if code := b.wait(t, 30*time.Second); code != 0 || b.stdout.String() != "content" {
+			t.Errorf("the shell in the old mount reads %q, exit code %d: %s", b.stdout.String(), code, b.stderr.String())
+		}
+		if i < 2 {
+			run(t, "umount", m.dir)
+		}
+		waitFor(t, 30*time.Second, "the daemon to end", func() bool { return len(daemons(t, m.dir)) == 0 })
+		if lines := mountInfo(t, m.dir); len(lines) != 0 {
+			t.Errorf("umount leaves %q", lines)
+		}
+	}
+}

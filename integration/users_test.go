@@ -93,7 +93,7 @@ func errno(err error) string {
 func asUserAsk(t *testing.T, uid, gid int, groups []int, dir string, paths []string) map[string]answers {
 	t.Helper()
 	cmd := asUser(uid, gid, groups, filepath.Join(testRoot, "bin", "helper"), dir)
-	cmd.Env = append(os.Environ(), roleVariable+"=helper")
+	cmd.Env = append(os.Environ(), helperVariable+"=1")
 	cmd.Stdin = strings.NewReader(strings.Join(paths, "\x00"))
 	r := runCmd(t, cmd)
 	if r.code != 0 {

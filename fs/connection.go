@@ -1,0 +1,214 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// connections counts the connections to the kernel. There is more than one
+// where one was replaced while programs used it.
+type connections struct {
+	mu    sync.Mutex
+	live  int
+	ended chan struct{} // closed with the last one
+}
+
+// add counts a connection, and is false where the last one has ended already.
+func (c *connections) add() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.ended:
+		return false
+	default:
+		c.live++
+		return true
+	}
+}
+
+func (c *connections) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live--; c.live == 0 {
+		close(c.ended)
+	}
+}
+
+// newServer returns a server that shows the newest snapshot.
+func (m *Mount) newServer() *server {
+	snap := m.snapshots.at(0)
+	defer snap.release()
+	s := &server{
+		readOnly: readOnly{fuse.NewDefaultRawFileSystem()},
+		m:        m,
+		mute:     !snap.db.HasXattrs() && (m.pinned.Number != 0 || canReconnect()),
+		told:     snap.catalog,
+		ended:    make(chan struct{}),
+	}
+	s.show(snap)
+	s.pusher = &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, store: s.store}
+	return s
+}
+
+// store stores a file's content in the kernel's page cache.
+func (s *server) store(node uint64, offset int64, data []byte) fuse.Status {
+	return s.fuse.InodeNotifyStoreCache(node, offset, data)
+}
+
+// show makes a server show a snapshot, if it may: what has, or may have,
+// extended attributes is not for a connection that has told the kernel that
+// there are none.
+func (s *server) show(snap *snapshot) {
+	if s.mute && s.m.pinned.Number == 0 && snap.db.HasXattrs() {
+		s.outdated.Store(true)
+	}
+	if s.outdated.Load() {
+		return
+	}
+	if old := s.catalog.Load(); old != nil {
+		s.before.Store(&replaced{old, time.Now().Add(grace)})
+	}
+	s.catalog.Store(snap.catalog)
+}
+
+// connect opens a connection that is mounted at the mount point.
+func (m *Mount) connect() (*server, error) {
+	s := m.newServer()
+	var err error
+	if s.fuse, err = fuse.NewServer(s, m.mountpoint, m.mountOptions()); err != nil {
+		return nil, err
+	}
+	m.connections.add()
+	go s.serve()
+	// Makes the kernel know that files here need no polling. It fails where
+	// the root of the mount is closed to us, and then nothing depends on it.
+	_ = s.fuse.WaitMount()
+	root, err := openMount(m.mountpoint)
+	if err != nil {
+		return nil, errors.Join(err, unmount(m.mountpoint, true))
+	}
+	defer unix.Close(root)
+	s.settle(root)
+	return s, nil
+}
+
+// reconnect puts a new connection in the place of the one that is mounted,
+// which is outdated. The old one goes on serving what is open in it, and ends
+// when that is let go. Where it is not there for the moment, because something
+// else is mounted over it, nothing happens.
+func (m *Mount) reconnect() {
+	if err := m.tryReconnect(); err != nil {
+		m.log.once("new generations are not shown: mount over the old connection: %v", err)
+	}
+}
+
+func (m *Mount) tryReconnect() error {
+	m.mountMu.Lock()
+	defer m.mountMu.Unlock()
+	old := m.server.Load()
+	if !old.isAt(m.mountpoint) {
+		return nil
+	}
+	s, root, err := m.connectDetached()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	if err := old.giveWay(m.mountpoint, root); err != nil {
+		return err
+	}
+	m.server.Store(s)
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	snap := m.snapshots.at(0)
+	defer snap.release()
+	s.show(snap) // what was shown since it was made went to the old one
+	return nil
+}
+
+// connectDetached opens a connection whose mount is nowhere in the file tree.
+// root is its root, an O_PATH descriptor. The connection ends when that is
+// closed, unless the mount was moved to some place before.
+func (m *Mount) connectDetached() (s *server, root int, err error) {
+	options := m.mountOptions()
+	device, root, err := mountDetached(options)
+	if err != nil {
+		return nil, 0, err
+	}
+	s = m.newServer()
+	options.DirectMountStrict = false // it is mounted
+	if s.fuse, err = fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", device), options); err != nil {
+		return nil, 0, errors.Join(err, unix.Close(root))
+	}
+	if !m.connections.add() {
+		return nil, 0, errors.Join(errEnded, unix.Close(root))
+	}
+	go s.serve()
+	if err := refusePolls(root); err != nil {
+		return nil, 0, errors.Join(err, unix.Close(root))
+	}
+	s.settle(root)
+	return s, root, nil
+}
+
+var errEnded = errors.New("it has ended")
+
+// serve answers requests until the kernel lets go.
+func (s *server) serve() {
+	s.fuse.Serve()
+	s.pusher.close()
+	close(s.ended)
+	s.m.connections.done()
+}
+
+// settle finishes what can be done only once requests are answered. root is an
+// O_PATH descriptor of the mount's root.
+func (s *server) settle(root int) {
+	s.device = deviceOf(root)
+	if os.Geteuid() == 0 {
+		raiseReadAhead(s.device)
+	}
+	if s.mute {
+		silenceXattrs(root)
+	}
+}
+
+// isAt reports whether the server's mount is what one sees at a path.
+func (s *server) isAt(path string) bool {
+	root, err := openMount(path)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(root)
+	return deviceOf(root) == s.device
+}
+
+// giveWay puts the mount whose root is given in the place of the server's own,
+// if that is what one sees at path, and is not unmounted meanwhile. There is
+// always one of them to see: the new one comes beneath the old one, which is
+// then taken away. The old one is named by a descriptor in both steps, so
+// nothing else can be hit by them, whatever others mount and unmount there.
+func (s *server) giveWay(path string, root int) error {
+	old, err := openMount(path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(old)
+	if deviceOf(old) != s.device {
+		return errEnded
+	}
+	if err := moveBeneath(root, old); err != nil {
+		return err
+	}
+	if err := detach(old); err != nil {
+		// Somebody has unmounted it since, who wants to see none.
+		return errors.Join(err, detach(root))
+	}
+	return nil
+}

@@ -1,0 +1,299 @@
+package index
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/y"
+)
+
+// randomRuns writes runs of one to three tables each. A version of a key that was
+// written before may be written again, in the newest run so far.
+func randomRuns(t testing.TB, rnd *rand.Rand, runs int) *builder {
+	t.Helper()
+	b := newTestBuilder(t)
+	version := uint64(1)
+	for range runs {
+		newest := map[string][]uint64{} // of this run
+		for range 1 + rnd.IntN(3) {
+			for range rnd.IntN(300) {
+				key := string(randomKey(rnd))
+				if v := newest[key]; len(v) == 0 || v[0] != version {
+					newest[key] = append([]uint64{version}, v...)
+				}
+			}
+			version += uint64(rnd.IntN(3))
+		}
+		var tables []tableFile
+		keys := slices.Sorted(maps.Keys(newest))
+		for part := range slices.Chunk(keys, 1+len(keys)/(1+rnd.IntN(3))) {
+			out := newTableBuilder(1 << 20)
+			for _, key := range part {
+				for _, at := range newest[key] {
+					value := bytes.Repeat([]byte{byte(rnd.Uint32())}, 1+rnd.IntN(20))
+					if rnd.IntN(100) == 0 {
+						value = bytes.Repeat(value, 1+rnd.IntN(10000)/len(value)) // more than a block
+					}
+					sealed := sealValue([]byte(key), at, value)
+					out.Add(b.versionedKey([]byte(key), at), y.ValueStruct{Value: sealed}, 0)
+				}
+			}
+			f, err := writeTable(b.dir, out, b.nextID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.nextID++
+			tables = append(tables, f)
+		}
+		b.addRun(tables...)
+	}
+	b.number = version
+	return b
+}
+
+// randomKey returns one of some thousand keys, many of them beginnings of others.
+func randomKey(rnd *rand.Rand) []byte {
+	key := appendID(nil, "dix"[rnd.IntN(3)], uint64(rnd.IntN(8)))
+	for range rnd.IntN(4) {
+		key = append(key, "\x00ab\xff"[rnd.IntN(4)])
+	}
+	if rnd.IntN(50) == 0 {
+		key = append(key, bytes.Repeat([]byte{'n'}, maxKey-len(key))...)
+	}
+	return key
+}
+
+// TestLikeBadger compares everything that is in random runs with what badger's own
+// reader finds there.
+func TestLikeBadger(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(6) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		b := randomRuns(t, rnd, []int{1, 2, 16, 31, 5, 9}[seed])
+		if err := b.finish(false); err != nil {
+			t.Fatal(err)
+		}
+		in, err := openTables(b.dir, b.tables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		db, err := badger.OpenManaged(badger.DefaultOptions(b.dir).WithReadOnly(true).WithLogger(nil).
+			WithNumVersionsToKeep(math.MaxInt).WithMaxLevels(maxLevels).WithMetricsEnabled(false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compareGets(t, rnd, in, db, b.number)
+		for range 60 {
+			compareScans(t, rnd, in, db, uint64(rnd.IntN(int(b.number)+1)))
+		}
+		compareScans(t, rnd, in, db, math.MaxUint64)
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		in.close()
+	}
+}
+
+func compareGets(t *testing.T, rnd *rand.Rand, in *tables, db *badger.DB, newest uint64) {
+	t.Helper()
+	found := 0
+	for range 5000 {
+		key, ts := randomKey(rnd), uint64(rnd.IntN(int(newest)+2))
+		got, err := get(in, ts, key)
+		txn := db.NewTransactionAt(ts, false)
+		item, wantErr := txn.Get(key)
+		if (err == nil) != (wantErr == nil) || err != nil && !errors.Is(err, ErrNotFound) {
+			t.Fatalf("key %q at %d: %v, badger says %v", key, ts, err, wantErr)
+		}
+		if err == nil {
+			found++
+			want, err := item.ValueCopy(nil)
+			if err != nil || !bytes.Equal(got, want[:len(want)-sumSize]) {
+				t.Fatalf("key %q at %d: %x, badger says %x, %v", key, ts, got, want, err)
+			}
+		}
+		txn.Discard()
+	}
+	if found < 10 {
+		t.Fatalf("only %d keys were there", found)
+	}
+}
+
+// compareScans runs over all or a part of the keys, in every way.
+func compareScans(t *testing.T, rnd *rand.Rand, in *tables, db *badger.DB, ts uint64) {
+	t.Helper()
+	key := randomKey(rnd)
+	prefix := key[:[]int{0, 1, idKey, len(key)}[rnd.IntN(4)]]
+	for _, o := range []scanOptions{{}, {reverse: true}, {allVersions: true}} {
+		var got, want []string
+		c := newCursor(in, ts, prefix, o)
+		for more := c.seek(key); more; more = c.next() {
+			got = append(got, fmt.Sprintf("%q %d %x", c.key, c.at, c.sealed))
+		}
+		if err := c.close(); err != nil {
+			t.Fatal(err)
+		}
+		txn := db.NewTransactionAt(ts, false)
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: o.reverse, AllVersions: o.allVersions})
+		for it.Seek(key); it.Valid(); it.Next() {
+			item := it.Item()
+			value, err := item.ValueCopy(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, fmt.Sprintf("%q %d %x", item.Key(), item.Version(), value))
+		}
+		it.Close()
+		txn.Discard()
+		if !slices.Equal(got, want) {
+			t.Fatalf("%+v from %q at %d, prefix %q: %d keys, badger has %d\n%.1000q\n%.1000q", o, key, ts, prefix, len(got), len(want), got, want)
+		}
+	}
+}
+
+// TestCutUnderUs cuts tables that are mapped: an error, and no crash.
+func TestCutUnderUs(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(1000))); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	v := db.At(1)
+	if _, err := v.Lookup(2, "000000"); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range b.tables {
+		if err := os.Truncate(filepath.Join(b.dir, f.name()), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, read := range map[string]func() error{
+		"lookup": func() error { _, err := v.Lookup(2, "000000"); return err },
+		"list":   func() error { _, _, err := v.list(2, "", func(Dirent) bool { return true }); return err },
+		"inode":  func() error { _, err := db.Inode(260); return err },
+		"scan":   func() error { _, err := db.Generations(); return err },
+		"files":  func() error { return db.Files(256, 10, func(WholeFile) bool { return true }) },
+	} {
+		if err := read(); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := openTables(b.dir, b.tables); !errors.Is(err, ErrDamaged) {
+		t.Errorf("open: %v", err)
+	}
+}
+
+// TestNoAllocations checks that reads take no memory.
+func TestNoAllocations(t *testing.T) {
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(2000))); err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(1); n <= 3; n++ {
+		if err := b.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := applyLines(t, b, archive.KindGeneration, n, bigEntry(int(n), 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := finished(t, b)
+	db.Release() // and everything is still there
+	v := db.At(2)
+	e, err := v.Resolve(1, bigPath(7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := v.Resolve(1, bigPath(7)[:11])
+	if err != nil {
+		t.Fatal(err)
+	}
+	scan := newCursor(db.tables, 2, nil, scanOptions{})
+	if !scan.seek(nil) {
+		t.Fatal(scan.err)
+	}
+	defer scan.close()
+	files := 0
+	for name, c := range map[string]struct {
+		most float64
+		read func() error
+	}{
+		"lookup":  {0, func() error { _, err := v.Lookup(dir.Dir, "file-07.txt"); return err }},
+		"dir":     {0, func() error { _, err := v.Dir(dir.Dir); return err }},
+		"inode":   {0, func() error { _, err := db.Inode(e.Ino); return err }},
+		"content": {0, func() error { _, err := db.Content(bigHash(7, 0)); return err }},
+		"step":    {0, func() error { scan.next(); return scan.err }},
+		// A cursor at most, for 2,000 files.
+		"files": {20, func() error { return db.Files(FirstIno, 10, func(WholeFile) bool { files++; return true }) }},
+	} {
+		got := testing.AllocsPerRun(50, func() {
+			if err := c.read(); err != nil {
+				t.Fatal(name, err)
+			}
+		})
+		if got > c.most {
+			t.Errorf("%s: %v allocations", name, got)
+		}
+	}
+	if files != 51*2003 {
+		t.Errorf("%d files", files)
+	}
+}
+
+// FuzzTable reads any bytes as a table: no panic, an end, and no other errors.
+func FuzzTable(f *testing.F) {
+	out := newTableBuilder(1 << 20)
+	b := &builder{}
+	for n := range uint64(200) {
+		key := appendDirentKey(nil, DirID(n/20), fmt.Sprint("name", n))
+		out.Add(b.versionedKey(key, 1+n%3), y.ValueStruct{Value: sealValue(key, 1+n%3, []byte("value"))}, 0)
+	}
+	table := out.Finish()
+	f.Add(table, uint16(0), byte(0))
+	f.Add(table, uint16(len(table)-5), byte(1))
+	f.Add([]byte{}, uint16(0), byte(0))
+	f.Fuzz(func(t *testing.T, data []byte, at uint16, flip byte) {
+		data = bytes.Clone(data)
+		if int(at) < len(data) {
+			data[at] ^= flip
+		}
+		m, err := parseTable(data)
+		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				t.Fatal(err)
+			}
+			return
+		}
+		in := &tables{runs: []run{{m}}}
+		for _, o := range []scanOptions{{}, {reverse: true}, {allVersions: true}} {
+			c := newCursor(in, math.MaxUint64, nil, o)
+			from := []byte(nil)
+			if o.reverse {
+				from = []byte{0xff}
+			}
+			steps := 0
+			for more := c.seek(from); more; more = c.next() {
+				if _, err := get(in, c.at, c.key); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
+					t.Fatal(err)
+				}
+				if steps++; steps > len(data) {
+					t.Fatal("more entries than bytes")
+				}
+			}
+			if err := c.close(); err != nil && !errors.Is(err, ErrDamaged) {
+				t.Fatal(err)
+			}
+		}
+	})
+}
