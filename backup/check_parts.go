@@ -133,7 +133,7 @@ func (c *checking) readData(parts []archive.Part) error {
 		total += p.Stored
 	}
 	c.options.Progress.start("data", total)
-	err := c.db.Contents(func(hash archive.Hash, place index.Place) error {
+	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
 		if sum := sums[place.Part.Name]; sum != nil {
 			sum.add(hash, place.RawOffset, place.RawLen)
 		}
@@ -254,7 +254,7 @@ func (c *checking) hits() error {
 	c.options.Progress.start("files", 0)
 	var suspects []placed
 	bad := make(map[archive.Hash]*DamagedPart)
-	err := c.db.Contents(func(hash archive.Hash, place index.Place) error {
+	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
 		part := c.damaged[place.Part.Name]
 		switch {
 		case part == nil:

@@ -111,8 +111,11 @@ func TestFindGeneration(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	for _, g := range []uint64{1, maxGeneration} {
-		for _, d := range []index.DirID{1, 1<<dirBits - 1} {
+		for _, d := range []index.DirID{1, viaFlag - 1} {
 			node := dirNode(g, d)
+			if gg, dd, ok := splitDirNode(node | viaFlag); !ok || gg != g || dd != d {
+				t.Errorf("dirNode(%d, %d) with viaFlag splits into %d, %d", g, d, gg, dd)
+			}
 			if gg, dd, ok := splitDirNode(node); !ok || gg != g || dd != d {
 				t.Errorf("dirNode(%d, %d) = %#x splits into %d, %d", g, d, node, gg, dd)
 			}
@@ -122,7 +125,7 @@ func TestNodes(t *testing.T) {
 			if _, ok := splitLinkNode(node); ok {
 				t.Errorf("%#x is a link too", node)
 			}
-			if node == ^uint64(0) {
+			if node|viaFlag == ^uint64(0) {
 				t.Errorf("%#x is go-fuse's own", node)
 			}
 		}
@@ -130,7 +133,7 @@ func TestNodes(t *testing.T) {
 			t.Errorf("linkNode(%d) splits into %d", g, got)
 		}
 	}
-	for _, node := range []uint64{rootNode, sourceNode(0), sourceNode(5)} {
+	for _, node := range []uint64{rootNode, sourceNode(0), sourceNode(5), pathNodeID(0), pathNodeID(1<<64 - 1)} {
 		_, file := fileInode(node)
 		_, link := splitLinkNode(node)
 		_, _, dir := splitDirNode(node)

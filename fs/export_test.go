@@ -5,6 +5,13 @@ import "github.com/hanwen/go-fuse/v2/fuse"
 // ReleaseRemoved closes the parts that are no longer in the store.
 func (m *Mount) ReleaseRemoved() { m.parts.releaseRemoved() }
 
+// LimitPaths bounds the paths below ".versions" that are remembered.
+func (m *Mount) LimitPaths(n int) {
+	m.paths.mu.Lock()
+	defer m.paths.mu.Unlock()
+	m.paths.limit = n
+}
+
 // CanReconnect reports whether a connection can be replaced.
 func CanReconnect() bool { return canReconnect() }
 

@@ -4,6 +4,7 @@
 //	2026-11-22T03-00-00Z/     generations of the unnamed source
 //	latest                    a symlink to the newest of them
 //	web1/                     another source: its generations, and its latest
+//	.versions/etc/passwd/     not listed: the versions of a path; see versionsName
 //
 // A prefix of a generation's name ("2026-11-22") leads to the last generation
 // that has it, but is not listed. What is in a generation never changes, so the
@@ -62,6 +63,7 @@ type Mount struct {
 	parts      *parts
 	log        *logger
 	marks      *marks
+	paths      *paths
 
 	snapshots   snapshots
 	refreshes   refreshes
@@ -98,6 +100,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		owner:      *fuse.CurrentOwner(),
 		log:        newLogger(o.Log),
 		marks:      newMarks(),
+		paths:      newPaths(maxPaths),
 		refreshes:  refreshes{sources: make(map[string]uint64)},
 		done:       make(chan struct{}),
 	}

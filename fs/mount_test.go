@@ -261,7 +261,7 @@ func TestNames(t *testing.T) {
 	wantContent(t, mnt+"/web1/latest/page", "html")
 	wantContent(t, mnt+"/web1/2026-11-22/page", "html")
 	wantContent(t, filepath.Join(mnt, second, "sub/changes"), "2")
-	for _, name := range []string{"2026-11-23", "x", ".versions", "web1/2026-11-21", "latest~1"} {
+	for _, name := range []string{"2026-11-23", "x", ".version", "web1/2026-11-21", "latest~1"} {
 		if exists(filepath.Join(mnt, name)) {
 			t.Errorf("%s is there", name)
 		}

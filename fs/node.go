@@ -11,19 +11,25 @@ import (
 //	1                                 the root of the mount
 //	256 … 1<<62-1                     a file of any type but directory: its index.Ino
 //	1<<62 | source number             a directory that lists a source's generations
+//	1<<62 | 1<<60 | hash              a directory below ".versions", by a hash of its path
 //	1<<62 | 1<<61 | generation        the symlink "latest" to that generation
 //	1<<63 | generation<<40 | DirID    a directory in a generation
+//	1<<63 | … | 1<<39 | DirID         the same one, reached through ".versions"
 //
 // A file that did not change is the same node in every generation and shares
 // the kernel's page cache; a directory is another node in each, because tools
-// like `diff -r` take two directories of one inode number for equal. A symlink
+// like `diff -r` take two directories of one inode number for equal. It is another
+// one below ".versions", because the kernel knows a directory by one path only:
+// it would move the one in the generation away from who is in it. A symlink
 // "latest" that moves on is another node, so its cached target never lies.
 const (
 	rootNode  = 1
 	dirFlag   = 1 << 63
 	synthFlag = 1 << 62
 	linkFlag  = 1 << 61
+	pathFlag  = 1 << 60
 	dirBits   = 40
+	viaFlag   = 1 << 39
 	// maxGeneration is the greatest generation number that fits. The one above
 	// is left out: together with the greatest DirID it is the id that go-fuse
 	// keeps for itself.
@@ -35,9 +41,10 @@ func dirNode(generation uint64, dir index.DirID) uint64 {
 	return dirFlag | generation<<dirBits | uint64(dir)
 }
 
-// splitDirNode is the inverse of dirNode. It is false for every other node.
+// splitDirNode is the inverse of dirNode, viaFlag or not. It is false for every
+// other node.
 func splitDirNode(node uint64) (generation uint64, dir index.DirID, ok bool) {
-	return node &^ dirFlag >> dirBits, index.DirID(node & (1<<dirBits - 1)), node&dirFlag != 0
+	return node &^ dirFlag >> dirBits, index.DirID(node & (viaFlag - 1)), node&dirFlag != 0
 }
 
 // fileInode returns the inode of a node that is a file of any type but
@@ -54,6 +61,15 @@ func linkNode(generation uint64) uint64 { return synthFlag | linkFlag | generati
 func splitLinkNode(node uint64) (generation uint64, ok bool) {
 	const flags = synthFlag | linkFlag
 	return node &^ flags, node&dirFlag == 0 && node&flags == flags
+}
+
+// pathNodeID returns the node id of a directory below ".versions" whose path has
+// that hash.
+func pathNodeID(hash uint64) uint64 { return synthFlag | pathFlag | hash&(pathFlag-1) }
+
+// isPathNode reports whether a node is a directory below ".versions".
+func isPathNode(node uint64) bool {
+	return node&(dirFlag|synthFlag|linkFlag|pathFlag) == synthFlag|pathFlag
 }
 
 // sourceNode returns the node id of the directory of the source with that

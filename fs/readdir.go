@@ -65,6 +65,9 @@ func (s *server) readDir(node, offset uint64, out entryList) fuse.Status {
 	if s.isListing(node) {
 		return s.readListing(node, offset, out)
 	}
+	if isPathNode(node) {
+		return s.readHistory(node, offset, out)
+	}
 	p, status := s.place(node)
 	if !status.Ok() {
 		return status
@@ -141,10 +144,7 @@ func (s *server) readPlace(node uint64, p place, behind int64, out entryList) er
 }
 
 func (s *server) addDirent(out entryList, p place, e index.Dirent, passed int64) bool {
-	entry := fuse.DirEntry{Name: e.Name, Mode: typeMode(e.Attr.Type), Ino: uint64(e.Ino), Off: offsetEntries + uint64(passed) + 1}
-	if e.Dir != 0 {
-		entry.Ino = dirNode(p.generation, e.Dir)
-	}
+	entry := fuse.DirEntry{Name: e.Name, Mode: typeMode(e.Attr.Type), Ino: p.node(e), Off: offsetEntries + uint64(passed) + 1}
 	return out.add(entry, func(out *fuse.EntryOut) fuse.Status {
 		setEntry(out, p, e)
 		return fuse.OK

@@ -55,9 +55,18 @@ type place struct {
 	*snapshot
 	generation uint64
 	dir        index.DirID
+	via        uint64 // viaFlag where it was reached through ".versions", else 0
 }
 
 func (p place) view() index.View { return p.db.At(p.generation) }
+
+// node returns the node id of an entry.
+func (p place) node(e index.Dirent) uint64 {
+	if e.Dir == 0 {
+		return uint64(e.Ino)
+	}
+	return dirNode(p.generation, e.Dir) | p.via
+}
 
 // place returns the directory of a generation that a node is. Its snapshot is
 // to be released, unless the status tells why there is none.
@@ -76,7 +85,7 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if snap == nil {
 		return place{}, errStale
 	}
-	return place{snap, generation, dir}, fuse.OK
+	return place{snap, generation, dir, node & viaFlag}, fuse.OK
 }
 
 // listing returns the directory above the generations that a node is, nil where
@@ -94,8 +103,7 @@ func (s *server) isListing(node uint64) bool {
 	if node == rootNode {
 		return s.m.pinned.Number == 0
 	}
-	_, link := splitLinkNode(node)
-	return node&(dirFlag|synthFlag) == synthFlag && !link
+	return node&(dirFlag|synthFlag|linkFlag|pathFlag) == synthFlag
 }
 
 // withInode calls f with the newest index that knows the inode. f returns an
@@ -124,6 +132,9 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 	if s.isListing(h.NodeId) {
 		return s.lookupListed(h.NodeId, name, out)
 	}
+	if isPathNode(h.NodeId) {
+		return s.lookupHistory(h.NodeId, name, out)
+	}
 	p, status := s.place(h.NodeId)
 	if !status.Ok() {
 		return status
@@ -151,6 +162,9 @@ func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse
 	if l == nil {
 		return errStale
 	}
+	if name == versionsName {
+		return s.lookupVersions(l, out)
+	}
 	if e, ok := l.lookup(name); ok {
 		return s.setListedEntry(out, e)
 	}
@@ -177,11 +191,7 @@ func setEntry(out *fuse.EntryOut, p place, e index.Dirent) {
 	out.Generation = 1
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
-	if e.Dir != 0 {
-		out.NodeId = dirNode(p.generation, e.Dir)
-	} else {
-		out.NodeId = uint64(e.Ino)
-	}
+	out.NodeId = p.node(e)
 	setAttr(&out.Attr, out.NodeId, e.Attr, e.Stored)
 }
 
@@ -199,6 +209,9 @@ func (s *server) attr(node uint64, out *fuse.Attr) (time.Duration, fuse.Status) 
 	}
 	if generation, ok := splitLinkNode(node); ok {
 		return forever, s.linkAttr(node, generation, out)
+	}
+	if isPathNode(node) {
+		return briefly, s.historyAttr(node, out)
 	}
 	if !s.isListing(node) {
 		return forever, s.dirAttr(node, out)
@@ -395,6 +408,13 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 	if s.mute && !strings.HasPrefix(name, aclPrefix) {
 		return 0, fuse.ENOSYS
 	}
+	if isPathNode(h.NodeId) {
+		value, status := s.historyXattr(h.NodeId, name)
+		if !status.Ok() {
+			return 0, status
+		}
+		return reply(dest, value)
+	}
 	ino, status := s.xattrInode(h.NodeId)
 	if !status.Ok() {
 		return 0, status
@@ -452,7 +472,7 @@ func (s *server) xattrInode(node uint64) (index.Ino, fuse.Status) {
 	if ino, ok := fileInode(node); ok {
 		return ino, fuse.OK
 	}
-	if _, link := splitLinkNode(node); link || s.isListing(node) {
+	if _, link := splitLinkNode(node); link || isPathNode(node) || s.isListing(node) {
 		return 0, fuse.OK
 	}
 	p, status := s.place(node)

@@ -323,3 +323,85 @@ func BenchmarkRead(b *testing.B) {
 		})
 	}
 }
+
+// touched adds to a change what a new file in 0000/000000 changes of the
+// directories above it.
+func touched(lines iter.Seq[archive.Line], version int) iter.Seq[archive.Line] {
+	return func(yield func(archive.Line) bool) {
+		seen := false
+		for l := range lines {
+			if l.Entry != nil && !seen {
+				seen = true
+				for _, path := range []string{".", "0000", "0000/000000"} {
+					a := dirAttr()
+					a.Mtime.Sec += int64(version)
+					if !yield(entryLine(path, a)) {
+						return
+					}
+				}
+			}
+			if !yield(l) {
+				return
+			}
+		}
+	}
+}
+
+// BenchmarkHistory measures, on 1,000,000 files and 300 generations of 1,000
+// changed files each, the versions of one file and of one directory that changes
+// each time, and a search over all of them.
+func BenchmarkHistory(b *testing.B) {
+	const generations = 300
+	made := newTestBuilder(b)
+	made.limit = 64 << 20
+	for n := range generations {
+		h := header(archive.KindGeneration, made.number+1, made.number)
+		lines := bigRecord(bigFiles)
+		if n > 0 {
+			lines = touched(bigChange(bigFiles, bigFiles/1000, n), n)
+		}
+		r := newRecord(h, lines)
+		if err := made.apply(r); err != nil {
+			b.Fatal(err)
+		}
+		r.stop()
+		if err := made.flush(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	db := finished(b, made)
+	gens, err := db.Generations()
+	if err != nil {
+		b.Fatal(err)
+	}
+	versions := func(b *testing.B, path string, want int) {
+		v, err := db.Timeline(gens).Versions(path)
+		if err != nil || len(v) < want {
+			b.Fatal(path, v, err)
+		}
+	}
+	spent := func(b *testing.B, before time.Duration) {
+		b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+	}
+	b.Run("File", func(b *testing.B) {
+		defer spent(b, cpuTime())
+		for n := 0; b.Loop(); n++ {
+			versions(b, bigPath(n*7919%bigFiles), 1)
+		}
+	})
+	b.Run("Directory", func(b *testing.B) {
+		defer spent(b, cpuTime())
+		for b.Loop() {
+			versions(b, "0000/000000", generations)
+		}
+	})
+	b.Run("Search", func(b *testing.B) {
+		defer spent(b, cpuTime())
+		for b.Loop() {
+			found, err := db.Search(gens, func(_, name string) bool { return name == "file-07.txt" })
+			if err != nil || len(found) != bigFiles/bigDir {
+				b.Fatal(len(found), err)
+			}
+		}
+	})
+}

@@ -82,9 +82,9 @@ func (d *DB) Digest() (archive.Hash, error) {
 // that was.
 const noGrace = time.Duration(-math.MaxInt64)
 
-// Contents calls use with every content that the log named and where it lies
+// Places calls use with every content that the log named and where it lies
 // now, in the order of their hashes.
-func (d *DB) Contents(use func(archive.Hash, Place) error) error {
+func (d *DB) Places(use func(archive.Hash, Place) error) error {
 	return scan(d.tables, d.number, []byte{spaceContent}, func(key, value []byte) error {
 		p, err := decodePlace(value)
 		if err != nil {

@@ -119,7 +119,7 @@ func TestHoldersOfSegments(t *testing.T) {
 		}
 	}
 	contents := 0
-	if err := db.Contents(func(_ archive.Hash, p Place) error {
+	if err := db.Places(func(_ archive.Hash, p Place) error {
 		contents++
 		if p != (Place{Part: part, RawOffset: 512, RawLen: 1}) {
 			return fmt.Errorf("%+v", p)

@@ -55,6 +55,11 @@ func listCommand() *cobra.Command {
 
 // withIndex opens a repository and its index for a command that reads.
 func withIndex(dir string, read func(db *index.DB) error) error {
+	return withRepository(dir, func(_ *archive.Repository, db *index.DB) error { return read(db) })
+}
+
+// withRepository is withIndex for a command that reads more than the index.
+func withRepository(dir string, read func(repo *archive.Repository, db *index.DB) error) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err
@@ -65,7 +70,7 @@ func withIndex(dir string, read func(db *index.DB) error) error {
 		return err
 	}
 	defer db.Close()
-	return read(db)
+	return read(repo, db)
 }
 
 func notef(format string, a ...any) { note(fmt.Sprintf(format, a...)) }

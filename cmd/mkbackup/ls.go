@@ -50,11 +50,7 @@ GEN is a generation's name or number, a date or the beginning of one, "latest" o
 
 func ls(w io.Writer, db *index.DB, g index.Generation, name string, asJSON bool) error {
 	view := db.At(g.Number)
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
-	if clean == "" {
-		clean = "."
-	}
-	entry, err := view.Resolve(g.Root, clean)
+	entry, err := view.Resolve(g.Root, cleanPath(name))
 	if err != nil {
 		return fmt.Errorf("%s: %s: %w", g.Name, backup.Printable(name), err)
 	}
@@ -76,6 +72,22 @@ func ls(w io.Writer, db *index.DB, g index.Generation, name string, asJSON bool)
 	return err
 }
 
+// cleanPath returns a path that a user gave as the index takes it.
+func cleanPath(name string) string {
+	if clean := strings.TrimPrefix(path.Clean("/"+name), "/"); clean != "" {
+		return clean
+	}
+	return "."
+}
+
+// rooted is the inverse of cleanPath.
+func rooted(path string) string {
+	if path == "." {
+		return "/"
+	}
+	return "/" + path
+}
+
 // attributes completes an entry: those of a directory are not in its listing.
 func attributes(db *index.DB, view index.View, e *index.Dirent) (target string, err error) {
 	if e.Dir != 0 {
@@ -83,11 +95,16 @@ func attributes(db *index.DB, view index.View, e *index.Dirent) (target string, 
 		e.Attr = node.Attr
 		return "", err
 	}
-	if e.Attr.Type == archive.TypeSymlink {
-		i, err := db.Inode(e.Ino)
-		return i.Target, err
+	return linkTarget(db, *e)
+}
+
+// linkTarget returns the target of a symlink, "" of anything else.
+func linkTarget(db *index.DB, e index.Dirent) (string, error) {
+	if e.Attr.Type != archive.TypeSymlink {
+		return "", nil
 	}
-	return "", nil
+	i, err := db.Inode(e.Ino)
+	return i.Target, err
 }
 
 func showLine(w io.Writer, db *index.DB, view index.View, e index.Dirent) error {
@@ -96,17 +113,21 @@ func showLine(w io.Writer, db *index.DB, view index.View, e index.Dirent) error 
 		return err
 	}
 	a := e.Attr
-	size := fmt.Sprint(a.Size)
-	if a.Type == archive.TypeChar || a.Type == archive.TypeBlock {
-		size = fmt.Sprintf("%d,%d", a.Rdev.Major, a.Rdev.Minor)
-	}
 	arrow := ""
 	if target != "" {
 		arrow = " -> " + backup.Printable(target)
 	}
-	_, err = fmt.Fprintf(w, "%s %3d %5d %5d %12s %s %s%s\n", modeString(a), a.Nlink, a.UID, a.GID, size,
+	_, err = fmt.Fprintf(w, "%s %3d %5d %5d %12s %s %s%s\n", modeString(a), a.Nlink, a.UID, a.GID, sizeString(a),
 		a.Mtime.Time().Format("2006-01-02 15:04:05Z"), backup.Printable(e.Name), arrow)
 	return err
+}
+
+// sizeString returns the size as ls -l shows it: of a device its number.
+func sizeString(a archive.Attr) string {
+	if a.Type == archive.TypeChar || a.Type == archive.TypeBlock {
+		return fmt.Sprintf("%d,%d", a.Rdev.Major, a.Rdev.Minor)
+	}
+	return fmt.Sprint(a.Size)
 }
 
 // modeString returns type and mode as ls -l shows them: "drwxr-sr-t".
@@ -135,8 +156,13 @@ func modeString(a archive.Attr) string {
 // lsEntry is an entry as ls --json prints it. A name or target that is not
 // UTF-8 is given as base64 in the field that ends with 64.
 type lsEntry struct {
-	Name     string    `json:"name,omitempty"`
-	Name64   []byte    `json:"name64,omitempty"`
+	Name   string `json:"name,omitempty"`
+	Name64 []byte `json:"name64,omitempty"`
+	attributesJSON
+}
+
+// attributesJSON are attributes, and the target of a symlink, in JSON.
+type attributesJSON struct {
 	Type     string    `json:"type"`
 	Mode     string    `json:"mode"`
 	UID      uint32    `json:"uid"`
@@ -155,12 +181,16 @@ func showJSON(w io.Writer, db *index.DB, view index.View, e index.Dirent) error 
 	if err != nil {
 		return err
 	}
-	a := e.Attr
-	entry := lsEntry{Type: a.Type.String(), Mode: fmt.Sprintf("%04o", a.Mode), UID: a.UID, GID: a.GID, Size: a.Size,
-		Mtime: a.Mtime.Time(), Nlink: a.Nlink, Major: a.Rdev.Major, Minor: a.Rdev.Minor}
+	entry := lsEntry{attributesJSON: describeAttr(e.Attr, target)}
 	entry.Name, entry.Name64 = jsonText(e.Name)
-	entry.Target, entry.Target64 = jsonText(target)
 	return json.NewEncoder(w).Encode(entry)
+}
+
+func describeAttr(a archive.Attr, target string) attributesJSON {
+	d := attributesJSON{Type: a.Type.String(), Mode: fmt.Sprintf("%04o", a.Mode), UID: a.UID, GID: a.GID, Size: a.Size,
+		Mtime: a.Mtime.Time(), Nlink: a.Nlink, Major: a.Rdev.Major, Minor: a.Rdev.Minor}
+	d.Target, d.Target64 = jsonText(target)
+	return d
 }
 
 func jsonText(s string) (plain string, encoded []byte) {

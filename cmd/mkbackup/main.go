@@ -104,7 +104,8 @@ shows all generations as plain directories; a restore is cp.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
 	})
-	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), checkCommand(), reindexCommand())
+	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), diffCommand(), historyCommand(), findCommand(), exportCommand(),
+		statsCommand(), checkCommand(), reindexCommand())
 	for _, sub := range root.Commands() {
 		sub.Args = usageErrors(sub.Args)
 	}

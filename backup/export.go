@@ -1,0 +1,223 @@
+package backup
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// ExportOptions says what is exported.
+type ExportOptions struct {
+	Paths []string          // with all below them, as index.View.Resolve takes them; none means all
+	Note  func(text string) // called for what a tar stream cannot hold; nil means nobody
+}
+
+const (
+	exportBuffer = 1 << 20  // bytes written at once
+	exportCache  = 64 << 20 // raw bytes of decoded frames
+)
+
+// Export writes a generation, or paths of it, as a PAX tar stream that GNU tar
+// and bsdtar restore in full: types, owners, times in ns, hard links, holes,
+// extended attributes and ACLs. Sockets, for which tar has no type, are left out
+// and noted. After an error the stream has no end-of-archive blocks, so that
+// nobody takes it for complete.
+func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *index.DB, g index.Generation, o ExportOptions) error {
+	reader := archive.NewReader(repo.Store(), exportCache)
+	defer reader.Close()
+	out := bufio.NewWriterSize(w, exportBuffer)
+	x := &export{ctx: ctx, db: db, view: db.At(g.Number), reader: reader, out: out, tar: tar.NewWriter(out),
+		note: o.Note, links: make(map[index.Ino]string), buffer: make([]byte, exportBuffer)}
+	if err := x.paths(g.Root, o.Paths); err != nil {
+		return err
+	}
+	if err := x.tar.Close(); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// export is an Export that is going on.
+type export struct {
+	ctx    context.Context
+	db     *index.DB
+	view   index.View
+	reader *archive.Reader
+	out    io.Writer   // where tar writes to
+	tar    *tar.Writer // with all of out's members ended
+	note   func(text string)
+	links  map[index.Ino]string // first name of each inode with several links
+	buffer []byte
+}
+
+// paths writes paths in their order, each once.
+func (x *export) paths(root index.DirID, paths []string) error {
+	for _, path := range outermost(paths) {
+		e, err := x.view.Resolve(root, path)
+		if err != nil {
+			return fmt.Errorf("/%s: %w", Printable(path), err)
+		}
+		if err := x.entry(path, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outermost returns paths without those that are, or lie below, another one, in
+// path order. None means the root.
+func outermost(paths []string) []string {
+	var all []string
+	for _, path := range slices.SortedFunc(slices.Values(paths), comparePaths) {
+		if path == "." {
+			return []string{"."}
+		}
+		if n := len(all); n == 0 || path != all[n-1] && !strings.HasPrefix(path, all[n-1]+"/") {
+			all = append(all, path)
+		}
+	}
+	if len(all) == 0 {
+		return []string{"."}
+	}
+	return all
+}
+
+// comparePaths orders paths by component.
+func comparePaths(a, b string) int {
+	return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
+}
+
+// entry writes an entry and all below it.
+func (x *export) entry(path string, e index.Dirent) error {
+	if err := x.ctx.Err(); err != nil {
+		return err
+	}
+	if err := x.member(path, e); err != nil {
+		return fmt.Errorf("/%s: %w", Printable(path), err)
+	}
+	entries, err := list(x.view, e.Dir)
+	if err != nil {
+		return fmt.Errorf("/%s: %w", Printable(path), err)
+	}
+	for _, child := range entries {
+		if err := x.entry(join(path, child.Name), child); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var tarTypes = [...]byte{
+	archive.TypeFile:    tar.TypeReg,
+	archive.TypeDir:     tar.TypeDir,
+	archive.TypeSymlink: tar.TypeSymlink,
+	archive.TypeFIFO:    tar.TypeFifo,
+	archive.TypeChar:    tar.TypeChar,
+	archive.TypeBlock:   tar.TypeBlock,
+}
+
+// member writes one entry.
+func (x *export) member(path string, e index.Dirent) error {
+	if e.Attr.Type == archive.TypeSocket {
+		if x.note != nil {
+			x.note(fmt.Sprintf("/%s: a socket, left out: tar has no type for it", Printable(path)))
+		}
+		return nil
+	}
+	first, linked := x.links[e.Ino]
+	if linked {
+		h := tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: path, Linkname: first, PAXRecords: charset(path, first)}
+		h.Mode, h.Uid, h.Gid, h.ModTime = int64(e.Attr.Mode), int(e.Attr.UID), int(e.Attr.GID), e.Attr.Mtime.Time()
+		return x.tar.WriteHeader(&h)
+	}
+	if e.Dir == 0 && e.Attr.Nlink > 1 {
+		x.links[e.Ino] = path
+	}
+	inode, err := x.db.Inode(e.Ino)
+	if err != nil {
+		return err
+	}
+	h, err := x.header(path, e, inode.Target)
+	if err != nil {
+		return err
+	}
+	if inode.Stored < h.Size {
+		return x.sparse(e, h)
+	}
+	if err := x.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	return x.copy(x.tar, e.Ino, 0, h.Size)
+}
+
+// header returns the header of an entry that is no further link.
+func (x *export) header(path string, e index.Dirent, target string) (*tar.Header, error) {
+	a := e.Attr
+	h := &tar.Header{Format: tar.FormatPAX, Typeflag: tarTypes[a.Type], Name: path, Linkname: target, Mode: int64(a.Mode),
+		Uid: int(a.UID), Gid: int(a.GID), ModTime: a.Mtime.Time(), Devmajor: int64(a.Rdev.Major), Devminor: int64(a.Rdev.Minor)}
+	switch a.Type {
+	case archive.TypeFile:
+		h.Size = a.Size
+	case archive.TypeDir:
+		h.Name += "/"
+	}
+	h.PAXRecords = charset(path, target)
+	xattrs, err := x.db.Xattrs(e.Ino)
+	if err != nil {
+		return nil, err
+	}
+	for _, xattr := range xattrs {
+		key, value, err := xattrRecord(xattr)
+		if err != nil {
+			return nil, err
+		}
+		h.PAXRecords[key] = value
+	}
+	return h, nil
+}
+
+// charset returns the PAX record that says of names that they are bytes, where
+// they need it: those that are not UTF-8, and those that bsdtar would compose
+// ("e" and an accent to "é"). GNU tar takes names for bytes anyway, and warns of
+// the record.
+func charset(names ...string) map[string]string {
+	records := make(map[string]string)
+	for _, name := range names {
+		if !utf8.ValidString(name) || strings.ContainsFunc(name, composes) {
+			records["hdrcharset"] = "BINARY"
+		}
+	}
+	return records
+}
+
+// composes reports whether a character may become one with that before it: a mark,
+// or a letter of a Hangul syllable.
+func composes(r rune) bool { return unicode.Is(unicode.M, r) || 0x1100 <= r && r <= 0x11ff }
+
+// copy writes n bytes of a file from offset on.
+func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
+	for n > 0 {
+		if err := x.ctx.Err(); err != nil {
+			return err
+		}
+		b := x.buffer[:min(n, int64(len(x.buffer)))]
+		if read, err := x.db.ReadAt(x.reader, ino, b, offset); read < len(b) {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		offset += int64(len(b))
+		n -= int64(len(b))
+	}
+	return nil
+}
