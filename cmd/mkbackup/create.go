@@ -87,7 +87,7 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error
 	if os.Geteuid() != 0 && !f.quiet {
 		note("not root: files of others that you may not read are named and left out, and trusted.* attributes are not seen")
 	}
-	bar := newBar(f.progress, f.quiet, f.Progress)
+	bar := newBar(f.progress, f.quiet, createState(f.Progress))
 	f.Events = f.events(bar)
 	bar.start()
 	summary, err := backup.Create(cmd.Context(), repo, f.CreateOptions)
@@ -114,8 +114,8 @@ func (f *createFlags) complete(paths []string) error {
 		}
 		f.Time = t
 	}
-	if f.progress != "auto" && f.progress != "always" && f.progress != "never" {
-		return &exitError{exitUsage, fmt.Sprintf("bad --progress %q: it is auto, always or never", f.progress)}
+	if err := checkProgress(f.progress); err != nil {
+		return err
 	}
 	if !archive.ValidSourceName(f.Source) {
 		return &exitError{exitUsage, fmt.Sprintf("bad --source %q: it begins with a letter, has only letters, digits, '.', '_' and '-', and is not \"latest\"", f.Source)}
@@ -131,6 +131,13 @@ func (f *createFlags) complete(paths []string) error {
 		if path == "" {
 			return &exitError{exitUsage, "an empty PATH"}
 		}
+	}
+	return nil
+}
+
+func checkProgress(when string) error {
+	if when != "auto" && when != "always" && when != "never" {
+		return &exitError{exitUsage, fmt.Sprintf("bad --progress %q: it is auto, always or never", when)}
 	}
 	return nil
 }

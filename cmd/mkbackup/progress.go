@@ -14,23 +14,55 @@ import (
 	"github.com/backupfs/backupfs/backup"
 )
 
-// bar shows the progress of a backup on stderr. A bar that is not shown only
-// prints lines.
+// bar shows the progress of a run on stderr. A bar that is not shown only prints
+// lines.
 type bar struct {
-	shown    bool
-	progress *backup.Progress
-	started  time.Time
-	mutex    sync.Mutex // the terminal: lines and the bar take turns
-	bar      *progressbar.ProgressBar
-	end      chan struct{}
-	ended    sync.WaitGroup
+	shown   bool
+	state   func(elapsed time.Duration) barState
+	started time.Time
+	mutex   sync.Mutex // the terminal: lines and the bar take turns
+	bar     *progressbar.ProgressBar
+	end     chan struct{}
+	ended   sync.WaitGroup
+	done    int64 // what the bar shows
+}
+
+// barState is what a bar shows.
+type barState struct {
+	done, total int64 // of anything; a total that is less than done is not known
+	text        string
 }
 
 const barInterval = 200 * time.Millisecond
 
-func newBar(when string, quiet bool, p *backup.Progress) *bar {
+func newBar(when string, quiet bool, state func(elapsed time.Duration) barState) *bar {
 	shown := when == "always" || when == "auto" && !quiet && term.IsTerminal(int(os.Stderr.Fd()))
-	return &bar{shown: shown, progress: p, end: make(chan struct{})}
+	return &bar{shown: shown, state: state, end: make(chan struct{})}
+}
+
+// createState shows files of those in the generation before, and the ETA from
+// that; bytes read and their rate; the current path.
+func createState(p *backup.Progress) func(time.Duration) barState {
+	return func(elapsed time.Duration) barState {
+		done, before := p.Files()
+		read := p.ReadBytes()
+		rate := float64(read) / elapsed.Seconds()
+		return barState{done, before, fmt.Sprintf("%s files, %s read, %s/s, %s", humanize.Comma(done), humanize.IBytes(uint64(read)),
+			humanize.IBytes(uint64(rate)), shorten(display(p.Path()), 40))}
+	}
+}
+
+// checkState shows what a check does, and the bytes done of those to do.
+func checkState(p *backup.CheckProgress) func(time.Duration) barState {
+	return func(elapsed time.Duration) barState {
+		phase, done, total := p.State()
+		text := "check: " + phase
+		if total > 0 {
+			text += fmt.Sprintf(", %s of %s, %s/s", humanize.IBytes(uint64(done)), humanize.IBytes(uint64(total)),
+				humanize.IBytes(uint64(float64(done)/elapsed.Seconds())))
+		}
+		return barState{done, total, text}
+	}
 }
 
 func (b *bar) start() {
@@ -55,20 +87,20 @@ func (b *bar) start() {
 	})
 }
 
-// update draws the bar: files of those in the generation before, and the ETA
-// from that; bytes read and their rate; the current path.
+// update draws the bar.
 func (b *bar) update() {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
-	done, before := b.progress.Files()
-	if before > 0 && done <= before {
-		b.bar.ChangeMax64(before)
+	s := b.state(time.Since(b.started))
+	if s.done < b.done { // something else is done now
+		b.bar.Reset()
 	}
-	read := b.progress.ReadBytes()
-	rate := float64(read) / time.Since(b.started).Seconds()
-	b.bar.Describe(fmt.Sprintf("%s files, %s read, %s/s, %s", humanize.Comma(done), humanize.IBytes(uint64(read)),
-		humanize.IBytes(uint64(rate)), shorten(display(b.progress.Path()), 40)))
-	_ = b.bar.Set64(done)
+	b.done = s.done
+	if s.total > 0 && s.done <= s.total {
+		b.bar.ChangeMax64(s.total)
+	}
+	b.bar.Describe(s.text)
+	_ = b.bar.Set64(s.done)
 }
 
 // shorten keeps the end of a text, which tells more of a path.
