@@ -323,6 +323,7 @@ const (
 	fieldMore
 	fieldGone
 	fieldForget
+	fieldRemoved
 	fieldEnd
 	fieldName
 	fieldValue
@@ -360,6 +361,7 @@ type jsonLine struct {
 	more    []Extent // of a "more" line
 	gone    string
 	forget  uint64
+	removed Digest
 	end     Counts
 }
 
@@ -466,6 +468,9 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	case "forget":
 		j.seen.add(r, fieldForget)
 		j.forget = r.uint(math.MaxInt64)
+	case "removed":
+		j.seen.add(r, fieldRemoved)
+		r.hex((*[32]byte)(&j.removed))
 	case "end":
 		j.seen.add(r, fieldEnd)
 		j.end = r.counts()
@@ -474,10 +479,11 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	}
 }
 
-// counts reads the value of an "end" line.
+// counts reads the value of an "end" line. The count of removed parts may be
+// absent: records that are older than it have none.
 func (r *jsonReader) counts() (c Counts) {
 	places := map[string]*int64{"parts": &c.Parts, "contents": &c.Contents, "entries": &c.Entries,
-		"extents": &c.Extents, "gone": &c.Gone, "forgets": &c.Forgets}
+		"extents": &c.Extents, "gone": &c.Gone, "forgets": &c.Forgets, "removed": &c.Removed}
 	r.object(func(name []byte) {
 		place := places[string(name)]
 		if place == nil {
@@ -487,13 +493,14 @@ func (r *jsonReader) counts() (c Counts) {
 		delete(places, string(name))
 		*place = r.int(0, math.MaxInt64)
 	})
+	delete(places, "removed")
 	if len(places) > 0 {
 		r.failf("%d counts are missing", len(places))
 	}
 	return c
 }
 
-// line translates a part, content, entry, gone or forget line. The entry is not
+// line translates a part, content, entry, gone, forget or removed line. The entry is not
 // complete before the extents of "more" lines are added to it.
 func (j *jsonLine) line() (Line, error) {
 	switch {
@@ -509,6 +516,9 @@ func (j *jsonLine) line() (Line, error) {
 		return Line{Gone: j.gone}, validatePath(j.gone)
 	case j.seen == fieldForget && j.forget > 0:
 		return Line{Forget: j.forget}, nil
+	case j.seen == fieldRemoved:
+		removed := j.removed
+		return Line{Removed: &removed}, nil
 	}
 	return Line{}, errors.New("a line of no known kind, or with too few or too many fields")
 }

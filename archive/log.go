@@ -162,6 +162,9 @@ func (rr *RecordReader) Next() (Line, error) {
 			return Line{}, err
 		}
 	}
+	if line.Removed != nil && rr.header.Kind != KindCompaction {
+		return Line{}, rr.fail(fmt.Errorf("a removed part in a record that is a %s", rr.header.Kind))
+	}
 	rr.counts.add(line)
 	return line, nil
 }
@@ -272,7 +275,8 @@ func (d *RecordDraft) AddPart(p PublishedPart) error {
 	return nil
 }
 
-// Add adds a change: an entry, a path that is gone, or a forgotten generation.
+// Add adds a change: an entry, a path that is gone, a forgotten generation, or,
+// in a compaction, a part that is removed.
 // Entries and gone paths come in path order: depth first, a directory before
 // what is in it, names in the order of their bytes.
 func (d *RecordDraft) Add(change Line) error {
@@ -298,7 +302,7 @@ func (d *RecordDraft) Reset() error {
 // Counts returns how many lines of each kind were added so far.
 func (d *RecordDraft) Counts() Counts {
 	c, changes := d.contents.counts, d.changes.counts
-	c.Entries, c.Extents, c.Gone, c.Forgets = changes.Entries, changes.Extents, changes.Gone, changes.Forgets
+	c.Entries, c.Extents, c.Gone, c.Forgets, c.Removed = changes.Entries, changes.Extents, changes.Gone, changes.Forgets, changes.Removed
 	return c
 }
 
@@ -308,6 +312,9 @@ func (d *RecordDraft) Counts() Counts {
 func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) {
 	if err := h.validate(); err != nil {
 		return Digest{}, 0, err
+	}
+	if d.changes.counts.Removed > 0 && h.Kind != KindCompaction {
+		return Digest{}, 0, fmt.Errorf("log record %d: only a compaction removes parts", h.Number)
 	}
 	draft, err := d.repository.store.Create()
 	if err != nil {
@@ -366,10 +373,12 @@ func (d *RecordDraft) Discard() {
 	d.changes.close()
 }
 
-// spool is an unnamed file of compressed lines. Its first error stays.
+// spool is an unnamed file of compressed lines, in one zstd stream or, where it was
+// written to again after it was read, in several. Its first error stays.
 type spool struct {
 	file   *os.File
 	zstd   *zstd.Encoder
+	ended  bool // the stream is: the next line begins another one
 	buffer []byte
 	counts Counts
 	err    error
@@ -393,6 +402,10 @@ func (s *spool) write(l Line) error {
 	if s.err != nil {
 		return s.err
 	}
+	if s.ended {
+		s.zstd.Reset(s.file)
+		s.ended = false
+	}
 	b := s.buffer[:0]
 	switch {
 	case l.Part != nil:
@@ -405,6 +418,8 @@ func (s *spool) write(l Line) error {
 		b = appendGone(b, l.Gone)
 	case l.Forget != 0:
 		b = appendForget(b, l.Forget)
+	case l.Removed != nil:
+		b = appendRemoved(b, *l.Removed)
 	}
 	s.buffer = b
 	s.counts.add(l)
@@ -414,13 +429,17 @@ func (s *spool) write(l Line) error {
 	return s.err
 }
 
-// reader returns the compressed lines from the first; nothing may be written after it.
+// reader returns the compressed lines written so far.
 func (s *spool) reader() (io.Reader, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	if err := s.zstd.Close(); err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+	if !s.ended {
+		if err := s.zstd.Close(); err != nil {
+			s.err = fmt.Errorf("log: %w", err)
+			return nil, s.err
+		}
+		s.ended = true
 	}
 	end, err := s.file.Seek(0, io.SeekEnd)
 	if err != nil {

@@ -95,6 +95,7 @@ type packFrame struct {
 	atMember bool      // starts with the header of a member: a part may end before it
 	contents []Content // that start in it; RawOffset counts from the start of the frame
 
+	rawLen int // set when the frame is handed on
 	stored []byte
 	digest [32]byte
 	ready  chan error // receives once when a worker is done with it
@@ -277,6 +278,7 @@ func (p *Packer) ensureFrame(atMember bool) error {
 // flush hands the current frame on. It does not block: the channels have room
 // for every frame there is.
 func (p *Packer) flush() {
+	p.cur.rawLen = len(p.cur.raw)
 	p.work <- p.cur
 	p.order <- p.cur
 	p.cur = nil

@@ -109,7 +109,7 @@ func (w *partWriter) add(f *packFrame) error {
 		c.RawOffset += w.raw
 		w.contents = append(w.contents, c)
 	}
-	return w.appendFrame(f.stored, len(f.raw), f.digest)
+	return w.appendFrame(f.stored, f.rawLen, f.digest)
 }
 
 func (w *partWriter) appendFrame(stored []byte, rawLen int, digest [32]byte) error {

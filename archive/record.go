@@ -14,7 +14,8 @@ import (
 //
 //	header                        one line
 //	part, content …               what the record adds to the parts
-//	entry, more, gone, forget …   what it changes
+//	entry, more, gone, forget,
+//	removed …                     what it changes
 //	end                           counts of the lines above
 //
 // docs/FORMAT.md gives every field. A string that is not UTF-8 travels as base64
@@ -122,6 +123,7 @@ type Line struct {
 	Entry   *Entry     // a path that is new or changed
 	Gone    string     // a path that is no more, and all below it
 	Forget  uint64     // the number of a generation that is dropped
+	Removed *Digest    // a part that is no part of the repository any more; of a compaction
 }
 
 // Counts is the last line of a record: how many lines of each kind it has.
@@ -132,6 +134,7 @@ type Counts struct {
 	Extents  int64 `json:"extents"`
 	Gone     int64 `json:"gone"`
 	Forgets  int64 `json:"forgets"`
+	Removed  int64 `json:"removed,omitempty"`
 }
 
 func (c *Counts) add(l Line) {
@@ -147,6 +150,8 @@ func (c *Counts) add(l Line) {
 		c.Gone++
 	case l.Forget != 0:
 		c.Forgets++
+	case l.Removed != nil:
+		c.Removed++
 	}
 }
 
@@ -242,6 +247,11 @@ func appendGone(b []byte, path string) []byte {
 func appendForget(b []byte, number uint64) []byte {
 	start := len(b)
 	return finishLine(appendInt(b, "forget", int64(number)), start)
+}
+
+func appendRemoved(b []byte, part Digest) []byte {
+	start := len(b)
+	return finishLine(appendDigest(b, "removed", part), start)
 }
 
 func appendEntry(b []byte, e Entry) []byte {

@@ -37,6 +37,7 @@ func TestLineBytes(t *testing.T) {
 		{appendGone(nil, "a/b"), `{"gone":"a/b"}`},
 		{appendGone(nil, "a/\xff"), `{"gone64":"YS//"}`},
 		{appendForget(nil, 7), `{"forget":7}`},
+		{appendRemoved(nil, digest), `{"removed":"` + digestText + `"}`},
 		{appendEntry(nil, Entry{Path: "etc/motd", Attr: Attr{Type: TypeFile, Mode: 0o644, UID: 1, GID: 2, Size: 5,
 			Mtime: Timespec{-1, 999999999}, Ctime: Timespec{3, 4}, Inode: 1<<64 - 1, Nlink: 1}, Data: []Extent{{0, 5, hash}}}),
 			`{"path":"etc/motd","type":"file","mode":"0644","uid":1,"gid":2,"size":5,"mtime":[-1,999999999],"ctime":[3,4],` +
@@ -294,6 +295,108 @@ func TestHostileRecords(t *testing.T) {
 		if err := read(compressed(t, text)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// TestRemovedLines: a compaction may say that parts are removed, and how many; no
+// other record may.
+func TestRemovedLines(t *testing.T) {
+	header := strings.Replace(strings.Replace(goodHeader, "generation", "compaction", 1), `"name":"2026-11-22T03-00-00Z",`, "", 1)
+	line := `{"removed":"` + strings.Repeat("3f", 32) + `"}` + "\n"
+	end := func(more string) string {
+		return `{"end":{"parts":0,"contents":0,"entries":0,"extents":0,"gone":0,"forgets":0` + more + "}}\n"
+	}
+	for name, c := range map[string]struct {
+		text string
+		good bool
+	}{
+		"one":             {header + line + end(`,"removed":1`), true},
+		"none, not said":  {header + end(""), true},
+		"none, said":      {header + end(`,"removed":0`), true},
+		"one, not said":   {header + line + end(""), false},
+		"two said":        {header + line + end(`,"removed":2`), false},
+		"said twice":      {header + line + end(`,"removed":1,"removed":1`), false},
+		"short name":      {header + `{"removed":"3f"}` + "\n" + end(`,"removed":1`), false},
+		"with more":       {header + strings.Replace(line, "}", `,"forget":1}`, 1) + end(`,"removed":1`), false},
+		"in a generation": {goodHeader + line + end(`,"removed":1`), false},
+		"in a forget":     {strings.Replace(header, "compaction", "forget", 1) + line + end(`,"removed":1`), false},
+	} {
+		if err := read(compressed(t, c.text)); (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	draft, err := newTestRepository(t).NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	if err := draft.Add(Line{Removed: &Digest{1}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := draft.Commit(Header{Kind: KindForget, Number: 1, Time: time.Unix(0, 0)}); err == nil {
+		t.Error("a forget that removes a part was committed")
+	}
+}
+
+// TestCommitMore: a draft whose commit was lost takes more parts and changes, and
+// commits all of them.
+func TestCommitMore(t *testing.T) {
+	r := newTestRepository(t)
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	other, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Discard()
+	part := func(n byte) PublishedPart {
+		return PublishedPart{Part: Part{Name: Digest{n}, Stored: 100, Raw: 2048, TailStored: 60}, Contents: []Content{{Hash{n}, 512, 5}}}
+	}
+	h := Header{Kind: KindCompaction, Number: 1, Time: time.Unix(0, 0).UTC()}
+	if _, _, err := other.Commit(h); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(draft.AddPart(part(1)), draft.Add(Line{Removed: &Digest{7}})); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := draft.Commit(h); !errors.Is(err, fs.ErrExist) {
+		t.Fatalf("the number is taken: %v", err)
+	}
+	if err := errors.Join(draft.AddPart(part(2)), draft.Add(Line{Removed: &Digest{8}})); err != nil {
+		t.Fatal(err)
+	}
+	h.Number = 2
+	if _, _, err := draft.Commit(h); err != nil {
+		t.Fatal(err)
+	}
+	record, err := r.OpenRecord(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer record.Close()
+	var got []string
+	for {
+		line, err := record.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case line.Part != nil:
+			got = append(got, fmt.Sprint("part ", line.Part.Name[0]))
+		case line.Content != nil:
+			got = append(got, fmt.Sprint("content ", line.Content.Hash[0]))
+		case line.Removed != nil:
+			got = append(got, fmt.Sprint("removed ", line.Removed[0]))
+		}
+	}
+	if want := "part 1, content 1, part 2, content 2, removed 7, removed 8"; strings.Join(got, ", ") != want {
+		t.Errorf("%s, want %s", strings.Join(got, ", "), want)
 	}
 }
 

@@ -212,6 +212,33 @@ func VerifyTail(s Store, p Part) error {
 	return err
 }
 
+// PartFrame is a frame of a part as its tail describes it.
+type PartFrame struct {
+	RawOffset int64 // in the part, of the first byte
+	RawLen    int64
+	StoredLen int64
+}
+
+// Frames returns the frames of the part p in s, but for the end frame, from its
+// verified tail. A *DamageError says what is wrong with the part; any other error
+// is one of the store.
+func Frames(s Store, p Part) ([]PartFrame, error) {
+	o, err := openPart(s, p)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	refs, err := readTail(o, p)
+	if err != nil {
+		return nil, err
+	}
+	frames := make([]PartFrame, len(refs)-1)
+	for i := range frames {
+		frames[i] = PartFrame{refs[i].RawOffset, int64(refs[i].RawLen), int64(refs[i].StoredLen)}
+	}
+	return frames, nil
+}
+
 // openPart opens the part p and checks its stored size.
 func openPart(s Store, p Part) (Object, error) {
 	o, err := s.Open(p.StoreName())

@@ -64,6 +64,12 @@ func (w *tarWalker) close() error {
 	return nil
 }
 
+// between reports whether the last byte fed was the last one of a member, or
+// none was fed.
+func (w *tarWalker) between() bool {
+	return w.have == 0 && w.paxLeft == 0 && w.left == 0 && w.pad == 0 && !w.isPAX && w.zeros == 0
+}
+
 // step takes a first piece of b and returns its length.
 func (w *tarWalker) step(b []byte) (int, error) {
 	switch {

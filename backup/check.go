@@ -57,6 +57,7 @@ type CheckResult struct {
 	Parts          int            `json:"parts"`
 	StoredBytes    int64          `json:"stored_bytes"`     // of the parts
 	Unnamed        int            `json:"unnamed_parts"`    // parts that no record names
+	Undeleted      int            `json:"undeleted_parts"`  // files of parts that a compaction removed
 	ReadParts      int            `json:"read_parts"`       // parts that were read and verified
 	ReadBytes      int64          `json:"read_bytes"`       // stored bytes of those
 	Damages        int            `json:"damages"`          // everything that was reported
@@ -130,6 +131,7 @@ type checking struct {
 	log     logFacts
 	beyond  int // of the damaged records: those that only an index knows of
 
+	logMutex sync.Mutex // taken where the log is read on while parts are
 	mutex    sync.Mutex // guards what follows
 	damaged  map[archive.Digest]*DamagedPart
 	rejected map[uint64]bool // indexes reported

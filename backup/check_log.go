@@ -17,10 +17,10 @@ import (
 // logFacts is what a check keeps of the log.
 type logFacts struct {
 	last      uint64
-	digest    archive.Digest   // of record last; zeros where it is not known
-	headers   []archive.Header // of the generations whose header could be read, by number
-	forgotten map[uint64]bool  // numbers of generations
-	parts     map[archive.Digest]archive.Part
+	digest    archive.Digest                  // of record last; zeros where it is not known
+	headers   []archive.Header                // of the generations whose header could be read, by number
+	forgotten map[uint64]bool                 // numbers of generations
+	parts     map[archive.Digest]archive.Part // without those that were removed
 }
 
 // kept returns the generations that were not forgotten, without their trees.
@@ -41,6 +41,7 @@ type recordFacts struct {
 	digest  archive.Digest // of the bytes that are there; zeros where there are none
 	forgets []uint64
 	parts   []archive.Part
+	removed []archive.Digest
 	err     error // what is wrong with the record
 }
 
@@ -124,6 +125,8 @@ func (c *checking) readLines(f *recordFacts) error {
 			f.parts = append(f.parts, *line.Part)
 		case line.Forget != 0:
 			f.forgets = append(f.forgets, line.Forget)
+		case line.Removed != nil:
+			f.removed = append(f.removed, *line.Removed)
 		}
 	}
 }
@@ -142,6 +145,9 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	for _, p := range f.parts {
 		c.log.parts[p.Name] = p
 	}
+	for _, name := range f.removed {
+		delete(c.log.parts, name)
+	}
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
 	case errors.Is(f.err, fs.ErrPermission):
 		return f.err
@@ -156,6 +162,19 @@ func (c *checking) takeRecord(f *recordFacts) error {
 		c.damagef("log record %d follows a record %s, but record %d is %s: one of the two was replaced", f.number, f.header.Previous, f.number-1, follows)
 	}
 	return nil
+}
+
+// removedMeanwhile reports whether a part was removed since the log was read: a
+// compaction may end while its parts are checked. It is safe for concurrent use.
+func (c *checking) removedMeanwhile(name archive.Digest) (bool, error) {
+	c.logMutex.Lock()
+	defer c.logMutex.Unlock()
+	last, err := c.repo.Last()
+	if err == nil {
+		err = c.readLog(c.log.last+1, last)
+	}
+	_, there := c.log.parts[name]
+	return !there, err
 }
 
 // lost says which generations cannot be read because of a damaged log: those

@@ -37,6 +37,15 @@ func (c *checking) structure() ([]archive.Part, error) {
 		c.result.Parts++
 		c.result.StoredBytes += p.Stored
 		err := archive.VerifyTail(c.repo.Store(), p)
+		if errors.Is(err, fs.ErrNotExist) {
+			removed, err := c.removedMeanwhile(p.Name)
+			if err != nil {
+				return nil, err
+			}
+			if removed {
+				continue
+			}
+		}
 		switch {
 		case err == nil:
 			whole = append(whole, p)
@@ -51,8 +60,15 @@ func (c *checking) structure() ([]archive.Part, error) {
 }
 
 // unnamed counts the parts that no record names: another run has not committed
-// yet, or was interrupted.
+// yet, or was interrupted. Those that were removed are counted apart.
 func (c *checking) unnamed(named map[archive.Digest]archive.Part) error {
+	removed := make(map[archive.Digest]struct{})
+	if err := c.db.Removals(func(part archive.Digest) error {
+		removed[part] = struct{}{}
+		return nil
+	}); err != nil {
+		return c.indexDamage(err)
+	}
 	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
 			return fmt.Errorf("list the parts: %w", err)
@@ -60,9 +76,14 @@ func (c *checking) unnamed(named map[archive.Digest]archive.Part) error {
 		name, ok := archive.ParsePartStoreName(stored)
 		if !ok {
 			c.notef("%s is not a part's name: nothing of this program made it", stored)
+		} else if _, ok := removed[name]; ok {
+			c.result.Undeleted++
 		} else if _, ok := named[name]; !ok {
 			c.result.Unnamed++
 		}
+	}
+	if c.result.Undeleted > 0 {
+		c.notef("%s removed by a compaction while another run was under way; the next run deletes the files", count(c.result.Undeleted, "part was", "parts were"))
 	}
 	if c.result.Unnamed > 0 {
 		c.notef("%s named by no record: a run is under way, or was interrupted; the next run uses them", count(c.result.Unnamed, "part is", "parts are"))
@@ -191,6 +212,11 @@ func (c *checking) readPart(v *archive.PartVerifier, p archive.Part, want placeS
 	contents, damages, err := v.Verify(p, func(stored int64) { c.options.Progress.done.Add(stored) })
 	if err != nil {
 		return err
+	}
+	if len(damages) == 1 && errors.Is(damages[0], fs.ErrNotExist) {
+		if removed, err := c.removedMeanwhile(p.Name); removed || err != nil {
+			return err
+		}
 	}
 	if len(damages) == 0 {
 		same, err := c.samePlaces(p, contents, want)

@@ -557,3 +557,50 @@ func TestAgainstSilent(t *testing.T) {
 		t.Errorf("%q, want %q; %+v", c.differences, want, c.CheckResult)
 	}
 }
+
+// TestCompactionDuringCheck: parts that a compaction removes while they are
+// checked are no damage.
+func TestCompactionDuringCheck(t *testing.T) {
+	for _, stage := range []string{"structure", "data"} {
+		t.Run(stage, func(t *testing.T) {
+			r, dir := newRepository(t), t.TempDir()
+			write(t, dir+"/a", randomBytes(1, 5000))
+			write(t, dir+"/b", randomBytes(2, 5000))
+			create(t, r, optionsFor(dir))
+			if err := os.Remove(dir + "/a"); err != nil {
+				t.Fatal(err)
+			}
+			create(t, r, optionsFor(dir))
+			c := &checking{ctx: context.Background(), repo: r, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{},
+				options: CheckOptions{ReadData: true, Progress: new(CheckProgress)}}
+			for _, step := range []func() error{c.checkLog, c.openIndex} {
+				if err := step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer c.db.Close()
+			clean := func() {
+				forget(t, r, 1)
+				if s := compact(t, r, CompactOptions{}); s.Swept.Parts != 1 {
+					t.Fatalf("compaction: %+v", s)
+				}
+			}
+			if stage == "structure" {
+				clean()
+			}
+			parts, err := c.structure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if stage == "data" {
+				clean()
+			}
+			if err := c.readData(parts); err != nil {
+				t.Fatal(err)
+			}
+			if c.result.Damages != 0 || len(c.damaged) != 0 {
+				t.Errorf("%+v", c.result)
+			}
+		})
+	}
+}

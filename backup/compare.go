@@ -241,6 +241,11 @@ func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) er
 	if entry.Data, err = c.dataBefore(old); err != nil {
 		return err
 	}
+	for _, x := range entry.Data {
+		if _, stored := c.stored[x.Hash]; !stored {
+			c.relied[x.Hash] = struct{}{}
+		}
+	}
 	return c.add(entry)
 }
 

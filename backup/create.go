@@ -1,5 +1,6 @@
 // Package backup is the engine: it scans a source, compares it with the
 // generation before, packs what is new into parts and commits generations; it
+// drops generations, reclaims the space of what no generation needs any more, and
 // checks repositories. It never prints and never exits.
 package backup
 
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,8 @@ type CreateOptions struct {
 	Threads  int   // frames compressed, and directories scanned, at the same time; 0 means GOMAXPROCS and 4
 	Events   Events
 	Progress *Progress // updated during the run; nil means nobody looks
+
+	hooks hooks
 }
 
 // Events are called during a run, each from one goroutine at a time; nil ones
@@ -120,6 +124,7 @@ type creation struct {
 	limiter   *rate.Limiter // of bytes read; nil means no limit
 	started   time.Time
 
+	lock     *archive.Lock    // no file of a part is deleted meanwhile
 	db       *index.DB        // newest index
 	view     index.View       // of the generation compared with
 	previous index.Generation // that generation; Number 0: none
@@ -129,6 +134,7 @@ type creation struct {
 	packer  *archive.Packer
 	added   []int64                   // stored bytes of the parts added to the draft
 	stored  map[archive.Hash]struct{} // contents in those parts, or in the packer
+	relied  map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
 	links   map[string]archive.Entry  // first link of each hard-link group that was read
 	said    map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
 	chunks  chunker
@@ -162,6 +168,7 @@ func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Sum
 	if err := c.run(); err != nil {
 		return Summary{}, err
 	}
+	c.sweep()
 	c.summary.Seconds = time.Since(c.started).Seconds()
 	return c.summary, nil
 }
@@ -173,17 +180,46 @@ func (c *creation) prepare() (err error) {
 	if c.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
 		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
 	}
+	if !c.options.DryRun {
+		if c.lock, err = c.repo.LockParts(); err != nil {
+			return err
+		}
+	}
 	if c.db, err = index.Open(c.repo, index.Options{Log: c.notef}); err != nil {
+		c.release()
 		return err
 	}
+	c.options.hooks.reach("index opened")
 	if c.options.DryRun {
 		return nil
 	}
-	c.draft, err = c.repo.NewRecord()
+	if c.draft, err = c.repo.NewRecord(); err != nil {
+		c.close()
+	}
 	return err
 }
 
+func (c *creation) release() {
+	if c.lock != nil {
+		c.lock.Release()
+	}
+}
+
+// sweep deletes the files that a compaction could not delete because of this run,
+// or another one. The generation is committed whatever happens here.
+func (c *creation) sweep() {
+	if c.options.DryRun {
+		return
+	}
+	c.options.hooks.reach("before sweep")
+	c.release()
+	if _, err := sweepAfter(c.repo, c.db, c.notef, c.options.hooks); err != nil {
+		c.notef("%v", err)
+	}
+}
+
 func (c *creation) close() {
+	defer c.release()
 	if c.packer != nil {
 		c.packer.Abort()
 	}
@@ -222,6 +258,12 @@ func (c *creation) adopt() error {
 	if err := c.db.Parts(func(p archive.Part) bool {
 		known[p.Name] = struct{}{}
 		return true
+	}); err != nil {
+		return err
+	}
+	if err := c.db.Removals(func(part archive.Digest) error { // what is left of them is about to be deleted
+		known[part] = struct{}{}
+		return nil
 	}); err != nil {
 		return err
 	}
@@ -274,7 +316,9 @@ func (c *creation) compare() (err error) {
 	}
 	c.summary = Summary{}
 	c.links = make(map[string]archive.Entry)
+	c.relied = make(map[archive.Hash]struct{})
 	c.matched = false
+	c.options.hooks.reach("base chosen")
 	if !c.options.DryRun {
 		c.packer = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, c.recordPart)
 	}
@@ -326,6 +370,7 @@ var errOvertaken = errors.New("another run committed meanwhile")
 func (c *creation) commit() error {
 	for {
 		number := c.db.Number() + 1
+		c.options.hooks.reach("before commit")
 		err := c.commitAs(number)
 		if err == nil {
 			return nil
@@ -333,9 +378,11 @@ func (c *creation) commit() error {
 		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+		c.options.hooks.reach("commit lost")
 		if err := c.reopen(); err != nil {
 			return err
 		}
+		c.options.hooks.reach("index reopened")
 		harmless, err := c.harmless(number, c.db.Number())
 		if err != nil {
 			return err
@@ -347,9 +394,13 @@ func (c *creation) commit() error {
 }
 
 // harmless reports whether the records from first to last, all those that the
-// index took in since the comparison, leave it valid: generations of other
-// sources do.
+// index took in since the comparison, leave it valid. Generations of other
+// sources do; forgets and compactions, if all that it relies on is still there.
 func (c *creation) harmless(first, last uint64) (bool, error) {
+	if c.options.hooks.blind {
+		return true, nil
+	}
+	taken := false
 	for number := first; number <= last; number++ {
 		record, err := c.repo.OpenRecord(number)
 		if err != nil {
@@ -359,8 +410,33 @@ func (c *creation) harmless(first, last uint64) (bool, error) {
 		if err := record.Close(); err != nil {
 			return false, err
 		}
-		if h.Kind != archive.KindGeneration || h.Source == c.options.Source {
+		if h.Kind == archive.KindGeneration && h.Source == c.options.Source {
 			return false, nil
+		}
+		taken = taken || h.Kind != archive.KindGeneration
+	}
+	if !taken {
+		return true, nil
+	}
+	return c.stands()
+}
+
+// stands reports whether the index knows what the comparison relied on: the base,
+// which keeps the contents of what is unchanged, and the contents that were not
+// stored because the index knew them.
+func (c *creation) stands() (bool, error) {
+	gens, err := c.db.Generations()
+	if err != nil {
+		return false, err
+	}
+	if c.base != 0 && !slices.ContainsFunc(gens, func(g index.Generation) bool { return g.Number == c.base }) {
+		return false, nil
+	}
+	for hash := range c.relied {
+		if _, err := c.db.Content(hash); errors.Is(err, index.ErrNotFound) {
+			return false, nil
+		} else if err != nil {
+			return false, err
 		}
 	}
 	return true, nil
@@ -390,7 +466,7 @@ func (c *creation) commitAs(number uint64) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	_, stored, err := c.draft.Commit(h)
+	stored, err := commitRecord(c.repo, c.draft, h)
 	if err != nil {
 		return err
 	}
@@ -446,6 +522,8 @@ func (c *creation) known(hash archive.Hash) (bool, error) {
 	if err != nil {
 		return false, fatal{err}
 	}
+	c.relied[hash] = struct{}{}
+	c.options.hooks.reach("content known")
 	return true, nil
 }
 

@@ -32,12 +32,13 @@ type applier struct {
 	meta   meta
 	tree   tree
 
-	begun  bool              // an entry or a gone line was seen
+	begun  bool              // an entry, a gone or a removed line was seen
 	path   string            // of the last one, "" for the root
 	open   []frame           // directories from the root to the one of the last line
 	recent map[uint64]uint32 // first 8 bytes of a content's hash → its length
 	part   archive.Part      // the last one that a line named, and
 	number uint64            // its number
+	alive  map[uint64]bool   // part numbers that were looked up, and whether the part is there
 
 	key, value []byte // scratch
 }
@@ -60,7 +61,7 @@ func (b *builder) apply(r record) error {
 		return fmt.Errorf("log record %d: %w", h.Number, err)
 	}
 	b.number = h.Number
-	a := &applier{b: b, header: h, meta: b.meta, recent: map[uint64]uint32{}}
+	a := &applier{b: b, header: h, meta: b.meta, recent: map[uint64]uint32{}, alive: map[uint64]bool{}}
 	if err := a.run(r); err != nil {
 		b.number--
 		return fmt.Errorf("log record %d: %w", h.Number, err)
@@ -217,6 +218,8 @@ func (a *applier) line(l archive.Line) error {
 		return describe(a.removePath(l.Gone), "gone %q", l.Gone)
 	case l.Forget != 0:
 		return describe(a.forget(l.Forget), "forget %d", l.Forget)
+	case l.Removed != nil:
+		return describe(a.removePart(*l.Removed), "removed %s", *l.Removed)
 	}
 	return errors.New("line that says nothing")
 }
@@ -231,7 +234,7 @@ func describe(err error, format string, args ...any) error {
 
 func (a *applier) addPart(p archive.Part) error {
 	if a.begun {
-		return errors.New("out of order: it comes behind the entries")
+		return errors.New("out of order: it comes behind what the record changes")
 	}
 	if p.Raw <= 0 || p.TailStored <= 0 || p.Stored <= p.TailStored {
 		return fmt.Errorf("impossible sizes: stored %d, raw %d, tail %d", p.Stored, p.Raw, p.TailStored)
@@ -267,7 +270,7 @@ func (a *applier) findPart(name archive.Digest) (bool, error) {
 		return true, nil
 	}
 	value, err := a.b.get(appendPartNameKey(a.key[:0], name))
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, ErrNotFound) || err == nil && len(value) == 0 {
 		return false, nil
 	}
 	if err != nil {
@@ -285,7 +288,7 @@ func (a *applier) findPart(name archive.Digest) (bool, error) {
 
 func (a *applier) addContent(c archive.Placement) error {
 	if a.begun {
-		return errors.New("out of order: it comes behind the entries")
+		return errors.New("out of order: it comes behind what the record changes")
 	}
 	known, err := a.findPart(c.Part)
 	if err != nil {
@@ -305,6 +308,44 @@ func (a *applier) addContent(c archive.Placement) error {
 	}
 	a.value = appendPlace(a.value[:0], place{part: a.number, rawOffset: c.RawOffset, rawLen: c.RawLen})
 	return a.put(appendContentKey(a.key[:0], c.Hash), a.value)
+}
+
+// removePart makes a part no part of the repository any more. What still says
+// that it lies there is gone with it.
+func (a *applier) removePart(name archive.Digest) error {
+	if a.header.Kind != archive.KindCompaction {
+		return fmt.Errorf("in a record that is a %s", a.header.Kind)
+	}
+	a.begun = true
+	known, err := a.findPart(name)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return errors.New("no record named it, or it was removed already")
+	}
+	a.meta.raw -= a.part.Raw
+	a.meta.stored -= a.part.Stored
+	a.meta.removal = a.header.Number
+	a.part = archive.Part{}
+	if err := a.put(appendPartNameKey(a.key[:0], name), nil); err != nil {
+		return err
+	}
+	return a.put(appendID(a.key[:0], spacePart, a.number), nil)
+}
+
+// partThere reports whether the part of a number was not removed.
+func (a *applier) partThere(number uint64) (bool, error) {
+	there, ok := a.alive[number]
+	if ok {
+		return there, nil
+	}
+	value, err := a.b.get(appendID(a.key[:0], spacePart, number))
+	if err != nil {
+		return false, missing(err, "part number %d", number)
+	}
+	a.alive[number] = len(value) > 0
+	return len(value) > 0, nil
 }
 
 func (a *applier) forget(number uint64) error {
@@ -798,6 +839,13 @@ func (a *applier) checkContent(e archive.Extent) error {
 		return err
 	}
 	p, err := decodePlace(value)
+	if err != nil {
+		return err
+	}
+	there, err := a.partThere(p.part)
+	if err == nil && !there {
+		err = fmt.Errorf("offset %d: content %s, which is gone: its part was removed", e.Offset, e.Hash)
+	}
 	if err == nil && p.rawLen != e.Len {
 		err = fmt.Errorf("offset %d: %d bytes of content %s, which has %d", e.Offset, e.Len, e.Hash, p.rawLen)
 	}

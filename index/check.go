@@ -91,6 +91,9 @@ func (d *DB) Places(use func(archive.Hash, Place) error) error {
 			return err
 		}
 		part, err := d.part(p.part)
+		if errors.Is(err, errPartGone) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

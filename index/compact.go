@@ -74,6 +74,20 @@ func (b *builder) compact(limit int, drop bool) error {
 	return err
 }
 
+// shrink merges all runs of a finished builder into one, and drops what nobody
+// sees.
+func (b *builder) shrink() error {
+	inputs := b.tables
+	b.tables = nil
+	outputs, err := b.rewrite(inputs, true)
+	if err != nil {
+		return err
+	}
+	b.addRun(outputs...)
+	b.manifest, err = writeManifest(b.dir, b.tables)
+	return err
+}
+
 // planMerge returns the lowest of the levels to merge, 0 where none are.
 func planMerge(tables []tableFile, limit int) int {
 	var stored [maxLevels]int64

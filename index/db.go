@@ -64,7 +64,7 @@ func (d *DB) Problem() error { return d.problem }
 // HasXattrs reports whether any inode has extended attributes.
 func (d *DB) HasXattrs() bool { return d.meta.hasXattrs }
 
-// Totals returns the bytes of all parts that the log named.
+// Totals returns the bytes of all parts that the log named and did not remove.
 func (d *DB) Totals() (raw, stored int64) { return d.meta.raw, d.meta.stored }
 
 // Generations returns the generations that were not forgotten, by number.

@@ -148,6 +148,9 @@ func (d *DB) files(c *cursor, from Ino, gap int, yield func(WholeFile) bool) err
 		}
 		i := Ino(keyID(c.key))
 		place, err := d.contentOf(i, content)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -159,9 +162,14 @@ func (d *DB) files(c *cursor, from Ino, gap int, yield func(WholeFile) bool) err
 	return nil
 }
 
-// contentOf returns where the content of an extent of an inode lies.
+// contentOf returns where the content of an extent of an inode lies. The error
+// wraps ErrNotFound where the index knows no place of it, as when its part was
+// removed: then every generation that had the inode was forgotten.
 func (d *DB) contentOf(i Ino, e archive.Extent) (Place, error) {
 	p, err := d.Content(e.Hash)
+	if errors.Is(err, ErrNotFound) {
+		return p, fmt.Errorf("content %s of inode %d: %w", e.Hash, i, err)
+	}
 	if err != nil || p.RawLen != e.Len {
 		err = missing(err, "content %s of inode %d, %d bytes", e.Hash, i, e.Len)
 	}
@@ -233,7 +241,7 @@ func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 }
 
 // Content returns where a content lies now. The error wraps ErrNotFound where
-// the index does not know it.
+// the index does not know it, or the part that it lay in last was removed.
 func (d *DB) Content(h archive.Hash) (Place, error) {
 	var buf [inlineValue]byte
 	value, err := getTo(buf[:0], d.tables, d.number, appendContentKey(make([]byte, 0, 1+len(h)), h))
@@ -247,6 +255,9 @@ func (d *DB) Content(h archive.Hash) (Place, error) {
 	part, err := d.part(p.part)
 	return Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}, err
 }
+
+// errPartGone says that a compaction removed a part.
+var errPartGone = fmt.Errorf("%w: its part was removed", ErrNotFound)
 
 // maxParts bounds the parts in memory; each takes some 130 bytes.
 const maxParts = 16 << 10
@@ -263,6 +274,9 @@ func (d *DB) part(number uint64) (archive.Part, error) {
 	if err != nil {
 		return archive.Part{}, missing(err, "part number %d", number)
 	}
+	if len(value) == 0 {
+		return archive.Part{}, errPartGone
+	}
 	if p, err = decodePart(value); err != nil {
 		return archive.Part{}, err
 	}
@@ -275,11 +289,14 @@ func (d *DB) part(number uint64) (archive.Part, error) {
 	return p, nil
 }
 
-// Parts yields every part that the log named, oldest first, until yield returns
-// false.
+// Parts yields every part that the log named and did not remove, oldest first,
+// until yield returns false.
 func (d *DB) Parts(yield func(archive.Part) bool) error {
 	stop := errors.New("stop")
 	err := scan(d.tables, d.number, []byte{spacePart}, func(_, value []byte) error {
+		if len(value) == 0 {
+			return nil
+		}
 		p, err := decodePart(value)
 		if err == nil && !yield(p) {
 			err = stop

@@ -332,8 +332,72 @@ func (h *history) compact(g *gardener, number uint64) {
 				Content: archive.Content{Hash: e.Hash, RawOffset: int64(len(g.contents)) * 8192, RawLen: e.Len}}})
 		}
 	}
-	h.add(header(archive.KindCompaction, number, 0), g.contents, nil)
+	lines := g.contents
 	g.contents = nil
+	h.add(header(archive.KindCompaction, number, 0), lines, nil)
+	h.lines[number-1] = slices.Concat(lines, h.removeParts(g))
+}
+
+// removeParts removes every second part that nothing needs which is kept, or that
+// the next generation of a source is compared with.
+func (h *history) removeParts(g *gardener) (lines []archive.Line) {
+	needed := h.needed(func(number uint64) bool { return !h.gone[number] })
+	for _, head := range h.heads {
+		maps.Copy(needed, h.needed(func(number uint64) bool { return number == head }))
+	}
+	free := map[archive.Digest]bool{}
+	for hash, p := range h.places {
+		free[p.Part] = (free[p.Part] || !has(free, p.Part)) && !needed[hash]
+	}
+	for _, part := range slices.SortedFunc(maps.Keys(free), func(a, b archive.Digest) int { return strings.Compare(a.String(), b.String()) }) {
+		if !free[part] || g.rnd.IntN(2) == 0 {
+			continue
+		}
+		lines = append(lines, archive.Line{Removed: &part})
+		maps.DeleteFunc(h.places, func(_ archive.Hash, p archive.Placement) bool { return p.Part == part })
+	}
+	g.known = slices.DeleteFunc(g.known, func(e archive.Extent) bool { return !has(h.places, e.Hash) })
+	return lines
+}
+
+func has[K comparable, V any](m map[K]V, key K) bool { _, ok := m[key]; return ok }
+
+// needed returns the contents of the generations that use picks.
+func (h *history) needed(use func(number uint64) bool) map[archive.Hash]bool {
+	set := map[archive.Hash]bool{}
+	for i, tree := range h.trees {
+		if tree == nil || !use(uint64(i)+1) {
+			continue
+		}
+		for _, e := range tree {
+			for _, x := range e.Data {
+				set[x.Hash] = true
+			}
+		}
+	}
+	return set
+}
+
+// checkLive compares what is needed with the trees of the kept generations.
+func (h *history) checkLive(t *testing.T, db *DB, kept []uint64) {
+	t.Helper()
+	want, got := h.needed(func(number uint64) bool { return slices.Contains(kept, number) }), map[archive.Hash]bool{}
+	usage, err := db.Live(func(p archive.Part, c archive.Content, live bool) error {
+		place, err := db.Content(c.Hash)
+		if err != nil || place.Part != p || place.RawOffset != c.RawOffset || place.RawLen != c.RawLen {
+			t.Errorf("content %s is in %s at %d, said to be at %+v, %v", c.Hash, p.Name, c.RawOffset, place, err)
+		}
+		if live {
+			got[c.Hash] = true
+		}
+		return nil
+	})
+	if err != nil || !maps.Equal(got, want) || usage.Live != int64(len(want)) {
+		t.Fatalf("at record %d, %d contents are needed, want %d: %+v, %v", db.Number(), len(got), len(want), usage, err)
+	}
+	if db.Number() == uint64(len(h.trees)) && usage.Contents != int64(len(h.places)) {
+		t.Fatalf("%d contents, want %d", usage.Contents, len(h.places))
+	}
 }
 
 // record returns the record of a number, to be applied.
@@ -373,6 +437,7 @@ func (h *history) check(t *testing.T, db *DB) {
 	if !slices.Equal(got, want) {
 		t.Fatalf("generations %v, want %v", got, want)
 	}
+	h.checkLive(t, db, want)
 }
 
 func (h *history) forgottenAt(number uint64) map[uint64]bool {

@@ -50,13 +50,21 @@ const maxAttempts = 50
 //
 // The repository must stay open for as long as the DB is. The error wraps
 // syscall.ENOSPC where there is no room even for a temporary index.
-func Open(r *archive.Repository, o Options) (*DB, error) { return open(r, o, false) }
+func Open(r *archive.Repository, o Options) (*DB, error) { return open(r, o, func(*opener) {}) }
+
+// Shrink is Open, but leaves out of the index what nobody sees any more, and
+// replaces the published one.
+func Shrink(r *archive.Repository, o Options) (*DB, error) {
+	return open(r, o, func(p *opener) { p.shrink = true })
+}
 
 // Rebuild is Open, but derives the index from the log alone, and replaces the
 // published one.
-func Rebuild(r *archive.Repository, o Options) (*DB, error) { return open(r, o, true) }
+func Rebuild(r *archive.Repository, o Options) (*DB, error) {
+	return open(r, o, func(p *opener) { p.rebuild = true })
+}
 
-func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
+func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
@@ -64,7 +72,8 @@ func open(r *archive.Repository, o Options, rebuild bool) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, verified: newVerified(o.Previous), rebuild: rebuild}
+	p := &opener{Options: o, r: r, owners: trusted, bad: map[uint64]bool{}, verified: newVerified(o.Previous)}
+	choose(p)
 	for range maxAttempts {
 		db, err := p.try()
 		if !errors.Is(err, errAgain) {
@@ -83,6 +92,7 @@ type opener struct {
 	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
 	verified *verified
 	rebuild  bool // use none of them
+	shrink   bool // merge all runs, and drop what nobody sees
 }
 
 // sealed is a sealed index that agrees with its seal.
@@ -109,7 +119,7 @@ func (p *opener) try() (*DB, error) {
 			return nil, err
 		}
 	}
-	if base != nil && base.Record == last {
+	if base != nil && base.Record == last && !p.shrink {
 		return p.openSealed(base.dir, base.Tables, last)
 	}
 	return p.build(base, last)
@@ -332,7 +342,10 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	if problem != nil {
 		p.Log("the log cannot be read to its end: %v", problem)
 	}
-	if err = b.finish(problem == nil); err != nil {
+	if err = b.finish(problem == nil); err == nil && problem == nil && p.shrink {
+		err = b.shrink()
+	}
+	if err != nil {
 		b.close()
 	}
 	return b, problem, err
@@ -412,7 +425,7 @@ func (p *opener) checkSpace(dir string, base *sealed) error {
 	} else {
 		level := planMerge(base.Tables, maxRuns-1)
 		for _, t := range base.Tables {
-			if t.Level <= level {
+			if t.Level <= level || p.shrink {
 				need += t.Stored
 			}
 		}
@@ -444,7 +457,7 @@ func (p *opener) publish(b *builder) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	p.rebuild = false
+	p.rebuild, p.shrink = false, false
 	delete(p.bad, b.number)
 	p.removeOld(b.number)
 	return true, nil
@@ -463,7 +476,7 @@ func (p *opener) rename(dir string, number uint64) error {
 		return nil
 	case err != unix.EEXIST && err != unix.ENOTEMPTY && err != unix.ENOTDIR:
 		return fmt.Errorf("index: publish %s: %w", target, err)
-	case !p.rebuild && !p.bad[number]:
+	case !p.rebuild && !p.shrink && !p.bad[number]:
 		return errAgain
 	}
 	if err := exchange(dir, target); !errors.Is(err, fs.ErrNotExist) {

@@ -16,6 +16,7 @@ type sieve struct {
 	needed []uint64         // ascending: the timestamps at which somebody may read
 	died   map[DirID]uint64 // when a directory died
 	inos   bitmap           // inodes that something refers to
+	gone   map[uint64]bool  // numbers of parts that were removed
 	kept   []version        // scratch
 }
 
@@ -26,8 +27,17 @@ func newSieve(t *tables, number uint64, grace time.Duration) (*sieve, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, inos: newBitmap(m.inos)}
+	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, inos: newBitmap(m.inos), gone: map[uint64]bool{}}
 	if err := s.needGenerations(t, number, m.time.Add(-grace)); err != nil {
+		return nil, err
+	}
+	err = scan(t, number, []byte{spacePart}, func(key, value []byte) error {
+		if len(value) == 0 {
+			s.gone[keyID(key)] = true
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	err = scan(t, number, []byte{spaceSource}, func(_, value []byte) error {
@@ -67,6 +77,11 @@ func (s *sieve) keep(key []byte, versions []version) ([]version, error) {
 	case spaceInode, spaceSegment, spaceXattr:
 		if !s.inos.has(Ino(keyID(key))) {
 			return nil, nil
+		}
+	case spaceContent:
+		at, err := decodePlace(versions[0].value())
+		if err != nil || s.gone[at.part] {
+			return nil, err
 		}
 	case spaceGeneration:
 		return s.keepGeneration(key, versions)

@@ -15,6 +15,7 @@ import (
 // bytes before, so that no value can be taken for another one.
 //
 //	node, dirent, generation   first a byte: gone, or what follows
+//	part, number of a part     empty: the part was removed
 //	attr                       type mode uid gid size mtime ctime inode nlink major minor
 //	extents                    count, then of each: offset behind the end of the one before, length, hash
 const sumSize = 8
@@ -501,14 +502,15 @@ type meta struct {
 	dirs      uint64         // directory ids given
 	inos      uint64         // inode numbers given
 	parts     uint64         // part numbers given
-	raw       int64          // bytes of all parts
+	raw       int64          // bytes of all parts that were not removed
 	stored    int64
-	hasXattrs bool // any inode has extended attributes
+	removal   uint64 // the last record that removed a part
+	hasXattrs bool   // any inode has extended attributes
 }
 
 func appendMeta(b []byte, m meta) []byte {
 	b = appendTime(append(b, m.digest[:]...), timespec(m.time))
-	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored)} {
+	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored), m.removal} {
 		b = binary.AppendUvarint(b, v)
 	}
 	if m.hasXattrs {
@@ -520,7 +522,7 @@ func appendMeta(b []byte, m meta) []byte {
 func decodeMeta(value []byte) (meta, error) {
 	d := decoder{b: value}
 	m := meta{digest: d.digest(), time: d.time().Time(), dirs: d.uint(), inos: d.uint(), parts: d.uint(),
-		raw: d.size(), stored: d.size()}
+		raw: d.size(), stored: d.size(), removal: d.uint()}
 	switch d.byte() {
 	case 0:
 	case 1:

@@ -261,7 +261,8 @@ func TestReindexSaysWhatIsLost(t *testing.T) {
 }
 
 // TestCheckProgress shows a bar on a terminal. It is drawn five times a second, so
-// a check that is quick may show none of what is looked for.
+// a check that is quick may show none of what is looked for, or only the one of two
+// steps that takes long.
 func TestCheckProgress(t *testing.T) {
 	src := tempDir(t)
 	createTree(t, src, []treetest.Node{{Path: "large", Seed: 51, Size: 200 << 20}})
@@ -270,7 +271,7 @@ func TestCheckProgress(t *testing.T) {
 	shown := ""
 	for range 20 {
 		shown += onTerminal(t, r.command("check", "--read-data", "--against", src))
-		if strings.Contains(shown, "check: data, ") && strings.Contains(shown, "check: compare, ") && strings.Contains(shown, "%") && strings.Contains(shown, "B/s") {
+		if (strings.Contains(shown, "check: data, ") || strings.Contains(shown, "check: compare, ")) && strings.Contains(shown, "%") && strings.Contains(shown, "B/s") {
 			return
 		}
 	}

@@ -22,7 +22,7 @@ const (
 	exitFailed     = 1 // nothing was committed
 	exitUsage      = 2
 	exitIncomplete = 3 // committed, but some source files could not be read or changed meanwhile
-	exitDamage     = 4 // check found damage
+	exitDamage     = 4 // check found damage, or compact did
 	exitSignal     = 128
 )
 
@@ -111,7 +111,7 @@ shows all generations as plain directories; a restore is cp.`,
 		return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
 	})
 	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), diffCommand(), historyCommand(), findCommand(), exportCommand(),
-		statsCommand(), checkCommand(), reindexCommand(), runCommand())
+		statsCommand(), checkCommand(), forgetCommand(), compactCommand(), reindexCommand(), runCommand())
 	for _, sub := range root.Commands() {
 		sub.Args = usageErrors(sub.Args)
 	}

@@ -65,6 +65,14 @@ func checkState(p *backup.CheckProgress) func(time.Duration) barState {
 	}
 }
 
+// compactState shows the bytes of parts done of those to do.
+func compactState(p *backup.CompactProgress) func(time.Duration) barState {
+	return func(time.Duration) barState {
+		done, total := p.Bytes()
+		return barState{done, total, fmt.Sprintf("%s of %s", humanize.IBytes(uint64(done)), humanize.IBytes(uint64(total)))}
+	}
+}
+
 func (b *bar) start() {
 	if !b.shown {
 		return

@@ -1,0 +1,110 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+func compact(t testing.TB, r *archive.Repository, o CompactOptions) CompactSummary {
+	t.Helper()
+	s, err := Compact(context.Background(), r, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func usageOf(t testing.TB, r *archive.Repository) index.Usage {
+	t.Helper()
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	u, err := db.Live(func(archive.Part, archive.Content, bool) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// TestCompactShrinksIndex: an index of which most is of no use is rewritten.
+func TestCompactShrinksIndex(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	for i := range 100 {
+		write(t, fmt.Sprintf("%s/%02d", dir, i), randomBytes(uint64(i), 2000))
+	}
+	create(t, r, optionsFor(dir))
+	want := map[string]string{}
+	for i := range 100 {
+		if i%10 == 0 {
+			want[fmt.Sprintf("%02d", i)] = string(randomBytes(uint64(i), 2000))
+		} else if err := os.Remove(fmt.Sprintf("%s/%02d", dir, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(t, r, optionsFor(dir))
+	forget(t, r, 1)
+	if u := usageOf(t, r); u.Contents != 100 || u.Live != 10 {
+		t.Fatalf("before: %+v", u)
+	}
+	s := compact(t, r, CompactOptions{})
+	if s.Removed != 1 || s.New != 1 || s.Swept.Parts != 1 || s.DeadAfter != 0 {
+		t.Errorf("%+v", s)
+	}
+	if u := usageOf(t, r); u.Contents != 10 || u.Live != 10 || u.Gone != 0 {
+		t.Errorf("after: %+v", u)
+	}
+	wantContents(t, r, 2, want)
+}
+
+// TestSourcesApart: what one source forgot is not kept by the generations that
+// another one made meanwhile.
+func TestSourcesApart(t *testing.T) {
+	r, dir, other := newRepository(t), t.TempDir(), t.TempDir()
+	write(t, other+"/file", []byte("other"))
+	for i := range 4 {
+		write(t, dir+"/file", randomBytes(uint64(i), 20000))
+		create(t, r, optionsFor(dir))
+		o := optionsFor(other)
+		o.Source = "other"
+		create(t, r, o)
+	}
+	for _, number := range []uint64{1, 3, 5} {
+		forget(t, r, number)
+	}
+	if s := compact(t, r, CompactOptions{}); s.WholeParts != 3 || s.DeadAfter != 0 {
+		t.Errorf("%+v", s)
+	}
+	wantContents(t, r, 7, map[string]string{"file": string(randomBytes(3, 20000))})
+	wantContents(t, r, 2, map[string]string{"file": "other"})
+}
+
+// TestCompactLimits: a limit of time ends a run before it copies anything, but
+// parts of which nothing is needed go.
+func TestCompactLimits(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/a", randomBytes(1, 30000))
+	write(t, dir+"/b", randomBytes(2, 30000))
+	create(t, r, optionsFor(dir))
+	write(t, dir+"/a", randomBytes(3, 30000))
+	create(t, r, optionsFor(dir))
+	write(t, dir+"/a", randomBytes(4, 30000))
+	create(t, r, optionsFor(dir))
+	forget(t, r, 1)
+	forget(t, r, 2)
+	s := compact(t, r, CompactOptions{TimeLimit: time.Nanosecond})
+	if !s.Limited || s.Removed != 1 || s.WholeParts != 1 || s.New != 0 {
+		t.Errorf("with a limit: %+v", s)
+	}
+	if s = compact(t, r, CompactOptions{}); s.Limited || s.Removed != 1 || s.New != 1 {
+		t.Errorf("without: %+v", s)
+	}
+	wantContents(t, r, 3, map[string]string{"a": string(randomBytes(4, 30000)), "b": string(randomBytes(2, 30000))})
+}

@@ -1,0 +1,134 @@
+package backup
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+func TestParseSpan(t *testing.T) {
+	for text, want := range map[string]Span{"14d": {Days: 14}, "1y6m": {Years: 1, Months: 6}, "36h": {Hours: 36}, "2y3m4d5h": {2, 3, 4, 5}, "1m1h": {Months: 1, Hours: 1}} {
+		if got, err := ParseSpan(text); err != nil || got != want || got.String() != text {
+			t.Errorf("%q: %+v (%s), %v, want %+v", text, got, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "14", "d", "0d", "-1d", "1d1y", "1d1d", "1w", "1.5d", " 1d", "1d ", "9999999d", "99999999999999999999d"} {
+		if got, err := ParseSpan(text); err == nil {
+			t.Errorf("%q is taken for %+v", text, got)
+		}
+	}
+}
+
+// TestRules applies rules to generations of Berlin time; in UTC their days and
+// hours are others.
+func TestRules(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var gens []index.Generation
+	for i, at := range []string{
+		"2024-12-29T12:00:00+01:00", // 1: Sunday, ISO week 2024-52
+		"2024-12-30T12:00:00+01:00", // 2: Monday, ISO week 2025-1
+		"2025-01-01T00:30:00+01:00", // 3: still 2024 in UTC, ISO week 2025-1
+		"2025-10-26T02:10:00+02:00", // 4: the hour that
+		"2025-10-26T02:20:00+01:00", // 5: comes twice
+		"2025-10-26T23:30:00+01:00", // 6
+		"2025-11-26T23:30:00+01:00", // 7
+		"2025-11-27T00:10:00+01:00", // 8
+	} {
+		when, err := time.Parse(time.RFC3339, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gens = append(gens, index.Generation{Number: uint64(i + 1), Time: when.UTC()})
+	}
+	for name, c := range map[string]struct {
+		rules Rules
+		want  []uint64
+	}{
+		"last 1":           {Rules{Last: 1}, []uint64{8}},
+		"last 3":           {Rules{Last: 3}, []uint64{8, 7, 6}},
+		"last 99":          {Rules{Last: 99}, []uint64{8, 7, 6, 5, 4, 3, 2, 1}},
+		"hourly 5":         {Rules{Hourly: 5}, []uint64{8, 7, 6, 5, 4}},
+		"daily 3":          {Rules{Daily: 3}, []uint64{8, 7, 6}},
+		"daily 5":          {Rules{Daily: 5}, []uint64{8, 7, 6, 3, 2}},
+		"weekly 4":         {Rules{Weekly: 4}, []uint64{8, 6, 3, 1}},
+		"monthly 3":        {Rules{Monthly: 3}, []uint64{8, 6, 3}},
+		"yearly 2":         {Rules{Yearly: 2}, []uint64{8, 2}},
+		"within 1 hour":    {Rules{Within: Span{Hours: 1}}, []uint64{8, 7}},
+		"within 1 month":   {Rules{Within: Span{Months: 1}}, []uint64{8, 7}},
+		"within 1m1d":      {Rules{Within: Span{Months: 1, Days: 1}}, []uint64{8, 7, 6, 5, 4}},
+		"last 1, yearly 2": {Rules{Last: 1, Yearly: 2}, []uint64{8, 2}},
+	} {
+		var kept []uint64
+		for _, d := range c.rules.decide(gens, berlin) {
+			if d.Keep {
+				kept = append(kept, d.Number)
+			}
+		}
+		if !slices.Equal(kept, c.want) {
+			t.Errorf("%s keeps %v, want %v", name, kept, c.want)
+		}
+	}
+	// The newest one is the last that was made, whatever its time.
+	gens = append(gens, index.Generation{Number: 9, Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)})
+	decisions := Rules{Last: 1}.decide(gens, berlin)
+	if d := decisions[len(decisions)-1]; d.Number != 9 || !d.Keep || !slices.Equal(d.Reasons, []string{"newest"}) {
+		t.Errorf("%+v", d)
+	}
+	if d := decisions[0]; d.Number != 8 || !slices.Equal(d.Reasons, []string{"last"}) {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestSplit divides three frames of 2,048 raw bytes.
+func TestSplit(t *testing.T) {
+	frames := []archive.PartFrame{{RawOffset: 0, RawLen: 2048, StoredLen: 1000}, {RawOffset: 2048, RawLen: 2048, StoredLen: 1000}, {RawOffset: 4096, RawLen: 2048, StoredLen: 1000}}
+	for name, c := range map[string]struct {
+		spans      []span
+		live, dead int64
+	}{
+		"nothing":        {nil, 0, 3000},
+		"one frame":      {[]span{{512, 1536, true}, {2560, 1536, false}, {4608, 1536, false}}, 1000, 2000},
+		"half a frame":   {[]span{{512, 512, false}, {1536, 300, true}, {2560, 1536, false}, {4608, 1536, true}}, 1500, 1500},
+		"over a border":  {[]span{{512, 512, false}, {1536, 2560, true}, {4608, 1536, false}}, 1500, 1500},
+		"all":            {[]span{{512, 5632, true}}, 3000, 0},
+		"a long header":  {[]span{{512, 512, false}, {2560, 1536, true}, {4608, 1536, true}}, 2500, 500},
+		"dead and alive": {[]span{{512, 1, true}, {1536, 1, false}, {2560, 1, true}, {3584, 1, false}, {4608, 1, true}, {5632, 1, false}}, 1500, 1500},
+	} {
+		if live, dead := split(frames, c.spans); live != c.live || dead != c.dead {
+			t.Errorf("%s: %d live, %d dead, want %d, %d", name, live, dead, c.live, c.dead)
+		}
+	}
+}
+
+// TestPlan picks the parts with the best gain until few enough bytes are dead.
+func TestPlan(t *testing.T) {
+	part := func(name byte, age int, live, dead int64) *partUse {
+		p := &partUse{age: age, live: live, dead: dead}
+		p.Name[0], p.Stored = name, live+dead
+		return p
+	}
+	u := &usage{parts: []*partUse{part(1, 5, 900, 100), part(2, 4, 0, 1000), part(3, 3, 500, 500), part(4, 2, 200, 800), part(5, 1, 1000, 0)}}
+	bad := part(6, 9, 1000, 0)
+	bad.bad, bad.dead = true, 500
+	u.parts = append(u.parts, bad)
+	for _, p := range u.parts {
+		u.stored += p.Stored
+		u.dead += p.dead
+	}
+	u.dead -= bad.dead
+	for maxDead, want := range map[float64]string{0: "\x02\x04\x03\x01", 0.10: "\x02\x04\x03", 0.2: "\x02\x04", 0.5: "\x02", 1: "\x02"} {
+		got := ""
+		for _, p := range u.plan(maxDead) {
+			got += string(p.Name[:1])
+		}
+		if got != want {
+			t.Errorf("%v may stay dead: %q, want %q", maxDead, got, want)
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// Swept says what became of the files of parts that the log removed.
+type Swept struct {
+	Parts       int   `json:"deleted_parts"`
+	StoredBytes int64 `json:"deleted_bytes"`
+	LaterParts  int   `json:"later_parts"` // that are deleted once the run under way has ended
+	LaterBytes  int64 `json:"later_bytes"`
+}
+
+// sweeper deletes the files of parts that the log removed and did not name again.
+type sweeper struct {
+	repo  *archive.Repository
+	note  func(format string, a ...any)
+	hooks hooks
+	swept Swept
+}
+
+// sweepAfter deletes what it can, if the index db, which the caller closes, knows
+// of a removal since the last time. The caller must not hold the lock of the parts.
+func sweepAfter(repo *archive.Repository, db *index.DB, note func(string, ...any), h hooks) (Swept, error) {
+	s := &sweeper{repo: repo, note: note, hooks: h}
+	if db.LastRemoval() == s.done() {
+		return s.swept, nil
+	}
+	lock, err := repo.LockToDelete()
+	switch {
+	case err == nil:
+		defer lock.Release()
+	case !errors.Is(err, archive.ErrLocked):
+		return s.swept, err
+	case !h.unlocked:
+		return s.swept, s.each(db, func(_ string, stored int64) error {
+			s.swept.LaterParts++
+			s.swept.LaterBytes += stored
+			return nil
+		})
+	}
+	return s.swept, s.delete()
+}
+
+// delete is called under the lock: nobody writes who could rely on a part that
+// the log as it is now does not name.
+func (s *sweeper) delete() error {
+	db, err := index.Open(s.repo, index.Options{Log: s.note})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	err = s.each(db, func(name string, stored int64) error {
+		s.hooks.reach("before unlink")
+		if err := s.repo.Store().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		s.swept.Parts++
+		s.swept.StoredBytes += stored
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete removed parts: %w", err)
+	}
+	s.remember(db.LastRemoval())
+	return nil
+}
+
+// each calls use with every file of a removed part that is still there.
+func (s *sweeper) each(db *index.DB, use func(name string, stored int64) error) error {
+	return db.Removals(func(part archive.Digest) error {
+		name := archive.PartStoreName(part)
+		object, err := s.repo.Store().Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		stored := object.Size()
+		object.Close()
+		return use(name, stored)
+	})
+}
+
+// The number of the last record whose removed parts have no files any more lies
+// beside the indexes. Without it every removed part is looked for once.
+func (s *sweeper) place() string { return filepath.Join(s.repo.IndexDir(), "swept") }
+
+func (s *sweeper) done() uint64 {
+	text, err := os.ReadFile(s.place())
+	if err != nil {
+		return 0
+	}
+	number, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return number
+}
+
+func (s *sweeper) remember(number uint64) {
+	if err := os.WriteFile(s.place(), strconv.AppendUint(nil, number, 10), 0o600); err != nil {
+		s.note("removed parts are looked for again by the next run: %v", err)
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/backup"
+)
+
+type compactFlags struct {
+	backup.CompactOptions
+	maxDead  string
+	limit    string
+	progress string
+	json     bool
+	quiet    bool
+}
+
+func compactCommand() *cobra.Command {
+	f := compactFlags{maxDead: "10%"}
+	cmd := &cobra.Command{
+		Use:   "compact REPO",
+		Short: "Reclaim the space of what no generation needs",
+		Long: `Reclaim the space of data that no generation needs any more: what is needed of
+the parts with much dead data is copied into new parts, and verified on the way;
+then the old ones are deleted. Backups and mounts go on meanwhile. Where a backup
+is under way, the old parts are deleted when it has ended, by itself.
+
+It can be interrupted at any time: what was done stays done.
+
+Exit codes: 0 done, also when there was nothing to do; 1 failed;
+2 wrong usage; 4 done, but parts are damaged, named above, and were kept;
+130, 143 interrupted.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return compact(cmd, args[0], f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")
+	flags.StringVar(&f.limit, "limit", "", "begin no new part after copying so much: a `SIZE` as 10GiB")
+	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin no new part after this `TIME`, as 90m or 2h")
+	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
+	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
+	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	return cmd
+}
+
+func compact(cmd *cobra.Command, dir string, f compactFlags) error {
+	if err := f.complete(cmd.Flags().Changed("time-limit")); err != nil {
+		return err
+	}
+	repo, err := archive.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	bar := newBar(f.progress, f.quiet, compactState(f.Progress))
+	f.Problem = func(err error) { bar.print(os.Stderr, fmt.Sprintf("mkbackup: damage: %v", err)) }
+	if !f.quiet {
+		f.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	}
+	bar.start()
+	summary, err := backup.Compact(cmd.Context(), repo, f.CompactOptions)
+	bar.stop()
+	if err != nil {
+		return err
+	}
+	if err := f.print(cmd.OutOrStdout(), summary); err != nil {
+		return err
+	}
+	if summary.Damaged > 0 {
+		return &exitError{exitDamage, plural(int64(summary.Damaged), "damaged part") + ", named above, stay as they are"}
+	}
+	return nil
+}
+
+// complete checks the flags and fills the options that are not flags.
+func (f *compactFlags) complete(timeLimited bool) error {
+	f.Program = "mkbackup " + version
+	f.Progress = new(backup.CompactProgress)
+	percent, err := strconv.ParseFloat(strings.TrimSuffix(f.maxDead, "%"), 64)
+	if err != nil || !(percent >= 0 && percent <= 100) {
+		return &exitError{exitUsage, fmt.Sprintf("bad --max-dead %q: give it as 10%%, from 0 to 100", f.maxDead)}
+	}
+	f.MaxDead = percent / 100
+	if f.limit != "" {
+		limit, err := humanize.ParseBytes(f.limit)
+		if err != nil || limit == 0 || limit > 1<<62 {
+			return &exitError{exitUsage, fmt.Sprintf("bad --limit %q: give a number with a unit, as 10GiB", f.limit)}
+		}
+		f.Limit = int64(limit)
+	}
+	if timeLimited && f.TimeLimit <= 0 {
+		return &exitError{exitUsage, fmt.Sprintf("bad --time-limit %s: give it as 90m or 2h", f.TimeLimit)}
+	}
+	return checkProgress(f.progress)
+}
+
+func (f *compactFlags) print(w io.Writer, s backup.CompactSummary) error {
+	if f.json {
+		return json.NewEncoder(w).Encode(s)
+	}
+	if f.quiet {
+		return nil
+	}
+	_, err := fmt.Fprintln(w, strings.Join(f.words(s), "\n"))
+	return err
+}
+
+func bytesOf(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// words says what was done.
+func (f *compactFlags) words(s backup.CompactSummary) (lines []string) {
+	share := 0.0
+	if s.StoredBytes > 0 {
+		share = 100 * float64(s.DeadBytes) / float64(s.StoredBytes)
+	}
+	lines = append(lines, fmt.Sprintf("%s of %s: %s dead (%.1f%%)", plural(int64(s.Parts), "part"), bytesOf(s.StoredBytes), bytesOf(s.DeadBytes), share))
+	switch {
+	case s.Removed == 0 && s.Limited:
+		lines = append(lines, "nothing done before the limit")
+	case s.Removed == 0:
+		lines = append(lines, fmt.Sprintf("nothing to do: up to %s may stay dead", f.maxDead))
+	case f.DryRun:
+		lines = append(lines, fmt.Sprintf("dry run: %s would be removed (of %d nothing is needed), %s copied, %s freed; %s would stay dead",
+			plural(int64(s.Removed), "part"), s.WholeParts, bytesOf(s.NewBytes), bytesOf(s.RemovedBytes-s.NewBytes), bytesOf(s.DeadAfter)))
+	default:
+		lines = append(lines, fmt.Sprintf("%s of %s removed (of %d nothing was needed), %s of %s written, %s of them unchanged; %s freed, %s stays dead, %s",
+			plural(int64(s.Removed), "part"), bytesOf(s.RemovedBytes), s.WholeParts, plural(int64(s.New), "new part"), bytesOf(s.NewBytes),
+			bytesOf(s.VerbatimBytes), bytesOf(s.RemovedBytes-s.NewBytes), bytesOf(s.DeadAfter), took(s.Seconds)))
+	}
+	if s.Limited && s.Removed > 0 {
+		lines = append(lines, "ended early by a limit: the next run goes on")
+	}
+	if s.Swept.Parts > 0 {
+		lines = append(lines, fmt.Sprintf("%s deleted: %s", plural(int64(s.Swept.Parts), "file"), bytesOf(s.Swept.StoredBytes)))
+	}
+	if s.LaterParts > 0 {
+		lines = append(lines, fmt.Sprintf("%s, %s, will be deleted when the run under way has ended", plural(int64(s.LaterParts), "part"), bytesOf(s.LaterBytes)))
+	}
+	return lines
+}

@@ -1,0 +1,139 @@
+package index
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+func testPart(name byte) archive.Part {
+	return archive.Part{Name: archive.Digest{name}, Stored: 1000, Raw: 4096, TailStored: 129, Tail: archive.Digest{name, 1}}
+}
+
+// removedHistory has the contents 1 and 2 in the parts 1 and 2, a generation with
+// both and one with 2 alone; the first is forgotten, and part 1 removed.
+func removedHistory(t *testing.T) *builder {
+	t.Helper()
+	b := newTestBuilder(t)
+	one, two := testPart(1), testPart(2)
+	content := func(n byte, part archive.Part) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{n}, RawOffset: 512, RawLen: 5}}}
+	}
+	file := func(n byte) archive.Line {
+		return entryLine(string('a'+rune(n)), fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{n}})
+	}
+	for _, r := range []struct {
+		kind  archive.Kind
+		base  uint64
+		lines []archive.Line
+	}{
+		{archive.KindGeneration, 0, []archive.Line{{Part: &one}, content(1, one), {Part: &two}, content(2, two), entryLine(".", dirAttr()), file(1), file(2)}},
+		{archive.KindGeneration, 1, []archive.Line{{Gone: "b"}}},
+		{archive.KindForget, 0, []archive.Line{{Forget: 1}}},
+		{archive.KindCompaction, 0, []archive.Line{{Removed: &one.Name}}},
+	} {
+		if err := applyLines(t, b, r.kind, r.base, r.lines...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+func TestRemovedPart(t *testing.T) {
+	b := removedHistory(t)
+	db := finished(t, b)
+	if _, err := db.Content(archive.Hash{1}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a content of the removed part: %v", err)
+	}
+	if p, err := db.Content(archive.Hash{2}); err != nil || p.Part != testPart(2) {
+		t.Errorf("a content of the other part: %+v, %v", p, err)
+	}
+	var parts []archive.Part
+	if err := db.Parts(func(p archive.Part) bool { parts = append(parts, p); return true }); err != nil || len(parts) != 1 || parts[0] != testPart(2) {
+		t.Errorf("parts %v, %v", parts, err)
+	}
+	if raw, stored := db.Totals(); raw != 4096 || stored != 1000 {
+		t.Errorf("%d raw, %d stored", raw, stored)
+	}
+	var removed []archive.Digest
+	if err := db.Removals(func(p archive.Digest) error { removed = append(removed, p); return nil }); err != nil || len(removed) != 1 || removed[0] != (archive.Digest{1}) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if db.LastRemoval() != 4 {
+		t.Errorf("last removal %d, want 4", db.LastRemoval())
+	}
+	usage, err := db.Live(func(p archive.Part, c archive.Content, live bool) error {
+		if !live || c.Hash != (archive.Hash{2}) {
+			t.Errorf("%s is live: %v", c.Hash, live)
+		}
+		return nil
+	})
+	if want := (Usage{Contents: 1, Live: 1, Gone: 1, Inodes: 3, DeadInodes: 2}); err != nil || usage != want { // the root is no file
+		t.Errorf("%+v, %v, want %+v", usage, err, want)
+	}
+}
+
+// TestRemovedAgain: a removed part that is named again is another one.
+func TestRemovedAgain(t *testing.T) {
+	b := removedHistory(t)
+	one := testPart(1)
+	err := applyLines(t, b, archive.KindGeneration, 2, archive.Line{Part: &one},
+		archive.Line{Content: &archive.Placement{Part: one.Name, Content: archive.Content{Hash: archive.Hash{1}, RawOffset: 1024, RawLen: 5}}},
+		entryLine("d", fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{1}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	if p, err := db.Content(archive.Hash{1}); err != nil || p.Part != one || p.RawOffset != 1024 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if err := db.Removals(func(p archive.Digest) error { t.Errorf("%s counts as removed", p); return nil }); err != nil {
+		t.Error(err)
+	}
+	if raw, stored := db.Totals(); raw != 8192 || stored != 2000 {
+		t.Errorf("%d raw, %d stored", raw, stored)
+	}
+}
+
+func TestWrongRemovals(t *testing.T) {
+	one, two, three := testPart(1), testPart(2), testPart(3)
+	place := archive.Line{Content: &archive.Placement{Part: one.Name, Content: archive.Content{Hash: archive.Hash{1}, RawOffset: 512, RawLen: 5}}}
+	for name, c := range map[string]struct {
+		kind  archive.Kind
+		base  uint64
+		lines []archive.Line
+		want  string
+	}{
+		"unknown":                    {archive.KindCompaction, 0, []archive.Line{{Removed: &three.Name}}, "no record named it"},
+		"removed before":             {archive.KindCompaction, 0, []archive.Line{{Removed: &one.Name}}, "removed already"},
+		"twice":                      {archive.KindCompaction, 0, []archive.Line{{Removed: &two.Name}, {Removed: &two.Name}}, "removed already"},
+		"in a forget":                {archive.KindForget, 0, []archive.Line{{Removed: &two.Name}}, "in a record that is a forget"},
+		"a part behind it":           {archive.KindCompaction, 0, []archive.Line{{Removed: &two.Name}, {Part: &three}}, "out of order"},
+		"a content in what is gone":  {archive.KindCompaction, 0, []archive.Line{place}, "which no record named"},
+		"a file of what is gone":     {archive.KindGeneration, 2, []archive.Line{entryLine("d", fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{1}})}, "which is gone"},
+		"a file of what never there": {archive.KindGeneration, 2, []archive.Line{entryLine("d", fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{9}})}, "which no record named"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := removedHistory(t)
+			if err := applyLines(t, b, c.kind, c.base, c.lines...); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestLost: a content that a kept generation needs, and that is gone, is not
+// passed over.
+func TestLost(t *testing.T) {
+	b := removedHistory(t)
+	two := testPart(2)
+	if err := applyLines(t, b, archive.KindCompaction, 0, archive.Line{Removed: &two.Name}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := finished(t, b).Live(func(archive.Part, archive.Content, bool) error { return nil })
+	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "1 contents that generations need") {
+		t.Error(err)
+	}
+}
