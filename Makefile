@@ -25,7 +25,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -56,6 +56,9 @@ test-units: ## tests of the packages
 
 test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
+
+soak: deps ## attacks on repositories in full: every bit (needs root, hours)
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage' ./integration
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

@@ -36,7 +36,7 @@ func (r *Repository) LockToDelete() (*Lock, error) { return r.lock(unix.LOCK_EX 
 
 // lock locks repo.json, which is there and never changes.
 func (r *Repository) lock(how int) (*Lock, error) {
-	f, err := os.Open(filepath.Join(r.Dir(), configName))
+	f, err := openToLock(filepath.Join(r.Dir(), configName), how&unix.LOCK_EX != 0)
 	if err != nil {
 		return nil, fmt.Errorf("lock the repository: %w", err)
 	}
@@ -48,13 +48,24 @@ func (r *Repository) lock(how int) (*Lock, error) {
 		return &Lock{file: f}, nil
 	}
 	f.Close()
-	// The last one is NFS, which wants a file that is open for writing.
+	// The last one is NFS, where the file could not be opened for writing.
 	for _, none := range [...]error{unix.EWOULDBLOCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOLCK, unix.EBADF} {
 		if errors.Is(err, none) {
 			return nil, fmt.Errorf("lock the repository: %w: %w", ErrLocked, err)
 		}
 	}
 	return nil, fmt.Errorf("lock the repository: %w", err)
+}
+
+// openToLock opens a file that is going to be locked. NFS takes an exclusive lock
+// only of a file that is open for writing (flock(2)), which nobody does.
+func openToLock(name string, exclusive bool) (*os.File, error) {
+	if exclusive {
+		if f, err := os.OpenFile(name, os.O_RDWR, 0); err == nil {
+			return f, nil
+		}
+	}
+	return os.Open(name)
 }
 
 // Release releases the lock. It may be called more than once.

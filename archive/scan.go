@@ -38,17 +38,17 @@ func ScanPart(s Store, name Digest) (PublishedPart, error) {
 	return sc.found, nil
 }
 
-// partScanner is the state of one ScanPart.
+// partScanner reads the frames of a part and what is in them.
 type partScanner struct {
 	object Object
 	found  PublishedPart
 	frames []frameRef
-	sum    hash.Hash // SHA-256 of what was read
+	sum    hash.Hash // SHA-256 of what was read; nil where nobody asks
 	hash   *blake3.Hasher
 	dec    *zstd.Decoder
 	stored []byte // of the current frame
 	raw    []byte
-	walker *tarWalker
+	walker *tarWalker // nil where nobody asks for contents
 }
 
 func (sc *partScanner) scan() error {
@@ -120,7 +120,12 @@ func (sc *partScanner) frame(ref frameRef) error {
 	if err != nil {
 		return err
 	}
-	sc.sum.Write(sc.stored)
+	if sc.sum != nil {
+		sc.sum.Write(sc.stored)
+	}
+	if sc.walker == nil {
+		return nil
+	}
 	if err := sc.walker.feed(raw); err != nil {
 		return sc.damage(ref.StoredOffset, "wrong tar stream", err)
 	}

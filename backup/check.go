@@ -1,31 +1,125 @@
 package backup
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
 )
 
-// CheckOptions says what Check reports, and to whom.
+// CheckOptions says what Check looks at, and to whom it reports. The zero value
+// checks the structure.
 type CheckOptions struct {
-	Damage func(text string) // called for each damage, with what is damaged; nil means nobody
-	Note   func(text string) // called for what is worth to know but no damage; nil means nobody
+	ReadData bool   // read every part, or those of Subset
+	Subset   Subset // the zero value means all parts
+	Against  string // directory that the newest generation of Source is compared with; "" means none
+	Source   string
+	Repair   bool // rebuild the index where it is damaged or missing
+
+	Damage     func(text string)           // called for each damage, with what is damaged; nil means nobody
+	Note       func(text string)           // called for what is worth to know but no damage; nil means nobody
+	Difference func(difference Difference) // called for each difference of Against; nil means nobody
+	Progress   *CheckProgress              // updated meanwhile; nil means nobody looks
 }
 
-// CheckResult says what was checked and how much of it is damaged.
+// CheckProgress tells how far a check is. It is safe for concurrent use.
+type CheckProgress struct {
+	phase       atomic.Pointer[string]
+	done, total atomic.Int64
+}
+
+// State returns what is being done, and how many of how many bytes of it are.
+func (p *CheckProgress) State() (phase string, done, total int64) {
+	if s := p.phase.Load(); s != nil {
+		phase = *s
+	}
+	return phase, p.done.Load(), p.total.Load()
+}
+
+func (p *CheckProgress) start(phase string, total int64) {
+	p.done.Store(0)
+	p.total.Store(total)
+	p.phase.Store(&phase)
+}
+
+// CheckResult says what was checked and what is damaged.
 type CheckResult struct {
-	Records     uint64 `json:"records"`
-	Generations int    `json:"generations"`
-	Parts       int    `json:"parts"`
-	StoredBytes int64  `json:"stored_bytes"`    // of the parts
-	Unnamed     int    `json:"unnamed_parts"`   // parts that no record names
-	Undeleted   int    `json:"undeleted_parts"` // files of parts that a compaction removed
-	Damages     int    `json:"damages"`
+	Records        uint64         `json:"records"`
+	Generations    int            `json:"generations"` // that can be read
+	Parts          int            `json:"parts"`
+	StoredBytes    int64          `json:"stored_bytes"`     // of the parts
+	Unnamed        int            `json:"unnamed_parts"`    // parts that no record names
+	Undeleted      int            `json:"undeleted_parts"`  // files of parts that a compaction removed
+	ReadParts      int            `json:"read_parts"`       // parts that were read and verified
+	ReadBytes      int64          `json:"read_bytes"`       // stored bytes of those
+	Damages        int            `json:"damages"`          // everything that was reported
+	DamagedRecords int            `json:"damaged_records"`  // log records that are damaged or missing
+	Lost           int            `json:"lost_generations"` // generations that cannot be read because of that
+	DamagedIndexes int            `json:"damaged_indexes"`  // sealed indexes that must not be used
+	Repaired       bool           `json:"repaired"`         // the index was rebuilt and is sound now
+	DamagedParts   []*DamagedPart `json:"damaged_parts"`    // in the order of their names
+	DamagedFiles   int            `json:"damaged_files"`    // paths with a damaged content, in any generation
+	HitGenerations int            `json:"hit_generations"`  // generations that have one
+	Compared       int64          `json:"compared"`         // paths compared with Against
+	Changed        int64          `json:"changed"`          // paths that differ, and were changed since
+	NotStored      int64          `json:"not_stored"`       // paths of Against that are not in the generation
+	Differ         int64          `json:"differ"`           // paths that differ although they look unchanged
+	Uncompared     int64          `json:"uncompared"`       // paths of Against that could not be read
+}
+
+// DamagedPart is a part that is damaged, and what that hits.
+type DamagedPart struct {
+	Part     archive.Digest
+	Damages  []*archive.DamageError
+	Contents int            // contents that cannot be read from it, or are others than the log says
+	Files    []index.Holder // that have such a content; each path is with one part only
+	whole    bool           // nothing of it can be read
+}
+
+// MarshalJSON gives paths that are not UTF-8 as base64 in a field that ends with 64.
+func (p *DamagedPart) MarshalJSON() ([]byte, error) {
+	type damage struct {
+		StoredOffset int64  `json:"stored_offset"`
+		Problem      string `json:"problem"`
+	}
+	type file struct {
+		Source      string   `json:"source,omitempty"`
+		Path        string   `json:"path,omitempty"`
+		Path64      []byte   `json:"path64,omitempty"`
+		Generations []string `json:"generations"`
+	}
+	part := struct {
+		Part     archive.Digest `json:"part"`
+		Damages  []damage       `json:"damages"`
+		Contents int            `json:"damaged_contents"`
+		Files    []file         `json:"files"`
+	}{Part: p.Part, Contents: p.Contents, Files: []file{}}
+	for _, d := range p.Damages {
+		problem := d.Problem
+		if d.Err != nil {
+			problem += ": " + d.Err.Error()
+		}
+		part.Damages = append(part.Damages, damage{d.StoredOffset, problem})
+	}
+	for _, holder := range p.Files {
+		f := file{Source: holder.Source, Path: holder.Path}
+		if !utf8.ValidString(holder.Path) {
+			f.Path, f.Path64 = "", []byte(holder.Path)
+		}
+		for _, g := range holder.Generations {
+			f.Generations = append(f.Generations, g.Name)
+		}
+		part.Files = append(part.Files, f)
+	}
+	return json.Marshal(part)
 }
 
 type checking struct {
@@ -33,22 +127,90 @@ type checking struct {
 	repo    *archive.Repository
 	options CheckOptions
 	result  CheckResult
+	db      *index.DB
+	log     logFacts
+	beyond  int // of the damaged records: those that only an index knows of
+
+	logMutex sync.Mutex // taken where the log is read on while parts are
+	mutex    sync.Mutex // guards what follows
+	damaged  map[archive.Digest]*DamagedPart
+	rejected map[uint64]bool // indexes reported
 }
 
-// Check verifies the structure of a repository: that the log is whole and a
-// chain, that the index is the log's, that every part named is there with its
-// size and its tail. Damage is reported and counted; an error means that the
-// check could not be done.
+// Check verifies a repository: that the log is whole and a chain, that the
+// index is sound and the log's, that every part named is there with its size and
+// its tail; and more where the options say so. Nothing in the repository is
+// changed, unless Repair is set. Damage is reported and counted; an error means
+// that the check could not be done, or not all of it.
 func Check(ctx context.Context, repo *archive.Repository, o CheckOptions) (CheckResult, error) {
-	c := &checking{ctx: ctx, repo: repo, options: o}
-	whole, err := c.log()
-	if err == nil && whole {
-		err = c.indexAndParts()
+	if o.Progress == nil {
+		o.Progress = new(CheckProgress)
+	}
+	c := &checking{ctx: ctx, repo: repo, options: o, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}}
+	c.result.DamagedParts = []*DamagedPart{}
+	err := c.run()
+	if c.db != nil {
+		_ = c.db.Close() // of what was only read
 	}
 	return c.result, err
 }
 
+func (c *checking) run() error {
+	if err := c.checkLog(); err != nil {
+		return err
+	}
+	if err := c.openIndex(); err != nil {
+		return err
+	}
+	if c.db != nil {
+		if err := c.contents(); err != nil {
+			return err
+		}
+	}
+	if c.options.Repair {
+		if err := c.repair(); err != nil {
+			return err
+		}
+	}
+	if c.db == nil || c.options.Against == "" {
+		return nil
+	}
+	return c.against()
+}
+
+// contents checks the parts and what lies in them.
+func (c *checking) contents() error {
+	parts, err := c.structure()
+	if err != nil {
+		return err
+	}
+	if c.options.ReadData {
+		if c.options.Subset.Length == 0 {
+			if err := c.rebuilt(); err != nil {
+				return err
+			}
+		}
+		if err := c.readData(parts); err != nil {
+			return err
+		}
+	}
+	if len(c.damaged) == 0 {
+		return nil
+	}
+	if err := c.hits(); err != nil {
+		return err
+	}
+	for _, part := range c.damaged {
+		c.result.DamagedParts = append(c.result.DamagedParts, part)
+	}
+	slices.SortFunc(c.result.DamagedParts, func(a, b *DamagedPart) int { return cmp.Compare(a.Part.String(), b.Part.String()) })
+	return nil
+}
+
+// damagef reports a damage. It is safe for concurrent use.
 func (c *checking) damagef(format string, a ...any) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
 	c.result.Damages++
 	if c.options.Damage != nil {
 		c.options.Damage(fmt.Sprintf(format, a...))
@@ -61,113 +223,160 @@ func (c *checking) notef(format string, a ...any) {
 	}
 }
 
-// log reads every record and reports whether all are whole.
-func (c *checking) log() (whole bool, err error) {
-	last, err := c.repo.Last()
-	if err != nil {
-		return false, err
-	}
-	c.result.Records = last
-	previous := archive.Digest{}
-	for n := uint64(1); n <= last; n++ {
-		if err := c.ctx.Err(); err != nil {
-			return false, err
-		}
-		if previous, err = c.record(n, previous); err != nil {
-			c.damagef("%v", err)
-		}
-	}
-	return c.result.Damages == 0, nil
-}
-
-// record reads one record to its end and returns its digest, or else the digest
-// of the bytes that are there.
-func (c *checking) record(number uint64, previous archive.Digest) (archive.Digest, error) {
-	digest, err := c.repo.RecordDigest(number)
-	if errors.Is(err, fs.ErrNotExist) {
-		return archive.Digest{}, fmt.Errorf("log record %d is missing: the generations from it on cannot be read", number)
-	}
-	if err != nil {
-		return archive.Digest{}, err
-	}
-	r, err := c.repo.OpenRecord(number)
-	if err != nil {
-		return digest, err
-	}
-	defer r.Close()
-	if found := r.Header().Previous; found != previous && previous != (archive.Digest{}) || number == 1 && found != previous {
-		return digest, fmt.Errorf("log record %d follows a record %s, but record %d is %s: one of the two was replaced", number, found, number-1, previous)
-	}
-	for err == nil {
-		_, err = r.Next()
-	}
-	if !errors.Is(err, io.EOF) {
-		return digest, err
-	}
-	return digest, nil
-}
-
-func (c *checking) indexAndParts() error {
-	db, err := index.Open(c.repo, index.Options{Log: c.damagef})
-	if err != nil {
+// openIndex verifies the sealed indexes, and opens the newest one as it is, or
+// what can be derived from the log.
+func (c *checking) openIndex() error {
+	if err := index.Check(c.repo, c.rejectedIndex); err != nil {
 		return err
 	}
-	defer db.Close()
+	db, err := index.Open(c.repo, index.Options{Partial: true, Temporary: true, Log: c.notef, Damaged: c.rejectedIndex})
+	if err != nil && c.result.DamagedRecords == 0 {
+		return err
+	}
+	if err != nil { // the log's damage was reported
+		c.notef("no generation can be read: %v", err)
+		c.lost(0)
+		return nil
+	}
+	c.db = db
+	if c.result.DamagedRecords == 0 && db.Problem() != nil {
+		c.result.DamagedRecords++
+		c.damagef("%v", db.Problem())
+	}
 	gens, err := db.Generations()
 	if err != nil {
-		return err
+		return c.indexDamage(err)
 	}
 	c.result.Generations = len(gens)
-	named := make(map[archive.Digest]struct{})
-	if err := db.Parts(func(p archive.Part) bool {
-		named[p.Name] = struct{}{}
-		c.part(p)
-		return c.ctx.Err() == nil
-	}); err != nil {
-		return err
-	}
-	if err := c.ctx.Err(); err != nil {
-		return err
-	}
-	removed := make(map[archive.Digest]struct{})
-	if err := db.Removals(func(part archive.Digest) error {
-		removed[part] = struct{}{}
+	if db.Problem() != nil || c.result.DamagedRecords > c.beyond {
+		c.lost(db.Number())
 		return nil
-	}); err != nil {
+	}
+	return c.compareWithLog(gens)
+}
+
+// indexDamage reports an index that contradicts itself; any other error it
+// returns.
+func (c *checking) indexDamage(err error) error {
+	if !errors.Is(err, index.ErrDamaged) {
 		return err
 	}
-	return c.unnamed(named, removed)
+	c.rejectedIndex(c.db.Number(), err)
+	return nil
 }
 
-func (c *checking) part(p archive.Part) {
-	c.result.Parts++
-	c.result.StoredBytes += p.Stored
-	if err := archive.VerifyTail(c.repo.Store(), p); err != nil {
-		c.damagef("%v", err)
+func (c *checking) rejectedIndex(number uint64, err error) {
+	if c.rejected[number] {
+		return
 	}
+	c.rejected[number] = true
+	if errors.Is(err, index.ErrBeyondLog) {
+		c.result.DamagedRecords++
+		c.beyond++
+		c.damagef("index %d was made with records up to that number, but the log ends with record %d: the last records are missing, and the generations they made", number, c.log.last)
+		return
+	}
+	if c.result.DamagedRecords > 0 { // it may be the log that is wrong
+		c.notef("index %d: %v", number, err)
+		return
+	}
+	c.result.DamagedIndexes++
+	c.damagef("index %d: %v", number, err)
 }
 
-// unnamed counts the parts that no record names: another run has not committed
-// yet, or was interrupted. Those that were removed are counted apart.
-func (c *checking) unnamed(named, removed map[archive.Digest]struct{}) error {
-	for stored, err := range c.repo.Store().Names("parts/") {
-		if err != nil {
-			return fmt.Errorf("list the parts: %w", err)
-		}
-		name, ok := archive.ParsePartStoreName(stored)
-		if !ok {
-			c.notef("%s is not a part's name: nothing of this program made it", stored)
-		} else if _, ok := removed[name]; ok {
-			c.result.Undeleted++
-		} else if _, ok := named[name]; !ok {
-			c.result.Unnamed++
-		}
+// compareWithLog compares what the index says about generations and parts with
+// what was read in the log.
+func (c *checking) compareWithLog(gens []index.Generation) error {
+	if err := c.readLog(c.log.last+1, c.db.Number()); err != nil { // what was committed meanwhile
+		return err
 	}
-	if c.result.Unnamed > 0 {
-		c.notef("%d parts are named by no record: a run is under way, or was interrupted; the next run uses them", c.result.Unnamed)
+	var known []index.Generation
+	for _, g := range gens {
+		known = append(known, index.Generation{Number: g.Number, Source: g.Source, Name: g.Name, Time: g.Time.UTC()})
 	}
-	if c.result.Undeleted > 0 {
-		c.notef("%d parts were removed by a compaction while another run was under way; the next run deletes their files", c.result.Undeleted)
+	if !slices.Equal(known, c.log.kept()) {
+		c.rejectedIndex(c.db.Number(), errors.New("its generations are not those of the log"))
+	}
+	named := 0
+	wrong := false
+	err := c.db.Parts(func(p archive.Part) bool {
+		named++
+		wrong = wrong || c.log.parts[p.Name] != p
+		return true
+	})
+	if err != nil {
+		return c.indexDamage(err)
+	}
+	if wrong || named != len(c.log.parts) {
+		c.rejectedIndex(c.db.Number(), errors.New("its parts are not those of the log"))
 	}
 	return nil
+}
+
+// rebuilt compares the index with one that is derived from the whole log.
+func (c *checking) rebuilt() error {
+	if len(c.rejected) > 0 || c.result.DamagedRecords > 0 || c.db.Problem() != nil {
+		return nil
+	}
+	c.options.Progress.start("index", 0)
+	fresh, err := index.Rebuild(c.repo, index.Options{Temporary: true, Log: c.notef})
+	if err != nil {
+		return fmt.Errorf("derive the index again, to compare it: %w", err)
+	}
+	defer fresh.Close()
+	if fresh.Number() != c.db.Number() {
+		c.notef("the index was not compared with the log: a run committed meanwhile")
+		return nil
+	}
+	want, err := fresh.Digest()
+	if err != nil {
+		return err
+	}
+	got, err := c.db.Digest()
+	if err != nil {
+		return c.indexDamage(err)
+	}
+	if got != want {
+		c.rejectedIndex(c.db.Number(), errors.New("it says something else than the log"))
+	}
+	return nil
+}
+
+// repair rebuilds the index where that is needed.
+func (c *checking) repair() error {
+	if c.result.DamagedRecords > 0 {
+		c.notef("the index cannot be rebuilt from a damaged log")
+		return nil
+	}
+	if len(c.rejected) == 0 {
+		db, err := index.Open(c.repo, index.Options{Log: c.notef}) // publishes one where it is missing
+		if err != nil {
+			return err
+		}
+		return db.Close()
+	}
+	db, err := index.Rebuild(c.repo, index.Options{Log: c.notef})
+	if err != nil {
+		c.notef("the index cannot be rebuilt: %v", err)
+		return nil
+	}
+	if err := db.Close(); err != nil {
+		return err
+	}
+	sound := true
+	err = index.Check(c.repo, func(number uint64, err error) {
+		sound = false
+		c.notef("index %d stays: %v", number, err)
+	})
+	c.result.Repaired = sound && err == nil
+	return err
+}
+
+// Damaged reports whether there is damage, other than an index that was repaired.
+func (r CheckResult) Damaged() bool {
+	damages := r.Damages
+	if r.Repaired {
+		damages -= r.DamagedIndexes
+	}
+	return damages > 0 || r.Differ > 0
 }

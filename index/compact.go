@@ -136,12 +136,12 @@ func copyTables(in *tables, run *runWriter, number uint64, drop bool) error {
 	var s *sieve
 	if drop {
 		var err error
-		if s, err = newSieve(in, number); err != nil {
+		if s, err = newSieve(in, number, forgottenGrace); err != nil {
 			return err
 		}
 	}
 	c := newCursor(in, math.MaxUint64, nil, scanOptions{allVersions: true})
-	err := copyKeys(c, run, s)
+	err := copyKeys(c, s, run.add)
 	if closeErr := c.close(); err == nil {
 		err = closeErr
 	}
@@ -151,8 +151,9 @@ func copyTables(in *tables, run *runWriter, number uint64, drop bool) error {
 	return run.finish()
 }
 
-// copyKeys hands all versions of one key at a time to the sieve.
-func copyKeys(c *cursor, run *runWriter, s *sieve) error {
+// copyKeys hands all versions of one key at a time to the sieve, nil where all are
+// kept, and adds what that keeps.
+func copyKeys(c *cursor, s *sieve, add func(key []byte, v version) error) error {
 	var all []version
 	var key []byte
 	for more := c.seek(nil); more; {
@@ -173,7 +174,7 @@ func copyKeys(c *cursor, run *runWriter, s *sieve) error {
 			}
 		}
 		for _, v := range kept {
-			if err := run.add(key, v); err != nil {
+			if err := add(key, v); err != nil {
 				return err
 			}
 		}

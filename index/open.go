@@ -24,6 +24,12 @@ type Options struct {
 	// Partial makes Open show what it can of a damaged log, instead of failing;
 	// DB.Problem tells. Such an index is never published.
 	Partial bool
+	// Temporary makes Open publish nothing: what has to be added to the published
+	// index goes into a temporary one, which Close removes.
+	Temporary bool
+	// Damaged gets each index that is damaged, or of another repository or log,
+	// and why; where it is nil, Log does. It is called as Log is.
+	Damaged func(number uint64, err error)
 	// Previous is an open index of the same repository, or nil. What was verified
 	// when it was opened is not hashed again where it is still the same file,
 	// unchanged. It may be closed as soon as Open has returned.
@@ -154,15 +160,34 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
 			return nil, errAgain
 		}
-		p.bad[n] = true
-		p.Log("index %d is not used: %v", n, err)
+		p.reject(n, err)
 	}
 	return nil, nil
 }
 
+// reject makes sure that an index is not used, and says why.
+func (p *opener) reject(number uint64, err error) {
+	p.bad[number] = true
+	if p.Damaged != nil && !errors.Is(err, errSchema) {
+		p.Damaged(number, err)
+		return
+	}
+	p.Log("index %d is not used: %v", number, err)
+}
+
+// verify looks twice at an index that seems damaged: it may just have been
+// exchanged for another one.
 func (p *opener) verify(n, last uint64) (*sealed, error) {
+	s, err := p.verifyOnce(n, last)
+	if err != nil {
+		s, err = p.verifyOnce(n, last)
+	}
+	return s, err
+}
+
+func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
-		return nil, fmt.Errorf("it is of another log: this one ends with record %d", last)
+		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
 	}
 	var digest archive.Digest // of a record that may be large: on another core
 	var digestErr error
@@ -198,16 +223,19 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 	return p.r.RecordDigest(n)
 }
 
-// openSealed opens an index that was verified.
+// openSealed opens an index that was verified, unless it was exchanged for another
+// one since: then its seal lists other tables.
 func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
 	db, err := newDB(dir, files, number)
-	if err == nil {
-		db.verified = p.verified
-		return db, nil
-	}
-	if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
-		p.bad[number] = true
-		p.Log("index %d is not used: %v", number, err)
+	s, sealErr := readSeal(filepath.Join(dir, sealName), p.owners)
+	if sealErr == nil && slices.Equal(s.Tables, files) {
+		if err == nil {
+			db.verified = p.verified
+			return db, nil
+		}
+		p.reject(number, err)
+	} else if err == nil {
+		_ = db.Close() // of what was only read
 	}
 	return nil, errAgain
 }
@@ -220,8 +248,7 @@ func (p *opener) build(base *sealed, last uint64) (*DB, error) {
 		db, err = p.buildPrivate(base, last)
 	}
 	if base != nil && errors.Is(err, ErrDamaged) {
-		p.bad[base.Record] = true
-		p.Log("index %d is not used: %v", base.Record, err)
+		p.reject(base.Record, err)
 		return nil, errAgain
 	}
 	return db, err
@@ -237,7 +264,7 @@ func unwritable(err error) bool {
 	return false
 }
 
-// buildPublic builds in the repository, and publishes.
+// buildPublic builds in the repository, and publishes where that is wanted.
 func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	dir, err := p.r.TempDir("index-*")
 	if err != nil {
@@ -245,7 +272,7 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	published := false
-	if err == nil && problem == nil {
+	if err == nil && problem == nil && !p.Temporary {
 		published, err = p.publish(b)
 	}
 	if err == nil && !published {

@@ -415,7 +415,7 @@ func TestForeignLog(t *testing.T) {
 	db := mustOpen(t, r, Options{Log: said.log})
 	h.check(t, db)
 	mustClose(t, db)
-	if db.Number() != 5 || len(said) != 1 || !strings.Contains(said[0], "index 6 is not used: it is of another log") {
+	if db.Number() != 5 || len(said) != 1 || !strings.Contains(said[0], "index 6 is not used: it goes beyond the log") {
 		t.Errorf("shorter log: record %d, %q", db.Number(), said)
 	}
 	if got := sealedIndexes(t, r); !slices.Equal(got, []string{dirName(5), dirName(6)}) { // it may be all that is left of record 6

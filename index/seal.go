@@ -54,16 +54,22 @@ func (s *seal) files() map[string]fileSeal {
 	return files
 }
 
+// text returns the bytes of the file, which are a function of what they say.
+func (s *seal) text() ([]byte, error) {
+	text, err := json.MarshalIndent(s, "", "\t")
+	return append(text, '\n'), err
+}
+
 // writeSeal seals a finished builder's directory: everything in it is on stable
 // storage then, and nobody but its owner can write to it.
 func writeSeal(b *builder, repository string) error {
 	s := seal{Schema: schema, Repository: repository, Record: b.number, Digest: b.meta.digest,
 		Manifest: b.manifest, Tables: b.tables}
-	text, err := json.MarshalIndent(s, "", "\t")
+	text, err := s.text()
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if err := writeFile(filepath.Join(b.dir, sealName), append(text, '\n')); err != nil {
+	if err := writeFile(filepath.Join(b.dir, sealName), text); err != nil {
 		return err
 	}
 	if err := dropWriters(b.dir); err != nil {
@@ -93,7 +99,7 @@ func verifySeal(dir, repository string, record uint64, o owners, v *verified) (*
 	}
 	switch {
 	case s.Schema != schema:
-		return nil, fmt.Errorf("its schema is %d, this program's is %d", s.Schema, schema)
+		return nil, fmt.Errorf("%w: %d, this program's is %d", errSchema, s.Schema, schema)
 	case s.Repository != repository:
 		return nil, fmt.Errorf("it is of the repository %q", s.Repository)
 	case s.Record != record:
@@ -137,6 +143,9 @@ func parseSeal(text []byte) (*seal, error) {
 			return nil, fmt.Errorf("%s: impossible table %d", sealName, t.ID)
 		}
 		known[t.ID] = true
+	}
+	if written, err := s.text(); err != nil || s.Schema == schema && !bytes.Equal(text, written) {
+		return nil, fmt.Errorf("%s was changed", sealName)
 	}
 	return s, nil
 }

@@ -20,14 +20,15 @@ type sieve struct {
 	kept   []version        // scratch
 }
 
-// newSieve prepares a sieve for an index that covers the record number.
-func newSieve(t *tables, number uint64) (*sieve, error) {
+// newSieve prepares a sieve for an index that covers the record number. What a
+// forgotten generation sees is kept for the time of grace.
+func newSieve(t *tables, number uint64, grace time.Duration) (*sieve, error) {
 	m, err := readMeta(t, number)
 	if err != nil {
 		return nil, err
 	}
 	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, inos: newBitmap(m.inos), gone: map[uint64]bool{}}
-	if err := s.needGenerations(t, number, m.time); err != nil {
+	if err := s.needGenerations(t, number, m.time.Add(-grace)); err != nil {
 		return nil, err
 	}
 	err = scan(t, number, []byte{spacePart}, func(key, value []byte) error {
@@ -56,10 +57,10 @@ func newSieve(t *tables, number uint64) (*sieve, error) {
 	})
 }
 
-func (s *sieve) needGenerations(t *tables, number uint64, now time.Time) error {
+func (s *sieve) needGenerations(t *tables, number uint64, since time.Time) error {
 	return scan(t, number, []byte{spaceGeneration}, func(key, value []byte) error {
 		g, err := decodeGeneration(keyID(key), value)
-		if !g.gone || now.Sub(g.forgotten) < forgottenGrace {
+		if !g.gone || g.forgotten.After(since) {
 			s.needed = append(s.needed, keyID(key))
 		}
 		return err

@@ -3,58 +3,254 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/index"
 )
 
+type checkFlags struct {
+	backup.CheckOptions
+	subset   string
+	progress string
+	json     bool
+	quiet    bool
+	verbose  bool
+}
+
 func checkCommand() *cobra.Command {
-	var asJSON bool
+	var f checkFlags
 	cmd := &cobra.Command{
 		Use:   "check REPO",
 		Short: "Verify that a repository is whole",
 		Long: `Verify the structure of a repository: that every log record is there, whole and
-follows the one before; that the index is the log's; that every part is there
-with its size and its table of digests.
+follows the one before; that the index is sound and says the same generations
+and parts as the log; that every part is there with its size and its table of
+digests. That finds what is missing, truncated or replaced. A byte that rotted
+inside a part is only found by --read-data: it reads and decodes all of every
+part, compares each content with its hash, and the index with one that is derived
+from the log anew.
 
-Exit codes: 0 all is well; 1 it could not be checked; 4 there is damage.`,
+For each damaged part it says where, and which files of which generations cannot
+be read because of it; every other file can. Nothing is changed, unless --repair
+says so, and no byte of data ever.
+
+Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
+usage; 4 there is damage; 130, 143 interrupted.`,
+		Example: `  mkbackup check /srv/backup
+  mkbackup check /srv/backup --read-data-subset 5%
+  mkbackup check /srv/backup --against / --source web1`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, err := archive.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer repo.Close()
-			result, err := backup.Check(cmd.Context(), repo, backup.CheckOptions{
-				Damage: func(text string) { fmt.Fprintln(os.Stderr, "mkbackup: damage:", text) },
-				Note:   note,
-			})
-			if err != nil {
-				return err
-			}
-			return checked(cmd, result, asJSON)
-		},
+		RunE:              func(cmd *cobra.Command, args []string) error { return check(cmd, args[0], f) },
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result in JSON, as the last line")
+	flags := cmd.Flags()
+	flags.BoolVar(&f.ReadData, "read-data", false, "read, decode and verify every part")
+	flags.StringVar(&f.subset, "read-data-subset", "", "the same of `N%` of the parts, the next ones each time")
+	flags.StringVar(&f.Against, "against", "", "compare the newest generation with `DIR`, contents included; DIR is what --root was, or /")
+	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
+	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing")
+	flags.BoolVar(&f.json, "json", false, "print the result in JSON, as the last line, with all files that are hit")
+	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only damage")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print all files that are hit, and all that are not in the backup")
 	return cmd
 }
 
-func checked(cmd *cobra.Command, r backup.CheckResult, asJSON bool) error {
-	w, err := cmd.OutOrStdout(), error(nil)
-	switch {
-	case asJSON:
-		err = json.NewEncoder(w).Encode(r)
-	case r.Damages == 0:
-		_, err = fmt.Fprintf(w, "no damage: %s, %s, %s of %s\n", plural(int64(r.Generations), "generation"),
-			plural(int64(r.Records), "log record"), plural(int64(r.Parts), "part"), humanize.IBytes(uint64(r.StoredBytes)))
+func check(cmd *cobra.Command, dir string, f checkFlags) error {
+	if err := checkProgress(f.progress); err != nil {
+		return err
 	}
-	if r.Damages > 0 {
-		return &exitError{exitDamage, plural(int64(r.Damages), "damage") + ", named above"}
+	if f.Source != "" && f.Against == "" {
+		return &exitError{exitUsage, "--source says what --against compares: give both"}
+	}
+	length, err := f.subsetLength()
+	if err != nil {
+		return err
+	}
+	repo, err := archive.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	if length != 0 {
+		f.Subset = nextSubset(repo, length)
+	}
+	f.Progress = new(backup.CheckProgress)
+	bar := newBar(f.progress, f.quiet, checkState(f.Progress))
+	f.report(bar)
+	bar.start()
+	result, err := backup.Check(cmd.Context(), repo, f.CheckOptions)
+	bar.stop()
+	f.printHits(os.Stderr, result.DamagedParts)
+	if err != nil {
+		return incomplete(result, err)
+	}
+	if length != 0 {
+		rememberSubset(repo, f.Subset)
+	}
+	return f.finish(cmd.OutOrStdout(), result)
+}
+
+// subsetLength reads --read-data-subset; 0 is no subset.
+func (f *checkFlags) subsetLength() (uint64, error) {
+	if f.subset == "" {
+		return 0, nil
+	}
+	if f.ReadData {
+		return 0, &exitError{exitUsage, "--read-data reads all parts, --read-data-subset some: give one of them"}
+	}
+	f.ReadData = true
+	length, err := backup.ParsePercentage(f.subset)
+	if err != nil {
+		return 0, &exitError{exitUsage, "bad --read-data-subset: " + err.Error()}
+	}
+	return length, nil
+}
+
+func (f *checkFlags) report(bar *bar) {
+	f.Damage = func(text string) { bar.print(os.Stderr, "mkbackup: damage: "+text) }
+	if !f.quiet {
+		f.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	}
+	f.Difference = func(d backup.Difference) {
+		line := fmt.Sprintf("/%s: %s", display(d.Path), d.What)
+		switch {
+		case d.Kind == backup.Silent:
+			bar.print(os.Stderr, "mkbackup: damage: "+line+", although it looks unchanged")
+		case d.Kind == backup.Uncompared:
+			bar.print(os.Stderr, "mkbackup: "+line)
+		case d.Kind == backup.Since && !f.quiet:
+			bar.print(os.Stdout, "changed since: "+line)
+		case d.Kind == backup.NotStored && f.verbose:
+			bar.print(os.Stdout, line)
+		}
+	}
+}
+
+// maxHits is how many files of one part are printed unless all are asked for.
+const maxHits = 100
+
+func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
+	for _, p := range parts {
+		if len(p.Files) == 0 {
+			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit\n", p.Part)
+			continue
+		}
+		_, _ = fmt.Fprintf(w, "mkbackup: part %s: cannot be read because of that:\n", p.Part)
+		files := p.Files
+		if !f.verbose {
+			files = files[:min(len(files), maxHits)]
+		}
+		for _, holder := range files {
+			_, _ = fmt.Fprintf(w, "  /%s (%s)\n", display(holder.Path), span(holder.Source, holder.Generations))
+		}
+		if more := len(p.Files) - len(files); more > 0 {
+			_, _ = fmt.Fprintf(w, "  and %s more: -v or --json names all\n", humanize.Comma(int64(more)))
+		}
+	}
+}
+
+// span says which generations of a source are meant.
+func span(source string, gens []index.Generation) string {
+	text := gens[0].Name
+	if source != "" {
+		text = source + "/" + text
+	}
+	if last := len(gens) - 1; last > 0 {
+		text += fmt.Sprintf(" to %s, %d generations", gens[last].Name, last+1)
+	}
+	return text
+}
+
+// finish prints the result and says how it is to be judged.
+func (f *checkFlags) finish(w io.Writer, r backup.CheckResult) error {
+	damaged := r.Damaged()
+	verdict := verdict(r, f.CheckOptions)
+	var err error
+	switch {
+	case f.json:
+		err = json.NewEncoder(w).Encode(r)
+	case damaged || !f.quiet:
+		_, err = fmt.Fprintln(w, verdict)
+	}
+	switch {
+	case damaged && f.json:
+		return &exitError{exitDamage, verdict}
+	case damaged:
+		return &exitError{exitDamage, ""}
+	case r.Uncompared > 0:
+		return &exitError{exitFailed, plural(r.Uncompared, "path") + " could not be compared, named above"}
 	}
 	return err
+}
+
+// incomplete is the end of a check that could not go on. Damage that it found
+// by then is what counts.
+func incomplete(r backup.CheckResult, err error) error {
+	if !r.Damaged() {
+		return err
+	}
+	return &exitError{exitDamage, fmt.Sprintf("%s; the check did not come to its end: %v", damages(r), err)}
+}
+
+// verdict is the last line: what was found, in one sentence.
+func verdict(r backup.CheckResult, o backup.CheckOptions) string {
+	switch {
+	case r.Damaged():
+		return damages(r)
+	case r.Repaired:
+		return "REPAIRED: the index was rebuilt; " + extent(r, o)
+	}
+	return "OK: " + extent(r, o)
+}
+
+func damages(r backup.CheckResult) string {
+	var what []string
+	for _, d := range []struct {
+		n    int
+		noun string
+	}{{r.DamagedRecords, "log record"}, {r.Lost, "lost generation"}, {len(r.DamagedParts), "part"}} {
+		if d.n > 0 {
+			what = append(what, plural(int64(d.n), d.noun))
+		}
+	}
+	if r.DamagedIndexes > 0 {
+		what = append(what, "the index (--repair rebuilds it)")
+	}
+	if r.DamagedFiles > 0 {
+		what = append(what, fmt.Sprintf("%s in %s", plural(int64(r.DamagedFiles), "file"), plural(int64(r.HitGenerations), "generation")))
+	}
+	switch {
+	case r.Differ == 1:
+		what = append(what, "1 path differs from what is there although it looks unchanged")
+	case r.Differ > 1:
+		what = append(what, humanize.Comma(r.Differ)+" paths differ from what is there although they look unchanged")
+	}
+	return "DAMAGED: " + strings.Join(what, ", ") + ": see above"
+}
+
+// extent says what was checked.
+func extent(r backup.CheckResult, o backup.CheckOptions) string {
+	stored := humanize.IBytes(uint64(r.StoredBytes))
+	text := fmt.Sprintf("%s, %s", plural(int64(r.Generations), "generation"), plural(int64(r.Parts), "part"))
+	switch {
+	case o.ReadData && o.Subset.Length != 0:
+		text += fmt.Sprintf(" of %s, of which %s with %s read and verified", stored, plural(int64(r.ReadParts), "part"), humanize.IBytes(uint64(r.ReadBytes)))
+	case o.ReadData:
+		text += fmt.Sprintf(", %s read and verified", humanize.IBytes(uint64(r.ReadBytes)))
+	default:
+		text += fmt.Sprintf(" of %s there (structure; --read-data reads them)", stored)
+	}
+	if o.Against != "" {
+		text += fmt.Sprintf("; %s compared with %s: %s changed since, %s not in the backup", plural(r.Compared, "path"), o.Against,
+			humanize.Comma(r.Changed), humanize.Comma(r.NotStored))
+	}
+	return text
 }

@@ -39,8 +39,9 @@ It can be interrupted at any time: what was done stays done.
 Exit codes: 0 done, also when there was nothing to do; 1 failed;
 2 wrong usage; 4 done, but parts are damaged, named above, and were kept;
 130, 143 interrupted.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return compact(cmd, args[0], f) },
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: completeArgs(nothing),
+		RunE:              func(cmd *cobra.Command, args []string) error { return compact(cmd, args[0], f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")

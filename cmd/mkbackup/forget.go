@@ -44,8 +44,9 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
 2 wrong usage.`,
 		Example: `  mkbackup forget /srv/backup --keep-daily 14 --keep-weekly 8 --keep-monthly 24 --dry-run
   mkbackup forget /srv/backup 2026-11-22T03-00-00Z web1/latest~3`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return forget(cmd, args[0], args[1:], f) },
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: completeArgs(generations),
+		RunE:              func(cmd *cobra.Command, args []string) error { return forget(cmd, args[0], args[1:], f) },
 	}
 	flags := cmd.Flags()
 	r := &f.Rules

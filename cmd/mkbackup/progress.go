@@ -24,6 +24,7 @@ type bar struct {
 	bar     *progressbar.ProgressBar
 	end     chan struct{}
 	ended   sync.WaitGroup
+	done    int64 // what the bar shows
 }
 
 // barState is what a bar shows.
@@ -48,6 +49,19 @@ func createState(p *backup.Progress) func(time.Duration) barState {
 		rate := float64(read) / elapsed.Seconds()
 		return barState{done, before, fmt.Sprintf("%s files, %s read, %s/s, %s", humanize.Comma(done), humanize.IBytes(uint64(read)),
 			humanize.IBytes(uint64(rate)), shorten(display(p.Path()), 40))}
+	}
+}
+
+// checkState shows what a check does, and the bytes done of those to do.
+func checkState(p *backup.CheckProgress) func(time.Duration) barState {
+	return func(elapsed time.Duration) barState {
+		phase, done, total := p.State()
+		text := "check: " + phase
+		if total > 0 {
+			text += fmt.Sprintf(", %s of %s, %s/s", humanize.IBytes(uint64(done)), humanize.IBytes(uint64(total)),
+				humanize.IBytes(uint64(float64(done)/elapsed.Seconds())))
+		}
+		return barState{done, total, text}
 	}
 }
 
@@ -86,6 +100,10 @@ func (b *bar) update() {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
 	s := b.state(time.Since(b.started))
+	if s.done < b.done { // something else is done now
+		b.bar.Reset()
+	}
+	b.done = s.done
 	if s.total > 0 && s.done <= s.total {
 		b.bar.ChangeMax64(s.total)
 	}

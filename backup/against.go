@@ -1,0 +1,378 @@
+package backup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// Difference is a path where a live tree is not what the backup says.
+type Difference struct {
+	Path string // of the generation
+	Kind DifferenceKind
+	What string // what differs
+}
+
+// DifferenceKind says how a difference is to be judged.
+type DifferenceKind int
+
+// The kinds of differences.
+const (
+	Silent     DifferenceKind = iota // it looks unchanged: one of the two is damaged
+	Since                            // it was changed, or removed, since the backup
+	NotStored                        // it is not in the backup: new, or left out
+	Uncompared                       // it cannot be read
+)
+
+// comparison compares one generation with a live tree.
+type comparison struct {
+	*checking
+	view   index.View
+	own    inode // the repository's directory
+	buffer []byte
+	chunk  []byte
+}
+
+// against compares the newest generation of the source with a live tree: types,
+// attributes, extended attributes and all contents, by hash. Inode numbers, link
+// counts, sizes of directories and change times are not compared, so that a
+// restored copy is equal to its backup.
+func (c *checking) against() error {
+	gens, err := c.db.Generations()
+	if err != nil {
+		return err
+	}
+	of := index.OfSource(gens, c.options.Source)
+	if len(of) == 0 {
+		return fmt.Errorf("%w: there is none of this source to compare with %s", index.ErrNoGeneration, c.options.Against)
+	}
+	g := of[len(of)-1]
+	c.notef("generation %s is compared with %s", generationName(g.Source, g.Name), c.options.Against)
+	c.options.Progress.start("compare", g.Raw)
+	a := &comparison{checking: c, view: c.db.At(g.Number), buffer: make([]byte, 256<<10)}
+	if a.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
+		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
+	}
+	fd, err := unix.Open(c.options.Against, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.options.Against, err)
+	}
+	defer unix.Close(fd)
+	root, err := a.view.Resolve(g.Root, ".")
+	if err != nil {
+		return err
+	}
+	return a.entry(fd, ".", root, true, 0)
+}
+
+func (a *comparison) differ(path string, kind DifferenceKind, what string) {
+	switch kind {
+	case Silent:
+		a.result.Differ++
+	case Since:
+		a.result.Changed++
+	case NotStored:
+		a.result.NotStored++
+	case Uncompared:
+		a.result.Uncompared++
+	}
+	if a.options.Difference != nil {
+		a.options.Difference(Difference{Path: path, Kind: kind, What: what})
+	}
+}
+
+// entry compares the entry of a directory that the backup calls stored and that
+// lies at path. settled says that the directory looks unchanged; device is the
+// one that holds it.
+func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bool, device uint64) error {
+	if err := a.ctx.Err(); err != nil {
+		return err
+	}
+	a.result.Compared++
+	live, err := statBeneath(dir, stored.Name)
+	switch {
+	case errors.Is(err, unix.ENOENT) && settled:
+		a.differ(path, Silent, "is not there, and its directory looks unchanged")
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		a.differ(path, Since, "is not there")
+		return nil
+	case err != nil:
+		a.differ(path, Uncompared, err.Error())
+		return nil
+	}
+	same := !newer(live.Ctime, stored.Attr.Ctime) && !newer(live.Mtime, stored.Attr.Mtime)
+	kind := Since
+	if same {
+		kind = Silent
+	}
+	if live.Type != stored.Attr.Type {
+		a.differ(path, kind, fmt.Sprintf("is a %s, not a %s", live.Type, stored.Attr.Type))
+		return nil
+	}
+	what := differentAttributes(live.Attr, stored.Attr)
+	more, err := a.deeper(dir, live, stored)
+	switch {
+	case errors.Is(err, errMovedOn):
+		kind, more = Since, append(more, "content")
+	case err != nil:
+		var f fatal
+		if errors.As(err, &f) {
+			return f.error
+		}
+		a.differ(path, Uncompared, err.Error())
+	}
+	if what = append(what, more...); len(what) > 0 {
+		a.differ(path, kind, strings.Join(what, ", "))
+	}
+	if live.Type != archive.TypeDir {
+		return nil
+	}
+	return a.directory(dir, path, stored, same, live.dev, device)
+}
+
+func newer(a, b archive.Timespec) bool {
+	return a.Sec > b.Sec || a.Sec == b.Sec && a.Nsec > b.Nsec
+}
+
+// differentAttributes names the attributes that differ.
+func differentAttributes(live, stored archive.Attr) []string {
+	var what []string
+	if live.Mode != stored.Mode {
+		what = append(what, fmt.Sprintf("mode %04o, not %04o", live.Mode, stored.Mode))
+	}
+	if live.UID != stored.UID || live.GID != stored.GID {
+		what = append(what, fmt.Sprintf("owner %d:%d, not %d:%d", live.UID, live.GID, stored.UID, stored.GID))
+	}
+	if live.Type == archive.TypeFile && live.Size != stored.Size {
+		what = append(what, fmt.Sprintf("%d bytes, not %d", live.Size, stored.Size))
+	}
+	if live.Mtime != stored.Mtime {
+		what = append(what, "modification time "+live.Mtime.Time().Format("2006-01-02 15:04:05.999999999Z"))
+	}
+	if live.Rdev != stored.Rdev {
+		what = append(what, fmt.Sprintf("device %d:%d, not %d:%d", live.Rdev.Major, live.Rdev.Minor, stored.Rdev.Major, stored.Rdev.Minor))
+	}
+	return what
+}
+
+// deeper compares what statx does not tell.
+func (a *comparison) deeper(dir int, live inode, stored index.Dirent) (what []string, err error) {
+	want, err := a.db.Xattrs(stored.Ino)
+	if err != nil {
+		return nil, fatal{err}
+	}
+	got, err := xattrsBeneath(dir, stored.Name).read()
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Equal(visible(got), visible(want)) {
+		what = append(what, "extended attributes")
+	}
+	same := true
+	switch {
+	case live.Type == archive.TypeSymlink:
+		same, err = a.sameTarget(dir, live, stored)
+	case live.Type == archive.TypeFile && live.Size == stored.Attr.Size:
+		same, err = a.sameContent(dir, live, stored)
+	}
+	if err == nil && !same {
+		what = append(what, "content")
+	}
+	return what, err
+}
+
+// visible leaves out what only root can see, where we are not root.
+func visible(xattrs []archive.Xattr) []archive.Xattr {
+	if os.Geteuid() == 0 {
+		return xattrs
+	}
+	return slices.DeleteFunc(xattrs, func(x archive.Xattr) bool { return strings.HasPrefix(x.Name, "trusted.") })
+}
+
+func (a *comparison) sameTarget(dir int, live inode, stored index.Dirent) (bool, error) {
+	i, err := a.db.Inode(stored.Ino)
+	if err != nil {
+		return false, fatal{err}
+	}
+	target, err := readLink(dir, stored.Name, live.Size)
+	return target == i.Target, err
+}
+
+// errMovedOn says that a file changed while it was compared, or while it was
+// backed up.
+var errMovedOn = errors.New("changed meanwhile")
+
+func (a *comparison) sameContent(dir int, live inode, stored index.Dirent) (bool, error) {
+	fd, err := openBeneath(dir, stored.Name, unix.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	same, err := a.sameData(fd, stored)
+	if same || err != nil {
+		return same, err
+	}
+	after, err := statBeneath(fd, "")
+	if err != nil {
+		return false, err
+	}
+	i, err := a.db.Inode(stored.Ino)
+	if err != nil {
+		return false, fatal{err}
+	}
+	if after.Attr != live.Attr || i.Changed {
+		return false, errMovedOn
+	}
+	return false, nil
+}
+
+// compareWindow is how many bytes of a file have their extents in memory.
+const compareWindow = 64 << 20
+
+// sameData compares an open file of the size stored with what is stored of it:
+// the hash of each content, and zeros where there is none.
+func (a *comparison) sameData(fd int, stored index.Dirent) (bool, error) {
+	for off, size := int64(0), stored.Attr.Size; off < size; {
+		extents, err := a.db.Extents(stored.Ino, off, compareWindow)
+		if err != nil {
+			return false, fatal{err}
+		}
+		start := off
+		for _, x := range extents {
+			same, err := a.zeros(fd, off, x.Offset)
+			if same && err == nil {
+				same, err = a.holds(fd, x)
+			}
+			if !same || err != nil {
+				return false, err
+			}
+			off = x.Offset + x.Len
+		}
+		if end := min(start+compareWindow, size); off < end {
+			if same, err := a.zeros(fd, off, end); !same || err != nil {
+				return false, err
+			}
+			off = end
+		}
+		a.options.Progress.done.Add(off - start)
+	}
+	return true, nil
+}
+
+// holds reports whether a file has the content of an extent.
+func (a *comparison) holds(fd int, x index.Extent) (bool, error) {
+	a.chunk = slices.Grow(a.chunk[:0], int(x.Len))[:x.Len]
+	n, err := readFull(fd, a.chunk, x.Offset)
+	return err == nil && int64(n) == x.Len && archive.HashOf(a.chunk) == x.Hash, err
+}
+
+// zeros reports whether a range of a file is a hole, or reads as one.
+func (a *comparison) zeros(fd int, from, to int64) (bool, error) {
+	for from < to {
+		if data, err := unix.Seek(fd, from, unix.SEEK_DATA); err == unix.ENXIO {
+			return true, nil
+		} else if err == nil {
+			from = data
+		}
+		if from >= to {
+			return true, nil
+		}
+		if err := a.ctx.Err(); err != nil {
+			return false, fatal{err}
+		}
+		n, err := readFull(fd, a.buffer[:min(int64(len(a.buffer)), to-from)], from)
+		if err != nil || n == 0 || bytes.Count(a.buffer[:n], []byte{0}) != n {
+			return false, err
+		}
+		from += int64(n)
+	}
+	return true, nil
+}
+
+// readFull reads until b is full or the file ends.
+func readFull(fd int, b []byte, off int64) (int, error) {
+	n, err := io.ReadFull(io.NewSectionReader(descriptor(fd), off, int64(len(b))), b)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// descriptor reads an open file.
+type descriptor int
+
+func (d descriptor) ReadAt(b []byte, off int64) (int, error) {
+	for {
+		n, err := unix.Pread(int(d), b, off)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// directory compares the entries of a directory. settled says that it looks
+// unchanged.
+func (a *comparison) directory(parent int, path string, stored index.Dirent, settled bool, device, above uint64) error {
+	fd, err := openBeneath(parent, stored.Name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		a.differ(path, Uncompared, err.Error())
+		return nil
+	}
+	defer unix.Close(fd)
+	if path != "." && device != above && kernelFileSystem(fileSystem(fd)) {
+		return nil // nothing of it was backed up
+	}
+	list, err := names(fd)
+	if err != nil {
+		a.differ(path, Uncompared, err.Error())
+		return nil
+	}
+	var entries []index.Dirent
+	if err := a.view.List(stored.Dir, "", func(e index.Dirent) bool {
+		entries = append(entries, e)
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		for len(list) > 0 && list[0] < e.Name {
+			a.notStored(fd, path, list[0])
+			list = list[1:]
+		}
+		if len(list) > 0 && list[0] == e.Name {
+			list = list[1:]
+		}
+		if err := a.entry(fd, join(path, e.Name), e, settled, device); err != nil {
+			return err
+		}
+	}
+	for _, name := range list {
+		a.notStored(fd, path, name)
+	}
+	return nil
+}
+
+// notStored reports a path that the backup does not have, unless it is the repository.
+func (a *comparison) notStored(dir int, path, name string) {
+	live, err := statBeneath(dir, name)
+	if err != nil || live.dev == a.own.dev && live.Inode == a.own.Inode {
+		return
+	}
+	a.differ(join(path, name), NotStored, "is not in the backup")
+}

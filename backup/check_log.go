@@ -1,0 +1,214 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// logFacts is what a check keeps of the log.
+type logFacts struct {
+	last      uint64
+	digest    archive.Digest                  // of record last; zeros where it is not known
+	headers   []archive.Header                // of the generations whose header could be read, by number
+	forgotten map[uint64]bool                 // numbers of generations
+	parts     map[archive.Digest]archive.Part // without those that were removed
+}
+
+// kept returns the generations that were not forgotten, without their trees.
+func (l *logFacts) kept() []index.Generation {
+	var list []index.Generation
+	for _, h := range l.headers {
+		if !l.forgotten[h.Number] {
+			list = append(list, index.Generation{Number: h.Number, Source: h.Source, Name: h.Name, Time: h.Time.UTC()})
+		}
+	}
+	return list
+}
+
+// recordFacts is what a check keeps of one record.
+type recordFacts struct {
+	number  uint64
+	header  archive.Header // Number 0: it could not be read
+	digest  archive.Digest // of the bytes that are there; zeros where there are none
+	forgets []uint64
+	parts   []archive.Part
+	removed []archive.Digest
+	err     error // what is wrong with the record
+}
+
+// checkLog reads the whole log, each record once.
+func (c *checking) checkLog() error {
+	last, err := c.repo.Last()
+	if err != nil {
+		return err
+	}
+	stored := int64(0)
+	for object, err := range c.repo.Store().List("log/") {
+		if err != nil {
+			return fmt.Errorf("list the log: %w", err)
+		}
+		stored += object.Stored
+	}
+	c.options.Progress.start("log", stored)
+	c.log = logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}}
+	err = c.readLog(1, last)
+	c.result.Records = c.log.last
+	return err
+}
+
+// readLog reads the records from first to last, several at a time, and takes
+// what they say in their order.
+func (c *checking) readLog(first, last uint64) error {
+	workers := uint64(runtime.GOMAXPROCS(0))
+	for batch := first; batch <= last; batch += workers {
+		facts := make([]recordFacts, min(workers, last-batch+1))
+		var wg sync.WaitGroup
+		for i := range facts {
+			wg.Go(func() { facts[i] = c.readRecord(batch + uint64(i)) })
+		}
+		wg.Wait()
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		for i := range facts {
+			if err := c.takeRecord(&facts[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readRecord reads one record to its end. Only of a broken one the stored bytes
+// are read a second time, for their digest.
+func (c *checking) readRecord(number uint64) recordFacts {
+	f := recordFacts{number: number}
+	if f.err = c.readLines(&f); f.err == nil {
+		return f
+	}
+	if digest, err := c.repo.RecordDigest(number); err == nil {
+		f.digest = digest
+	}
+	return f
+}
+
+func (c *checking) readLines(f *recordFacts) error {
+	r, err := c.repo.OpenRecord(f.number)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	f.header = r.Header()
+	for lines := 0; ; lines++ {
+		line, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			f.digest, err = r.Digest()
+			return err
+		}
+		if err == nil && lines%4096 == 0 {
+			err = c.ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case line.Part != nil:
+			f.parts = append(f.parts, *line.Part)
+		case line.Forget != 0:
+			f.forgets = append(f.forgets, line.Forget)
+		case line.Removed != nil:
+			f.removed = append(f.removed, *line.Removed)
+		}
+	}
+}
+
+// takeRecord checks that a record follows the one before, and adds what it says.
+// The error is one of permission: nothing can be said about the record.
+func (c *checking) takeRecord(f *recordFacts) error {
+	follows := c.log.digest
+	c.log.last, c.log.digest = f.number, f.digest
+	if f.header.Kind == archive.KindGeneration {
+		c.log.headers = append(c.log.headers, f.header)
+	}
+	for _, number := range f.forgets {
+		c.log.forgotten[number] = true
+	}
+	for _, p := range f.parts {
+		c.log.parts[p.Name] = p
+	}
+	for _, name := range f.removed {
+		delete(c.log.parts, name)
+	}
+	switch known := follows != (archive.Digest{}) || f.number == 1; {
+	case errors.Is(f.err, fs.ErrPermission):
+		return f.err
+	case errors.Is(f.err, fs.ErrNotExist):
+		c.result.DamagedRecords++
+		c.damagef("log record %d is missing", f.number)
+	case f.err != nil:
+		c.result.DamagedRecords++
+		c.damagef("%v", f.err)
+	case known && f.header.Previous != follows:
+		c.result.DamagedRecords++
+		c.damagef("log record %d follows a record %s, but record %d is %s: one of the two was replaced", f.number, f.header.Previous, f.number-1, follows)
+	}
+	return nil
+}
+
+// removedMeanwhile reports whether a part was removed since the log was read: a
+// compaction may end while its parts are checked. It is safe for concurrent use.
+func (c *checking) removedMeanwhile(name archive.Digest) (bool, error) {
+	c.logMutex.Lock()
+	defer c.logMutex.Unlock()
+	last, err := c.repo.Last()
+	if err == nil {
+		err = c.readLog(c.log.last+1, last)
+	}
+	_, there := c.log.parts[name]
+	return !there, err
+}
+
+// lost says which generations cannot be read because of a damaged log: those
+// behind the record number, up to which the index goes.
+func (c *checking) lost(number uint64) {
+	if number >= c.log.last {
+		c.notef("the index still has what the damaged part of the log said, and every generation can be read, as long as index/%012d is there: do not remove it, and copy out of a mount what you need", c.log.last)
+		return
+	}
+	var names []string
+	for _, h := range c.log.headers {
+		if h.Number > number && !c.log.forgotten[h.Number] {
+			names = append(names, fmt.Sprintf("%s (record %d)", generationName(h.Source, h.Name), h.Number))
+		}
+	}
+	c.result.Lost = len(names)
+	const shown = 20
+	more := ""
+	if len(names) > shown {
+		more = fmt.Sprintf(" and %d more", len(names)-shown)
+		names = slices.Delete(names, 0, len(names)-shown)
+	}
+	if len(names) > 0 {
+		c.damagef("lost are the generations %s%s: what is behind record %d cannot be understood without the damaged records", strings.Join(names, ", "), more, number)
+	}
+	if number > 0 {
+		c.notef("the generations up to record %d can be read: list and backupfs show them", number)
+	}
+}
+
+// generationName returns the name of a generation as commands take it.
+func generationName(source, name string) string {
+	if source == "" {
+		return name
+	}
+	return source + "/" + name
+}

@@ -1,0 +1,350 @@
+package backup
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// structure checks that every part is there with its size and its tail, and
+// returns those. Parts that only the log still names count, too, where the index
+// does not go to its end.
+func (c *checking) structure() ([]archive.Part, error) {
+	named := make(map[archive.Digest]archive.Part)
+	for name, p := range c.log.parts {
+		named[name] = p
+	}
+	if err := c.db.Parts(func(p archive.Part) bool {
+		named[p.Name] = p
+		return true
+	}); err != nil {
+		return nil, c.indexDamage(err)
+	}
+	c.options.Progress.start("parts", 0)
+	var whole []archive.Part
+	for _, p := range named {
+		if err := c.ctx.Err(); err != nil {
+			return nil, err
+		}
+		c.result.Parts++
+		c.result.StoredBytes += p.Stored
+		err := archive.VerifyTail(c.repo.Store(), p)
+		if errors.Is(err, fs.ErrNotExist) {
+			removed, err := c.removedMeanwhile(p.Name)
+			if err != nil {
+				return nil, err
+			}
+			if removed {
+				continue
+			}
+		}
+		switch {
+		case err == nil:
+			whole = append(whole, p)
+		case errors.Is(err, fs.ErrPermission):
+			return nil, err
+		default:
+			c.damagedPart(p.Name, true, err)
+		}
+	}
+	slices.SortFunc(whole, func(a, b archive.Part) int { return slices.Compare(a.Name[:], b.Name[:]) })
+	return whole, c.unnamed(named)
+}
+
+// unnamed counts the parts that no record names: another run has not committed
+// yet, or was interrupted. Those that were removed are counted apart.
+func (c *checking) unnamed(named map[archive.Digest]archive.Part) error {
+	removed := make(map[archive.Digest]struct{})
+	if err := c.db.Removals(func(part archive.Digest) error {
+		removed[part] = struct{}{}
+		return nil
+	}); err != nil {
+		return c.indexDamage(err)
+	}
+	for stored, err := range c.repo.Store().Names("parts/") {
+		if err != nil {
+			return fmt.Errorf("list the parts: %w", err)
+		}
+		name, ok := archive.ParsePartStoreName(stored)
+		if !ok {
+			c.notef("%s is not a part's name: nothing of this program made it", stored)
+		} else if _, ok := removed[name]; ok {
+			c.result.Undeleted++
+		} else if _, ok := named[name]; !ok {
+			c.result.Unnamed++
+		}
+	}
+	if c.result.Undeleted > 0 {
+		c.notef("%s removed by a compaction while another run was under way; the next run deletes the files", count(c.result.Undeleted, "part was", "parts were"))
+	}
+	if c.result.Unnamed > 0 {
+		c.notef("%s named by no record: a run is under way, or was interrupted; the next run uses them", count(c.result.Unnamed, "part is", "parts are"))
+	}
+	return nil
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// maxProblems is how many damages of one part are reported one by one.
+const maxProblems = 10
+
+// damagedPart reports damages of a part. whole says that nothing of it can be read.
+func (c *checking) damagedPart(name archive.Digest, whole bool, damages ...error) {
+	c.mutex.Lock()
+	part := c.damaged[name]
+	if part == nil {
+		part = &DamagedPart{Part: name}
+		c.damaged[name] = part
+	}
+	part.whole = part.whole || whole
+	c.mutex.Unlock()
+	for i, err := range damages {
+		var damage *archive.DamageError
+		if !errors.As(err, &damage) {
+			damage = &archive.DamageError{Part: name, Problem: "it cannot be read", Err: err}
+		}
+		part.Damages = append(part.Damages, damage)
+		if i < maxProblems {
+			c.damagef("%v", damage)
+		}
+	}
+	if more := len(damages) - maxProblems; more > 0 {
+		c.damagef("part %s is damaged in %d more places", name, more)
+	}
+}
+
+// placeSum stands for the contents that lie in a part: two sums that are equal
+// come from the same contents at the same places.
+type placeSum struct {
+	contents int
+	sum      uint64 // of digests of each
+}
+
+func (s *placeSum) add(hash archive.Hash, rawOffset, rawLen int64) {
+	var b [48]byte
+	copy(b[:], hash[:])
+	binary.BigEndian.PutUint64(b[32:], uint64(rawOffset))
+	binary.BigEndian.PutUint64(b[40:], uint64(rawLen))
+	digest := archive.HashOf(b[:])
+	s.contents++
+	s.sum += binary.BigEndian.Uint64(digest[:])
+}
+
+// readData reads the parts that are to be read, on all cores: every frame, and
+// what lies in it against the places that the index gives.
+func (c *checking) readData(parts []archive.Part) error {
+	parts = slices.DeleteFunc(parts, func(p archive.Part) bool { return !c.options.Subset.has(p.Name) })
+	sums := make(map[archive.Digest]*placeSum, len(parts))
+	total := int64(0)
+	for _, p := range parts {
+		sums[p.Name] = new(placeSum)
+		total += p.Stored
+	}
+	c.options.Progress.start("data", total)
+	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
+		if sum := sums[place.Part.Name]; sum != nil {
+			sum.add(hash, place.RawOffset, place.RawLen)
+		}
+		return nil
+	})
+	if err != nil {
+		return c.indexDamage(err)
+	}
+	return inParallel(parts, func(next func() (archive.Part, bool)) error {
+		verifier, err := archive.NewPartVerifier(c.repo.Store())
+		if err != nil {
+			return err
+		}
+		for p, ok := next(); ok; p, ok = next() {
+			if err := c.readPart(verifier, p, *sums[p.Name]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inParallel runs work on all cores. Each takes items with next until there are
+// no more. It returns the first error, after which no more are given out.
+func inParallel[T any](items []T, work func(next func() (T, bool)) error) error {
+	var mutex sync.Mutex
+	var first error
+	next := func() (item T, ok bool) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		if first != nil || len(items) == 0 {
+			return item, false
+		}
+		item, items = items[0], items[1:]
+		return item, true
+	}
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			if err := work(next); err != nil {
+				mutex.Lock()
+				first = cmp.Or(first, err)
+				mutex.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+func (c *checking) readPart(v *archive.PartVerifier, p archive.Part, want placeSum) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	contents, damages, err := v.Verify(p, func(stored int64) { c.options.Progress.done.Add(stored) })
+	if err != nil {
+		return err
+	}
+	if len(damages) == 1 && errors.Is(damages[0], fs.ErrNotExist) {
+		if removed, err := c.removedMeanwhile(p.Name); removed || err != nil {
+			return err
+		}
+	}
+	if len(damages) == 0 {
+		same, err := c.samePlaces(p, contents, want)
+		if err != nil {
+			return err
+		}
+		if !same {
+			damages = append(damages, &archive.DamageError{Part: p.Name, Problem: "its contents are not those that the log says"})
+		}
+	}
+	if len(damages) > 0 {
+		errs := make([]error, len(damages))
+		for i, d := range damages {
+			errs[i] = d
+		}
+		c.damagedPart(p.Name, false, errs...)
+		return nil
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.result.ReadParts++
+	c.result.ReadBytes += p.Stored
+	return nil
+}
+
+// samePlaces reports whether the contents found in a part include all that the
+// index places there. Mostly they are the same; only where they are not, those
+// of which the index knows another place are left out.
+func (c *checking) samePlaces(p archive.Part, contents []archive.Content, want placeSum) (bool, error) {
+	var all placeSum
+	for _, content := range contents {
+		all.add(content.Hash, content.RawOffset, content.RawLen)
+	}
+	if all == want {
+		return true, nil
+	}
+	var here placeSum
+	for _, content := range contents {
+		place, err := c.db.Content(content.Hash)
+		if err != nil && !errors.Is(err, index.ErrNotFound) {
+			return false, err
+		}
+		if err == nil && place.Part.Name == p.Name && place.RawOffset == content.RawOffset {
+			here.add(content.Hash, content.RawOffset, content.RawLen)
+		}
+	}
+	return here == want, nil
+}
+
+// placed is a content that should lie in a damaged part.
+type placed struct {
+	archive.Content
+	part *DamagedPart
+	in   archive.Part
+	bad  bool
+}
+
+// hits finds which contents of damaged parts cannot be read, by reading those of
+// which anything may be left, and the files that have one.
+func (c *checking) hits() error {
+	c.options.Progress.start("files", 0)
+	var suspects []placed
+	bad := make(map[archive.Hash]*DamagedPart)
+	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
+		part := c.damaged[place.Part.Name]
+		switch {
+		case part == nil:
+		case part.whole:
+			bad[hash] = part
+		default:
+			suspects = append(suspects, placed{archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: place.RawLen}, part, place.Part, false})
+		}
+		return nil
+	})
+	if err != nil {
+		return c.indexDamage(err)
+	}
+	if err := c.readSuspects(suspects); err != nil {
+		return err
+	}
+	for _, s := range suspects {
+		if s.bad {
+			bad[s.Hash] = s.part
+		}
+	}
+	for _, part := range bad {
+		part.Contents++
+	}
+	holders, err := c.db.Holders(func(hash archive.Hash) bool { return bad[hash] != nil })
+	if err != nil {
+		return c.indexDamage(err)
+	}
+	hit := make(map[uint64]bool)
+	for _, holder := range holders {
+		part := bad[holder.Content]
+		part.Files = append(part.Files, holder)
+		for _, g := range holder.Generations {
+			hit[g.Number] = true
+		}
+	}
+	c.result.DamagedFiles, c.result.HitGenerations = len(holders), len(hit)
+	return nil
+}
+
+// suspectCache is the memory for decoded frames of damaged parts.
+const suspectCache = 64 << 20
+
+// readSuspects reads contents where they lie and notes which are bad.
+func (c *checking) readSuspects(suspects []placed) error {
+	slices.SortFunc(suspects, func(a, b placed) int {
+		return cmp.Or(slices.Compare(a.in.Name[:], b.in.Name[:]), cmp.Compare(a.RawOffset, b.RawOffset))
+	})
+	reader := archive.NewReader(c.repo.Store(), suspectCache)
+	defer reader.Close()
+	shares := slices.Collect(slices.Chunk(suspects, 64))
+	return inParallel(shares, func(next func() ([]placed, bool)) error {
+		var buffer []byte
+		for share, ok := next(); ok; share, ok = next() {
+			if err := c.ctx.Err(); err != nil {
+				return err
+			}
+			for i := range share {
+				s := &share[i]
+				buffer = slices.Grow(buffer[:0], int(s.RawLen))[:s.RawLen]
+				err := reader.ReadAt(s.in, buffer, s.RawOffset)
+				s.bad = err != nil || archive.HashOf(buffer) != s.Hash
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,606 @@
+package backup
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
+)
+
+// spoiled is a repository that a test damages, so nothing checks it at the end.
+func spoiled(t *testing.T) (*archive.Repository, string) {
+	t.Helper()
+	r, err := archive.Init(filepath.Join(t.TempDir(), "repo"), archive.InitOptions{PartSize: archive.MinPartSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r, t.TempDir()
+}
+
+// checked is the outcome of a check.
+type checked struct {
+	CheckResult
+	damages, notes []string
+	differences    []string
+}
+
+func check(t *testing.T, r *archive.Repository, o CheckOptions) checked {
+	t.Helper()
+	var c checked
+	var err error
+	o.Damage = func(text string) { c.damages = append(c.damages, text) }
+	o.Note = func(text string) { c.notes = append(c.notes, text) }
+	o.Difference = func(d Difference) {
+		c.differences = append(c.differences, fmt.Sprintf("%d %s: %s", d.Kind, d.Path, d.What))
+	}
+	if c.CheckResult, err = Check(context.Background(), r, o); err != nil {
+		t.Fatalf("%v, damages %q", err, c.damages)
+	}
+	return c
+}
+
+// digests returns the SHA-256 of every file of a repository.
+func digests(t *testing.T, dir string) map[string][32]byte {
+	t.Helper()
+	sums := map[string][32]byte{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		sums[path] = sha256.Sum256(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sums
+}
+
+func wantSameFiles(t *testing.T, before, after map[string][32]byte) {
+	t.Helper()
+	for path, sum := range before {
+		if after[path] != sum {
+			t.Errorf("%s was changed or removed", path)
+		}
+	}
+	for path := range after {
+		if _, ok := before[path]; !ok {
+			t.Errorf("%s was made", path)
+		}
+	}
+}
+
+// TestCheckWhole: all kinds of checks find nothing wrong with a sound repository,
+// and change no byte of it, --repair included.
+func TestCheckWhole(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/a/small", []byte("one"))
+	write(t, source+"/large", randomBytes(1, 3<<20))
+	create(t, r, optionsFor(source))
+	write(t, source+"/a/small", []byte("two"))
+	create(t, r, optionsFor(source))
+	before := digests(t, r.Dir())
+	for _, o := range []CheckOptions{{}, {ReadData: true}, {Repair: true}, {ReadData: true, Repair: true, Against: source}} {
+		c := check(t, r, o)
+		if c.Damaged() || c.Generations != 2 || c.Records != 2 || c.Parts < 3 || c.Repaired {
+			t.Errorf("%+v: %+v", o, c)
+		}
+		if read := c.ReadParts == c.Parts && c.ReadBytes == c.StoredBytes; read != o.ReadData {
+			t.Errorf("%+v: read %d parts of %d, %d bytes of %d", o, c.ReadParts, c.Parts, c.ReadBytes, c.StoredBytes)
+		}
+		wantSameFiles(t, before, digests(t, r.Dir()))
+	}
+}
+
+// TestWrongPlaces: a record that says of two contents that each is where the
+// other one is. Every digest of every frame is right; the contents are not.
+func TestWrongPlaces(t *testing.T) {
+	r, _ := spoiled(t)
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	contents := [][]byte{[]byte("first"), []byte("other"), []byte("third")}
+	packer := archive.NewPacker(r.Store(), archive.PackerOptions{}, func(p archive.PublishedPart) error {
+		p.Contents[0].Hash, p.Contents[1].Hash = p.Contents[1].Hash, p.Contents[0].Hash
+		return draft.AddPart(p)
+	})
+	for _, c := range contents {
+		if err := packer.Add(archive.Member{Name: string(c)}, archive.HashOf(c), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := packer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries := []archive.Entry{{Path: ".", Attr: archive.Attr{Type: archive.TypeDir, Nlink: 1}}}
+	for _, c := range contents {
+		entries = append(entries, archive.Entry{Path: string(c), Attr: archive.Attr{Type: archive.TypeFile, Size: 5, Nlink: 1},
+			Data: []archive.Extent{{Len: 5, Hash: archive.HashOf(c)}}})
+	}
+	for i := range entries {
+		if err := draft.Add(archive.Line{Entry: &entries[i]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		t.Fatal(err)
+	}
+	if c := check(t, r, CheckOptions{}); c.Damaged() {
+		t.Errorf("structure: %q", c.damages)
+	}
+	c := check(t, r, CheckOptions{ReadData: true})
+	if len(c.DamagedParts) != 1 || c.DamagedParts[0].Contents != 2 || c.DamagedFiles != 2 || c.HitGenerations != 1 {
+		t.Fatalf("%+v, %q", c.CheckResult, c.damages)
+	}
+	if f := c.DamagedParts[0].Files; f[0].Path != "first" || f[1].Path != "other" {
+		t.Errorf("%+v", f)
+	}
+	text, err := json.Marshal(c.DamagedParts[0])
+	want := `"damages":[{"stored_offset":0,"problem":"its contents are not those that the log says"}],"damaged_contents":2,` +
+		`"files":[{"path":"first","generations":["2026-11-22T03-00-00Z"]},{"path":"other","generations":["2026-11-22T03-00-00Z"]}]}`
+	if err != nil || !strings.HasSuffix(string(text), want) {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// TestSubsets: subsets of any percentage that follow one another cover every
+// part, as soon as they have 100% together, and those that divide 100 none twice.
+func TestSubsets(t *testing.T) {
+	var parts []archive.Digest
+	for i := range 10_000 {
+		parts = append(parts, sha256.Sum256(fmt.Append(nil, i)))
+	}
+	for text, checks := range map[string]int{"5%": 20, "7%": 15, "33%": 4, "2.5%": 40, "100%": 1, "99.9%": 2, "0.1%": 1000} {
+		length, err := ParsePercentage(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, first := range map[string]Subset{"remembered": {Start: 12345, Length: length}, "by date": OnDay(20_000, length)} {
+			times := map[archive.Digest]int{}
+			s := first
+			for day := range checks {
+				if name == "by date" {
+					s = OnDay(20_000+uint64(day), length)
+				}
+				for _, p := range parts {
+					if s.has(p) {
+						times[p]++
+					}
+				}
+				s = s.Next()
+			}
+			most := 2
+			if text == "5%" || text == "2.5%" || text == "100%" || text == "0.1%" {
+				most = 1
+			}
+			for _, p := range parts {
+				if n := times[p]; n < 1 || n > most {
+					t.Fatalf("%s, %s: a part was read %d times in %d checks, want 1 to %d", text, name, n, checks, most)
+				}
+			}
+		}
+	}
+	for _, text := range []string{"", "5", "0%", "-1%", "101%", "NaN%", "%", "five%"} {
+		if length, err := ParsePercentage(text); err == nil {
+			t.Errorf("%q is taken for %d", text, length)
+		}
+	}
+}
+
+// TestCheckSubset reads subsets of a repository until all is read.
+func TestCheckSubset(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	for i := range 150 {
+		write(t, fmt.Sprintf("%s/%03d", source, i), randomBytes(uint64(i), 70<<10))
+	}
+	create(t, r, optionsFor(source))
+	length, err := ParsePercentage("15%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, read := Subset{Length: length}, 0
+	for range 6 { // 90%
+		c := check(t, r, CheckOptions{ReadData: true, Subset: s})
+		if c.Damaged() || c.ReadParts == c.Parts {
+			t.Errorf("%+v", c)
+		}
+		read += c.ReadParts
+		s = s.Next()
+	}
+	s.Length = -s.Start // what is left
+	if c := check(t, r, CheckOptions{ReadData: true, Subset: s}); read+c.ReadParts != c.Parts || c.Parts < 8 {
+		t.Errorf("%d and %d of %d parts were read", read, c.ReadParts, c.Parts)
+	}
+}
+
+// TestDamagedLog says which generations are lost, and that others are not.
+func TestDamagedLog(t *testing.T) {
+	r, source := spoiled(t)
+	o := optionsFor(source)
+	for day := range 5 {
+		o.Time = time.Date(2026, 11, 1+day, 3, 0, 0, 0, time.UTC)
+		write(t, source+"/file", []byte(fmt.Sprint(day)))
+		create(t, r, o)
+	}
+	forget(t, r, 4)
+	record := filepath.Join(r.Dir(), "log", "000000000003.jsonl.zst")
+	if err := os.Remove(record); err != nil {
+		t.Fatal(err)
+	}
+	c := check(t, r, CheckOptions{Repair: true})
+	if c.DamagedRecords != 1 || c.Lost != 0 || c.Generations != 4 || c.Repaired || !slices.Equal(c.damages, []string{"log record 3 is missing"}) {
+		t.Errorf("with an index: %+v, %q", c.CheckResult, c.damages)
+	}
+	if err := os.RemoveAll(r.IndexDir()); err != nil {
+		t.Fatal(err)
+	}
+	c = check(t, r, CheckOptions{ReadData: true})
+	if c.DamagedRecords != 1 || c.Lost != 1 || c.Generations != 2 || len(c.damages) != 2 {
+		t.Errorf("without: %+v, %q", c.CheckResult, c.damages)
+	}
+	if want := "lost are the generations 2026-11-05T03-00-00Z (record 5): "; len(c.damages) == 2 && !strings.HasPrefix(c.damages[1], want) {
+		t.Errorf("%q, want %q…", c.damages[1], want)
+	}
+	if c.ReadParts != c.Parts || c.Parts != 4 {
+		t.Errorf("read %d of %d parts", c.ReadParts, c.Parts)
+	}
+}
+
+// TestRecordsMovedAway follows the advice of docs/checking.md: where the end of
+// the log is damaged, it is moved away, and the next run goes on from there with the
+// parts that are there.
+func TestRecordsMovedAway(t *testing.T) {
+	r, source := spoiled(t)
+	write(t, source+"/file", []byte("one"))
+	create(t, r, optionsFor(source))
+	large := string(randomBytes(5, 1<<20))
+	write(t, source+"/large", []byte(large))
+	create(t, r, optionsFor(source))
+	last := filepath.Join(r.Dir(), "log", "000000000002.jsonl.zst")
+	if err := errors.Join(os.Truncate(last, 50), os.Rename(last, filepath.Join(t.TempDir(), "2"))); err != nil {
+		t.Fatal(err)
+	}
+	c := check(t, r, CheckOptions{})
+	if c.DamagedRecords != 1 || c.Generations != 1 || !c.Damaged() {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+	s := create(t, r, optionsFor(source))
+	var stored int64
+	for object, err := range r.Store().List("parts/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored += object.Stored
+	}
+	if s.Number != 2 || stored > 3<<19 {
+		t.Errorf("%+v, %d bytes in parts", s, stored)
+	}
+	wantContents(t, r, 2, map[string]string{"file": "one", "large": large})
+	if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() || c.Generations != 2 {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+}
+
+// TestRepairIndex: an index that is damaged or missing is rebuilt, and nothing else changes.
+func TestRepairIndex(t *testing.T) {
+	r, source := spoiled(t)
+	write(t, source+"/file", []byte("one"))
+	create(t, r, optionsFor(source))
+	create(t, r, optionsFor(source))
+	before := digests(t, filepath.Join(r.Dir(), "log"))
+	if err := os.WriteFile(filepath.Join(r.IndexDir(), "000000000002", "MANIFEST"), []byte("?"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c := check(t, r, CheckOptions{}); c.DamagedIndexes != 1 || !c.Damaged() || c.Generations != 2 {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+	if c := check(t, r, CheckOptions{Repair: true}); !c.Repaired || c.Damaged() || len(c.damages) != 1 {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+	if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+	if err := os.RemoveAll(r.IndexDir()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, r, CheckOptions{Repair: true})
+	if _, err := os.Stat(filepath.Join(r.IndexDir(), "000000000002", "seal.json")); err != nil {
+		t.Error(err)
+	}
+	wantSameFiles(t, before, digests(t, filepath.Join(r.Dir(), "log")))
+}
+
+// TestIndexOfAnotherLog: an index that is sound, but says something else than the log.
+func TestIndexOfAnotherLog(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	other := newRepository(t)
+	write(t, dir+"/file", []byte("one"))
+	o := optionsFor(dir)
+	o.Time = time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	create(t, r, o)
+	write(t, dir+"/file", []byte("two"))
+	create(t, other, o)
+	for what, spoil := range map[string]func(c *checking){
+		"a generation of another time": func(c *checking) { c.log.headers[0].Time = c.log.headers[0].Time.Add(1) },
+		"a forgotten generation":       func(c *checking) { c.log.forgotten[1] = true },
+		"a part more":                  func(c *checking) { c.log.parts[archive.Digest{1}] = archive.Part{Name: archive.Digest{1}} },
+		"a part of another size": func(c *checking) {
+			for name, p := range c.log.parts {
+				p.Stored++
+				c.log.parts[name] = p
+			}
+		},
+		"another file": func(c *checking) {
+			db, err := index.Open(other, index.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.db = db
+			t.Cleanup(func() { db.Close() })
+			if err := c.rebuilt(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"": func(c *checking) {
+			if err := c.rebuilt(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		db, err := index.Open(r, index.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &checking{ctx: context.Background(), repo: r, options: CheckOptions{Progress: new(CheckProgress)}, rejected: map[uint64]bool{}, db: db}
+		if err := c.checkLog(); err != nil {
+			t.Fatal(err)
+		}
+		spoil(c)
+		gens, err := c.db.Generations()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if what != "another file" {
+			if err := c.compareWithLog(gens); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if found := c.result.DamagedIndexes == 1; found != (what != "") {
+			t.Errorf("%q: %+v", what, c.result)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCheckMeanwhile: runs that commit and indexes that are exchanged are no damage.
+func TestCheckMeanwhile(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/file", []byte("0"))
+	create(t, r, optionsFor(dir))
+	done := make(chan error, 1)
+	go func() {
+		for i := range 8 {
+			if err := os.WriteFile(dir+"/file", fmt.Append(nil, "round ", i), 0o644); err != nil {
+				done <- err
+				return
+			}
+			if _, err := Create(context.Background(), r, optionsFor(dir)); err != nil {
+				done <- err
+				return
+			}
+			db, err := index.Rebuild(r, index.Options{})
+			if err != nil {
+				done <- err
+				return
+			}
+			_ = db.Close()
+		}
+		done <- nil
+	}()
+	for checks := 1; ; checks++ {
+		if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() {
+			t.Errorf("check %d: %q", checks, c.damages)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			t.Logf("%d checks", checks)
+			return
+		default:
+		}
+	}
+}
+
+// TestUnreadableIsNotWhole: what may not be read is no damage, but no success either.
+func TestUnreadableIsNotWhole(t *testing.T) {
+	r, source := spoiled(t)
+	write(t, source+"/file", []byte("one"))
+	create(t, r, optionsFor(source))
+	for _, pattern := range []string{"log", "parts", "index"} {
+		dir := filepath.Join(r.Dir(), pattern)
+		if err := os.Rename(dir, dir+"-away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dir, nil, 0o600); err != nil { // in the way, so that the directory cannot be listed
+			t.Fatal(err)
+		}
+		result, err := Check(context.Background(), r, CheckOptions{})
+		if err == nil && !result.Damaged() {
+			t.Errorf("%s cannot be listed: %+v", pattern, result)
+		}
+		if err := errors.Join(os.Remove(dir), os.Rename(dir+"-away", dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := Check(ctx, r, CheckOptions{ReadData: true}); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// TestAgainst compares with trees that were changed honestly and silently.
+func TestAgainst(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/same", []byte("same"))
+	write(t, dir+"/edited", []byte("before"))
+	write(t, dir+"/rotten", []byte("sound bytes"))
+	write(t, dir+"/sub/removed", []byte("x"))
+	write(t, dir+"/large", randomBytes(7, 5<<20))
+	if err := errors.Join(os.Symlink("target", dir+"/link"), unix.Mkfifo(dir+"/fifo", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	sparse, err := os.Create(dir + "/sparse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = sparse.WriteAt([]byte("end"), 300<<20)
+	if err := errors.Join(err, sparse.Close()); err != nil {
+		t.Fatal(err)
+	}
+	create(t, r, optionsFor(dir))
+	if c := check(t, r, CheckOptions{Against: dir}); c.Compared != 10 || len(c.differences) != 0 || c.Damaged() {
+		t.Errorf("unchanged: %+v, %q", c.CheckResult, c.differences)
+	}
+
+	write(t, dir+"/new", []byte("new"))
+	write(t, dir+"/edited", []byte("afterwards"))
+	if err := os.Remove(dir + "/sub/removed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir+"/same", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := check(t, r, CheckOptions{Against: dir})
+	var kinds []string
+	for _, d := range c.differences {
+		kind, _, _ := strings.Cut(d, ": ")
+		kinds = append(kinds, kind)
+	}
+	if want := []string{"1 .", "1 edited", "2 new", "1 same", "1 sub", "1 sub/removed"}; !slices.Equal(kinds, want) || c.Damaged() || c.Changed != 5 || c.NotStored != 1 {
+		t.Errorf("changed since: %q, want %q; %+v", c.differences, want, c.CheckResult)
+	}
+	if _, err := Check(context.Background(), r, CheckOptions{Against: dir, Source: "none"}); !errors.Is(err, index.ErrNoGeneration) {
+		t.Errorf("a source without generations: %v", err)
+	}
+}
+
+// TestAgainstSilent: a log whose generation says of an unchanged file other
+// things than are there, as if the file had rotted on the disk.
+func TestAgainstSilent(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/rotten", []byte("sound bytes"))
+	write(t, dir+"/swapped", []byte("x"))
+	write(t, dir+"/sub/missing", []byte("x"))
+	create(t, r, optionsFor(dir))
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := func(path string) archive.Entry {
+		e, err := db.At(1).Resolve(gens[0].Root, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return archive.Entry{Path: path, Attr: e.Attr}
+	}
+	rotten, swapped, gone := entry("rotten"), entry("swapped"), entry("sub/missing")
+	rotten.Data = []archive.Extent{{Len: 1, Hash: archive.HashOf([]byte("x"))}} // and then a hole
+	swapped.Attr.Mode, swapped.Data = 0o600, rotten.Data
+	gone.Path, gone.Data = "sub/other", rotten.Data
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	for _, e := range []archive.Entry{rotten, gone, swapped} {
+		if err := draft.Add(archive.Line{Entry: &e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	previous, err := r.RecordDigest(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindGeneration, Number: 2, Base: 1, Previous: previous, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		t.Fatal(err)
+	}
+	c := check(t, r, CheckOptions{Against: dir})
+	want := []string{"0 rotten: content", "0 sub/other: is not there, and its directory looks unchanged", "0 swapped: mode 0644, not 0600"}
+	if !slices.Equal(c.differences, want) || !c.Damaged() || c.Differ != 3 {
+		t.Errorf("%q, want %q; %+v", c.differences, want, c.CheckResult)
+	}
+}
+
+// TestCompactionDuringCheck: parts that a compaction removes while they are
+// checked are no damage.
+func TestCompactionDuringCheck(t *testing.T) {
+	for _, stage := range []string{"structure", "data"} {
+		t.Run(stage, func(t *testing.T) {
+			r, dir := newRepository(t), t.TempDir()
+			write(t, dir+"/a", randomBytes(1, 5000))
+			write(t, dir+"/b", randomBytes(2, 5000))
+			create(t, r, optionsFor(dir))
+			if err := os.Remove(dir + "/a"); err != nil {
+				t.Fatal(err)
+			}
+			create(t, r, optionsFor(dir))
+			c := &checking{ctx: context.Background(), repo: r, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{},
+				options: CheckOptions{ReadData: true, Progress: new(CheckProgress)}}
+			for _, step := range []func() error{c.checkLog, c.openIndex} {
+				if err := step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer c.db.Close()
+			clean := func() {
+				forget(t, r, 1)
+				if s := compact(t, r, CompactOptions{}); s.Swept.Parts != 1 {
+					t.Fatalf("compaction: %+v", s)
+				}
+			}
+			if stage == "structure" {
+				clean()
+			}
+			parts, err := c.structure()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if stage == "data" {
+				clean()
+			}
+			if err := c.readData(parts); err != nil {
+				t.Fatal(err)
+			}
+			if c.result.Damages != 0 || len(c.damaged) != 0 {
+				t.Errorf("%+v", c.result)
+			}
+		})
+	}
+}

@@ -1,0 +1,279 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+)
+
+// checkResult is a part of the JSON that `check --json` prints.
+type checkResult struct {
+	Generations  int   `json:"generations"`
+	Parts        int   `json:"parts"`
+	ReadParts    int   `json:"read_parts"`
+	ReadBytes    int64 `json:"read_bytes"`
+	StoredBytes  int64 `json:"stored_bytes"`
+	Damages      int   `json:"damages"`
+	DamagedParts []struct {
+		Part  string
+		Files []struct {
+			Path        string
+			Generations []string
+		}
+	} `json:"damaged_parts"`
+	DamagedFiles int   `json:"damaged_files"`
+	Compared     int64 `json:"compared"`
+	Changed      int64 `json:"changed"`
+	NotStored    int64 `json:"not_stored"`
+	Differ       int64 `json:"differ"`
+}
+
+// checkJSON runs check and wants the exit code and a result in the last line.
+func (r *repo) checkJSON(code int, args ...string) (checkResult, result) {
+	r.t.Helper()
+	res := r.mkbackup("check", append([]string{"--json"}, args...)...)
+	if res.code != code {
+		r.t.Fatalf("check %q: exit code %d, want %d\n%s%s", args, res.code, code, tail(res.stdout), tail(res.stderr))
+	}
+	lines := strings.Split(strings.TrimSpace(res.stdout), "\n")
+	var c checkResult
+	must(r.t, json.Unmarshal([]byte(lines[len(lines)-1]), &c))
+	return c, res
+}
+
+// TestCheckLastLine: the last line says in words what was found.
+func TestCheckLastLine(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a/one", Seed: 1, Size: 200_000}, {Path: "a/two", Seed: 2, Size: 200_000}})
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	r.all(src)
+	r.all(src)
+	size := regexp.MustCompile(`[0-9]+ KiB`)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them)\n"},
+		{[]string{"--read-data"}, "OK: 2 generations, 1 part, N KiB read and verified\n"},
+		{[]string{"--read-data-subset", "100%"}, "OK: 2 generations, 1 part, N KiB read and verified\n"},
+		{[]string{"--against", src}, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them); 4 paths compared with " + src + ": 0 changed since, 0 not in the backup\n"},
+		{[]string{"-q"}, ""},
+	} {
+		res := r.mkbackup("check", c.args...)
+		if got := size.ReplaceAllString(res.stdout, "N KiB"); res.code != 0 || got != c.want {
+			t.Errorf("check %q: exit code %d, %q, want %q\n%s", c.args, res.code, got, c.want, res.stderr)
+		}
+	}
+	for _, args := range [][]string{{"--read-data-subset", "5"}, {"--read-data-subset", "0%"}, {"--read-data", "--read-data-subset", "5%"}, {"--progress", "perhaps"}, {"--source", "x"}} {
+		if res := r.mkbackup("check", args...); res.code != 2 {
+			t.Errorf("check %q: exit code %d, want 2\n%s", args, res.code, res.stderr)
+		}
+	}
+	part := r.parts()[0]
+	flip(t, part, 8*1000)
+	if res := r.mkbackup("check"); res.code != 0 {
+		t.Errorf("structure does not read parts, but: exit code %d", res.code)
+	}
+	res := r.mkbackup("check", "--read-data")
+	if want := "DAMAGED: 1 part, 2 files in 2 generations: see above\n"; res.code != 4 || res.stdout != want {
+		t.Errorf("exit code %d, %q, want %q", res.code, res.stdout, want)
+	}
+	names := r.generations()
+	name, _, _ := strings.Cut(filepath.Base(part), ".")
+	want := fmt.Sprintf("mkbackup: part %s: cannot be read because of that:\n  /a/one (%s to %s, 2 generations)\n  /a/two (%[2]s to %[3]s, 2 generations)\n", name, names[0], names[1])
+	if !strings.HasSuffix(res.stderr, want) || !strings.Contains(res.stderr, "damage: part "+name+" is damaged at stored offset 0: BLAKE3") {
+		t.Errorf("%s\nwant …%s", res.stderr, want)
+	}
+	c, res := r.checkJSON(4, "--read-data")
+	if c.DamagedFiles != 2 || len(c.DamagedParts) != 1 || c.DamagedParts[0].Part != name || len(c.DamagedParts[0].Files) != 2 || len(c.DamagedParts[0].Files[0].Generations) != 2 {
+		t.Errorf("%+v", c)
+	}
+	if !strings.HasSuffix(res.stderr, "DAMAGED: 1 part, 2 files in 2 generations: see above\n") {
+		t.Errorf("with --json, the verdict is not on stderr: %s", res.stderr)
+	}
+	must(t, os.Remove(part))
+	if res := r.mkbackup("check", "-q"); res.code != 4 || !strings.HasPrefix(res.stdout, "DAMAGED: 1 part, 2 files") || !strings.Contains(res.stderr, "the part is missing") {
+		t.Errorf("a part is missing: exit code %d, %q\n%s", res.code, res.stdout, res.stderr)
+	}
+}
+
+// TestManyHits names the first hundred files of a part, or all.
+func TestManyHits(t *testing.T) {
+	src := tempDir(t)
+	for i := range 130 {
+		write(t, filepath.Join(src, fmt.Sprintf("f%03d", i)), fmt.Sprint("content ", i))
+	}
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	r.all(src)
+	flip(t, r.parts()[0], 100)
+	res := r.mkbackup("check", "--read-data")
+	if n := strings.Count(res.stderr, "\n  /f"); n != 100 || !strings.Contains(res.stderr, "\n  and 30 more: -v or --json names all\n") {
+		t.Errorf("%d files are named: %s", n, tail(res.stderr))
+	}
+	if res := r.mkbackup("check", "--read-data", "-v"); strings.Count(res.stderr, "\n  /f") != 130 || strings.Contains(res.stderr, " more:") {
+		t.Errorf("-v: %s", tail(res.stderr))
+	}
+}
+
+// TestSubsetGoesOn: repeated checks of a share read everything, and where the next
+// one begins is remembered outside of the repository, which may be read-only.
+func TestSubsetGoesOn(t *testing.T) {
+	src := tempDir(t)
+	for i := range 150 {
+		createTree(t, src, []treetest.Node{{Path: fmt.Sprint("f", i), Seed: uint64(i), Size: 70_000}})
+	}
+	r := newRepo(t, "--part-size", "64KiB")
+	r.all(src)
+	readOnly := mkdir(t, tempDir(t), "ro")
+	mountAt(t, readOnly, "--bind", r.dir)
+	run(t, "mount", "-o", "remount,bind,ro", readOnly)
+	cache := tempDir(t)
+	checkShare := func(cache string) (checkResult, string) {
+		t.Helper()
+		cmd := exec.Command(mkbackup, "check", readOnly, "--json", "--read-data-subset", "7%")
+		cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+cache)
+		res := runCmd(t, cmd)
+		if res.code != 0 {
+			t.Fatalf("exit code %d\n%s", res.code, res.stderr)
+		}
+		var c checkResult
+		must(t, json.Unmarshal([]byte(res.stdout), &c))
+		return c, res.stderr
+	}
+	read, bytes, parts := 0, int64(0), 0
+	for range 14 { // 98%
+		c, _ := checkShare(cache)
+		read, bytes, parts = read+c.ReadParts, bytes+c.ReadBytes, c.Parts
+		if c.ReadParts == c.Parts {
+			t.Errorf("all %d parts were read", c.Parts)
+		}
+	}
+	if read > parts || parts < 8 {
+		t.Errorf("%d reads of %d parts", read, parts)
+	}
+	c, _ := checkShare(cache)
+	if read += c.ReadParts; read < parts {
+		t.Errorf("15 checks of 7%% read %d of %d parts", read, parts)
+	}
+	if bytes += c.ReadBytes; bytes < c.StoredBytes {
+		t.Errorf("15 checks of 7%% read %d of %d bytes", bytes, c.StoredBytes)
+	}
+	if _, said := checkShare("/proc/nowhere"); !strings.Contains(said, "it follows the date") {
+		t.Errorf("where nothing can be remembered: %q", said)
+	}
+}
+
+// TestCheckAgainst compares with the live tree of every kind of file, with a
+// restored copy of it, and with one that rotted.
+func TestCheckAgainst(t *testing.T) {
+	base := imageDir(t)
+	src := mkdir(t, base, "src")
+	createTree(t, src, treetest.Random(31, treetest.RandomOptions{Owners: true, Files: 200}))
+	createTree(t, src, []treetest.Node{{Path: "z-large", Seed: 32, Size: 5 << 20}, {Path: "z-rot", Data: []byte("sound")}})
+	r := newRepo(t)
+	r.all(src)
+	want := int64(len(readTree(t, src).Entries))
+	c, _ := r.checkJSON(0, "--against", src)
+	if c.Compared != want || c.Changed+c.NotStored+c.Differ != 0 {
+		t.Errorf("unchanged: %+v, want %d paths", c, want)
+	}
+	restored := filepath.Join(base, "restored")
+	run(t, "cp", "-a", src, restored)
+	c, res := r.checkJSON(0, "--against", restored)
+	if c.Compared != want || c.Changed+c.NotStored+c.Differ != 0 {
+		t.Errorf("restored: %+v\n%s", c, tail(res.stdout))
+	}
+	shell(t, `cd "$1"; echo more >>z-large; setfattr -n user.new -v 1 z-rot`, restored)
+	c, res = r.checkJSON(0, "--against", restored)
+	if c.Changed != 2 || c.Differ != 0 || !strings.Contains(res.stdout, "changed since: /z-large: ") || !strings.Contains(res.stdout, "changed since: /z-rot: extended attributes\n") {
+		t.Errorf("changed: %+v\n%s", c, tail(res.stdout))
+	}
+
+	// Rot: the bytes of the file change on the disk, below the file system.
+	image := filepath.Join(filepath.Dir(base), "image")
+	where := strings.Fields(shell(t, `sync -f "$1"; filefrag -v -b4096 "$1"/z-rot | awk '$1 == "0:" { print $4 }'`, src))
+	if len(where) != 1 {
+		t.Fatalf("filefrag: %q", where)
+	}
+	block := strings.TrimRight(where[0], ".:")
+	shell(t, `sync -f "$1"; umount "$1"; printf rot | dd of="$2" bs=1 seek=$(($3 * 4096)) conv=notrunc status=none; mount -o loop,user_xattr,acl "$2" "$1"`, base, image, block)
+	res = r.mkbackup("check", "--against", src)
+	if res.code != 4 || !strings.Contains(res.stderr, "damage: /z-rot: content, although it looks unchanged\n") ||
+		res.stdout != "DAMAGED: 1 path differs from what is there although it looks unchanged: see above\n" {
+		t.Errorf("rotten: exit code %d\n%s%s", res.code, tail(res.stdout), tail(res.stderr))
+	}
+}
+
+// TestRepairChangesNothing: on a repository that is whole, --repair changes no byte.
+func TestRepairChangesNothing(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, treetest.Random(41, treetest.RandomOptions{Owners: true, Files: 50}))
+	r := newRepo(t)
+	r.all(src)
+	r.all(src)
+	const list = `cd "$1"; find . -type f -exec sha256sum {} + | sort; find . -printf '%p %i %m %T@\n' | grep -v '^./tmp ' | sort`
+	before := shell(t, list, r.dir)
+	for _, args := range [][]string{{"--repair"}, {"--repair", "--read-data", "--against", src}, {"--read-data"}, nil} {
+		if res := r.mkbackup("check", args...); res.code != 0 || !strings.HasPrefix(res.stdout, "OK: 2 generations") {
+			t.Errorf("check %q: exit code %d: %s%s", args, res.code, res.stdout, res.stderr)
+		}
+		if after := shell(t, list, r.dir); after != before {
+			t.Errorf("check %q changed the repository:\n%s", args, firstDifference(before, after))
+		}
+	}
+}
+
+// TestReindexSaysWhatIsLost: a log that lost its end, or a record in its midst.
+func TestReindexSaysWhatIsLost(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	for range 3 {
+		r.all(src)
+	}
+	mend := replace(t, r.records()[2], nil)
+	if res := r.mkbackup("reindex"); res.code != 4 || !strings.Contains(res.stderr, "the log ends with record 2: the last records are missing") {
+		t.Errorf("the end is missing: exit code %d: %s%s", res.code, res.stdout, res.stderr)
+	}
+	mend()
+	if res := r.mkbackup("reindex"); res.code != 0 {
+		t.Errorf("mended: exit code %d: %s", res.code, res.stderr)
+	}
+	replace(t, r.records()[1], nil)
+	res := r.mkbackup("reindex")
+	if res.code != 1 {
+		t.Errorf("a record is missing: exit code %d", res.code)
+	}
+	wantOneLine(t, res.stderr, "the index stays as it was", "log record 2")
+	if n := len(r.generations()); n != 3 {
+		t.Errorf("%d generations are there, want 3", n)
+	}
+}
+
+// TestCheckProgress shows a bar on a terminal. It is drawn five times a second, so
+// a check that is quick may show none of what is looked for, or only the one of two
+// steps that takes long.
+func TestCheckProgress(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "large", Seed: 51, Size: 200 << 20}})
+	r := newRepo(t)
+	r.all(src)
+	shown := ""
+	for range 20 {
+		shown += onTerminal(t, r.command("check", "--read-data", "--against", src))
+		if (strings.Contains(shown, "check: data, ") || strings.Contains(shown, "check: compare, ")) && strings.Contains(shown, "%") && strings.Contains(shown, "B/s") {
+			return
+		}
+	}
+	t.Errorf("the bar of 20 checks shows too little: %q", tail(shown))
+}
