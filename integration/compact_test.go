@@ -489,7 +489,7 @@ func TestCompactBesideCreate(t *testing.T) {
 	if c.Removed == 0 || c.LaterParts != c.Removed || c.DeletedParts != 0 {
 		t.Errorf("beside a run: %+v", c)
 	}
-	if res := h.mkbackup("check"); res.code != 0 || !strings.Contains(res.stderr, "deletes their files") {
+	if res := h.mkbackup("check"); res.code != 0 || !strings.Contains(res.stderr, "deletes the files") {
 		t.Errorf("check: exit code %d, %s", res.code, res.stderr)
 	}
 	write(t, fifo, "go\n")
