@@ -17,6 +17,7 @@ type RepositoryStats struct {
 	Parts           int     `json:"parts"`         // that are there
 	RawBytes        int64   `json:"raw_bytes"`     // of their tar streams
 	StoredBytes     int64   `json:"stored_bytes"`  // of the files that they are
+	DeadBytes       int64   `json:"dead_bytes"`    // of these, those that no generation needs, estimated
 	LogBytes        int64   `json:"log_bytes"`     // stored
 	IndexBytes      int64   `json:"index_bytes"`   // stored
 	Deduplication   float64 `json:"deduplication"` // GenerationBytes / ContentBytes; 0 where there are none
@@ -36,7 +37,7 @@ func Stats(repo *archive.Repository, db *index.DB) (RepositoryStats, error) {
 		s.GenerationBytes += g.Raw
 	}
 	s.Generations, s.Sources = len(gens), len(sources)
-	if s.Contents, s.ContentBytes, err = db.Contents(); err != nil {
+	if err := s.countContents(repo, db); err != nil {
 		return s, err
 	}
 	if err := s.countStore(repo.Store(), db); err != nil {
@@ -48,6 +49,22 @@ func Stats(repo *archive.Repository, db *index.DB) (RepositoryStats, error) {
 	s.Deduplication = ratio(s.GenerationBytes, s.ContentBytes)
 	s.Compression = ratio(s.RawBytes, s.StoredBytes)
 	return s, nil
+}
+
+// countContents counts what lies in the parts, and what of them nothing needs. A
+// part that is damaged counts as needed: check reports it.
+func (s *RepositoryStats) countContents(repo *archive.Repository, db *index.DB) error {
+	u, err := measure(repo, db, func(error) {})
+	if err != nil {
+		return err
+	}
+	s.Contents, s.DeadBytes = u.index.Contents, u.dead
+	for _, p := range u.parts {
+		for _, content := range p.spans {
+			s.ContentBytes += int64(content.rawLen)
+		}
+	}
+	return nil
 }
 
 // countStore counts the parts that are there and that the log names, and the log.

@@ -10,18 +10,6 @@ import (
 	"github.com/backupfs/backupfs/archive"
 )
 
-// Contents returns how many contents the log named, and their raw bytes: what is
-// in files, each content once.
-func (d *DB) Contents() (count, rawBytes int64, err error) {
-	err = scan(d.tables, d.number, []byte{spaceContent}, func(_, value []byte) error {
-		p, err := decodePlace(value)
-		count++
-		rawBytes += p.rawLen
-		return err
-	})
-	return count, rawBytes, err
-}
-
 // StoredBytes returns how many bytes the sealed indexes of a repository take. They
 // share files, each of which counts once.
 func StoredBytes(r *archive.Repository) (stored int64, err error) {

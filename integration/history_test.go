@@ -425,9 +425,23 @@ func TestStats(t *testing.T) {
 		t.Errorf("stats: index_bytes is %v, du says %v", got, indexBytes)
 	}
 	table := r.mkbackup("stats")
-	for _, want := range []string{"generations    3 of 2 sources, 1.7 MiB raw\n", "contents       2, 293 KiB raw\n", "deduplication  6.00\n"} {
+	for _, want := range []string{"generations    3 of 2 sources, 1.7 MiB raw\n", "contents       2, 293 KiB raw\n", "dead           0 B stored\n", "deduplication  6.00\n"} {
 		if table.code != 0 || !strings.Contains(table.stdout, want) {
 			t.Errorf("stats prints no %q:\n%s", want, table.stdout)
 		}
+	}
+	// What only a forgotten generation had is dead, until a compaction.
+	must(t, os.Remove(filepath.Join(src, "c")))
+	r.all(src)
+	run(t, mkbackup, "forget", r.dir, "3")
+	dead := func() float64 {
+		return decodeLines[map[string]float64](t, r.mkbackup("stats", "--json").stdout)[0]["dead_bytes"]
+	}
+	if got := dead(); got <= 0 || got > 2000 {
+		t.Errorf("stats: %v dead bytes for a part with 5 bytes", got)
+	}
+	run(t, mkbackup, "compact", r.dir, "--max-dead", "0")
+	if got := dead(); got != 0 {
+		t.Errorf("stats: %v dead bytes after a compaction", got)
 	}
 }

@@ -24,6 +24,8 @@ func statsCommand() *cobra.Command {
   generations    and the raw bytes of the files of all of them, holes included
   contents       what files consist of, each stored once, and their raw bytes
   parts          their raw bytes (tar streams) and their stored bytes (files)
+  dead           stored bytes of the parts that no generation needs: "mkbackup compact"
+                 gives them back
   log, index     their stored bytes
   deduplication  raw bytes of all generations / raw bytes of the contents
   compression    raw bytes of the parts / stored bytes of the parts`,
@@ -53,6 +55,7 @@ func statsTable(w io.Writer, s backup.RepositoryStats) error {
 		{"generations", fmt.Sprintf("%s of %s, %s raw", humanize.Comma(int64(s.Generations)), plural(int64(s.Sources), "source"), size(s.GenerationBytes))},
 		{"contents", fmt.Sprintf("%s, %s raw", humanize.Comma(s.Contents), size(s.ContentBytes))},
 		{"parts", fmt.Sprintf("%s, %s raw, %s stored", humanize.Comma(int64(s.Parts)), size(s.RawBytes), size(s.StoredBytes))},
+		{"dead", size(s.DeadBytes) + " stored"},
 		{"log", size(s.LogBytes) + " stored"},
 		{"index", size(s.IndexBytes) + " stored"},
 		{"deduplication", fmt.Sprintf("%.2f", s.Deduplication)},
