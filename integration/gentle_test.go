@@ -146,7 +146,7 @@ func TestGentleMistakes(t *testing.T) {
 	if res := own.mkbackup("init"); res.code != 0 {
 		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
 	}
-	for _, flag := range []string{"--nice=-5", "--ionice=realtime"} {
+	for _, flag := range []string{"--nice=-20", "--ionice=realtime"} {
 		name, _, _ := strings.Cut(flag, "=")
 		_, res := own.createExit(1, "-q", flag, "--root", src, "/")
 		wantOneLine(t, res.stderr, name, "only root")
