@@ -1,0 +1,90 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// These tests kill the programs, at random times and before every system call that
+// changes something. What a run has acknowledged stays, what it has not is whole or
+// is not there, and the next run needs no help. SOAK=1 makes them thorough.
+
+// scale returns the number for a short test, or the one for a soak.
+func scale(short, long int) int {
+	if soak() {
+		return long
+	}
+	return short
+}
+
+// TestKilledAtRandom kills commands at random times, and now and then the daemon of a
+// mount, while that mount is read and compared.
+func TestKilledAtRandom(t *testing.T) {
+	s := newSurvivor(t, tempDir(t), 101)
+	w := s.watch()
+	took := map[string]time.Duration{} // of a run that was not killed
+	killed, committed, daemonKills, goal := map[string]int{}, 0, 0, scale(150, 2000)
+	kinds := s.kinds()
+	kills := 0
+	for round := 0; kills < goal; round++ {
+		if round > 10*goal {
+			t.Fatalf("only %d of %d runs were killed", kills, round)
+		}
+		kind := kinds[round%len(kinds)]
+		name, args := kind.prepare()
+		delay := time.Hour // the first run of each kind is measured
+		if took[kind.command] > 0 {
+			delay = time.Duration(rand.Int64N(int64(took[kind.command])))
+		}
+		began := time.Now()
+		code, stderr := killAfter(t, s.command(kind.command, args...), delay)
+		what := fmt.Sprintf("kill %d, of %s after %v", kills, kind.command, delay)
+		switch code {
+		case 128 + 9:
+			kills++
+			killed[kind.command]++
+		case 0:
+			took[kind.command] = time.Since(began)
+		default:
+			t.Fatalf("%s: exit code %d\n%s", what, code, tail(stderr))
+		}
+		if s.survived(what, name, code, false) && code != 0 {
+			committed++
+		}
+		s.edit()
+		s.whole()
+		if round%25 == 24 {
+			w.killDaemon()
+			daemonKills++
+			s.wantSound(what)
+		}
+	}
+	s.survived("at last", "", 0, true)
+	trees := w.stop()
+	if trees < 10 {
+		t.Errorf("only %d trees were read meanwhile", trees)
+	}
+	w.m.stop()
+	s.whole()
+	s.wantNoLeftovers()
+	s.wantSound("at last")
+	t.Logf("%d kills: %v; %d of them had committed; %d kills of the daemon; %d trees read in the mount meanwhile, all right; %d generations at last",
+		kills, killed, committed, daemonKills, trees, len(s.generations()))
+}
+
+// kind is a command that is killed.
+type kind struct {
+	command string
+	// prepare returns the arguments, and the generation that the command is to make.
+	prepare func() (name string, args []string)
+}
+
+func (s *survivor) kinds() []kind {
+	plain := func(args ...string) func() (string, []string) {
+		return func() (string, []string) { return "", args }
+	}
+	create := kind{"create", func() (string, []string) { s.edit(); return s.next() }}
+	return []kind{create, {"reindex", plain()}, create, {"check", plain("--read-data")}}
+}
