@@ -26,14 +26,15 @@ func TestKilledAtRandom(t *testing.T) {
 	w := s.watch()
 	took := map[string]time.Duration{} // of a run that was not killed
 	killed, committed, daemonKills, goal := map[string]int{}, 0, 0, scale(150, 2000)
-	kinds := s.kinds()
+	kinds := append(kinds(), kinds()[0]) // half of them runs
 	kills := 0
 	for round := 0; kills < goal; round++ {
 		if round > 10*goal {
 			t.Fatalf("only %d of %d runs were killed", kills, round)
 		}
 		kind := kinds[round%len(kinds)]
-		name, args := kind.prepare()
+		s.edit()
+		name, args := kind.prepare(s)
 		delay := time.Hour // the first run of each kind is measured
 		if took[kind.command] > 0 {
 			delay = time.Duration(rand.Int64N(int64(took[kind.command])))
@@ -53,7 +54,6 @@ func TestKilledAtRandom(t *testing.T) {
 		if s.survived(what, name, code, false) && code != 0 {
 			committed++
 		}
-		s.edit()
 		s.whole()
 		if round%25 == 24 {
 			w.killDaemon()
@@ -74,17 +74,17 @@ func TestKilledAtRandom(t *testing.T) {
 		kills, killed, committed, daemonKills, trees, len(s.generations()))
 }
 
-// kind is a command that is killed.
+// kind is a command that is attacked.
 type kind struct {
 	command string
-	// prepare returns the arguments, and the generation that the command is to make.
-	prepare func() (name string, args []string)
+	// prepare returns the arguments, and the generation that the command is to make, "" for none.
+	prepare func(s *survivor) (created string, args []string)
 }
 
-func (s *survivor) kinds() []kind {
-	plain := func(args ...string) func() (string, []string) {
-		return func() (string, []string) { return "", args }
+func kinds() []kind {
+	return []kind{
+		{"create", func(s *survivor) (string, []string) { return s.next() }},
+		{"reindex", func(*survivor) (string, []string) { return "", nil }},
+		{"check", func(*survivor) (string, []string) { return "", []string{"--read-data"} }},
 	}
-	create := kind{"create", func() (string, []string) { s.edit(); return s.next() }}
-	return []kind{create, {"reindex", plain()}, create, {"check", plain("--read-data")}}
 }

@@ -234,7 +234,7 @@ func (s *survivor) survived(what, created string, code int, all bool) bool {
 			continue
 		}
 		s.acknowledge(name)
-		if !all && i < len(listed)-3 && s.rng.IntN(len(listed)) > 0 {
+		if !all && i < len(listed)-2 && s.rng.IntN(len(listed)) > 0 {
 			continue
 		}
 		s.wantExported(what, name)
