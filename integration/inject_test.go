@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,7 +61,7 @@ func (s *survivor) pointOf(trace, call string) string {
 			last = ""
 		}
 	}
-	if strings.HasSuffix(call, "write") || call == "pwrite64" {
+	if strings.Contains(call, "write") {
 		last, _, _ = strings.Cut(last, ", ") // what is written differs
 	}
 	return random.ReplaceAllString(strings.ReplaceAll(last, s.dir, "REPO"), "*")
@@ -144,4 +145,37 @@ func TestKilledAtEveryCall(t *testing.T) {
 		}
 		t.Logf("%s: %d kills at %d different points, %d of them behind the commit", kind.command, points.runs(), len(points), committed)
 	}
+}
+
+// TestAdoptedPartIsSynced kills a run between the publication of a part and the sync
+// of its directory. The run that takes the part over must sync it before it commits.
+func TestAdoptedPartIsSynced(t *testing.T) {
+	s := newTemplate(t, 106)
+	before := s.parts()
+	for n := 1; len(s.parts()) == len(before); n++ {
+		name, args := s.next()
+		res, point := s.inject(injection{"fsync", "signal=KILL", "%d"}, n, "create", args...)
+		if point == "" {
+			t.Fatalf("no fsync %d behind the publication of a part: exit code %d", n, res.code)
+		}
+		s.survived(point, name, res.code, false)
+	}
+	adopted := slices.DeleteFunc(s.parts(), func(part string) bool { return slices.Contains(before, part) })
+	if len(s.records()) != 3 || len(adopted) != 1 {
+		t.Fatalf("%d records, %d parts that none names", len(s.records()), len(adopted))
+	}
+	name, args := s.next()
+	trace := filepath.Join(tempDir(t), "trace")
+	run(t, "strace", append([]string{"-f", "-qq", "-y", "-o", trace, "-e", "trace=fsync,renameat2", mkbackup, "create", s.dir}, args...)...)
+	s.acknowledge(name)
+	text, err := os.ReadFile(trace)
+	must(t, err)
+	calls, _, committed := strings.Cut(string(text), ".jsonl.zst")
+	if !committed {
+		t.Fatalf("no record was published:\n%s", text)
+	}
+	if dir := filepath.Dir(adopted[0]); !strings.Contains(calls, "<"+dir+">") {
+		t.Errorf("%s was not synced before the commit:\n%s", dir, calls)
+	}
+	s.survived("adopted", name, 0, true)
 }

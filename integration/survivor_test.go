@@ -127,10 +127,10 @@ type survivor struct {
 	dropped map[string]bool     // somebody began to forget it
 }
 
-// newSurvivor makes a source and a repository with a few generations below base.
+// newSurvivor makes a source, and a repository with a few generations of it below base.
 func newSurvivor(t *testing.T, base string, seed uint64) *survivor {
 	t.Helper()
-	s := &survivor{src: mkdir(t, base, "src"), rng: rand.New(rand.NewPCG(seed, 1)), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	s := &survivor{src: tempDir(t), rng: rand.New(rand.NewPCG(seed, 1)), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 		want: map[string]snapshot{}, acked: map[string]bool{}, dropped: map[string]bool{}}
 	for i := range 24 {
 		s.put(t, i)
