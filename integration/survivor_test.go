@@ -121,17 +121,18 @@ type survivor struct {
 	rng   *rand.Rand
 	clock time.Time
 
-	mu      sync.Mutex
-	want    map[string]snapshot // by generation; since before the run that makes it
-	acked   map[string]bool     // the run said that it is there, or it was seen
-	dropped map[string]bool     // somebody began to forget it
+	mu       sync.Mutex
+	want     map[string]snapshot // by generation; since before the run that makes it
+	acked    map[string]bool     // the run said that it is there, or it was seen
+	dropping map[string]bool     // a forget of it began, and may have succeeded
+	gone     map[string]bool     // it was dropped
 }
 
 // newSurvivor makes a source, and a repository with a few generations of it below base.
 func newSurvivor(t *testing.T, base string, seed uint64) *survivor {
 	t.Helper()
 	s := &survivor{src: tempDir(t), rng: rand.New(rand.NewPCG(seed, 1)), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
-		want: map[string]snapshot{}, acked: map[string]bool{}, dropped: map[string]bool{}}
+		want: map[string]snapshot{}, acked: map[string]bool{}, dropping: map[string]bool{}, gone: map[string]bool{}}
 	for i := range 24 {
 		s.put(t, i)
 	}
@@ -179,6 +180,18 @@ func (s *survivor) next() (name string, args []string) {
 	return name, []string{"-q", "--time", s.clock.Format(time.RFC3339), "--root", s.src, "/"}
 }
 
+// drop returns the arguments of a forget that keeps the newest two generations.
+func (s *survivor) drop() []string {
+	s.t.Helper()
+	listed := s.generations()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range listed[:max(len(listed)-2, 0)] {
+		s.dropping[name] = true
+	}
+	return []string{"--keep-last", "2"}
+}
+
 func (s *survivor) acknowledge(name string) {
 	s.mu.Lock()
 	s.acked[name] = true
@@ -223,9 +236,10 @@ func (s *survivor) survived(what, created string, code int, all bool) bool {
 	if code == 0 && created != "" {
 		s.acknowledge(created)
 	}
+	s.settleDrop(what, listed)
 	for name := range s.acked {
-		if !slices.Contains(listed, name) && !s.dropped[name] {
-			s.t.Errorf("%s: generation %s is lost", what, name)
+		if slices.Contains(listed, name) == s.gone[name] {
+			s.t.Errorf("%s: generation %s is lost, or has come back: dropped %v", what, name, s.gone[name])
 		}
 	}
 	for i, name := range listed {
@@ -243,6 +257,26 @@ func (s *survivor) survived(what, created string, code int, all bool) bool {
 		s.t.FailNow()
 	}
 	return slices.Contains(listed, created)
+}
+
+// settleDrop finds out whether the last forget has dropped its generations. It must be
+// all of them, or none, and those stay.
+func (s *survivor) settleDrop(what string, listed []string) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there := 0
+	for name := range s.dropping {
+		if slices.Contains(listed, name) {
+			there++
+		}
+	}
+	if there == 0 {
+		maps.Copy(s.gone, s.dropping)
+	} else if there < len(s.dropping) {
+		s.t.Errorf("%s: %d of %d generations were dropped", what, len(s.dropping)-there, len(s.dropping))
+	}
+	clear(s.dropping)
 }
 
 func (s *survivor) wantExported(what, name string) {
@@ -284,7 +318,7 @@ func (s *survivor) copyTo(dir string) *survivor {
 	s.t.Helper()
 	run(s.t, "cp", "-a", s.dir, filepath.Join(dir, "repo"))
 	return &survivor{repo: &repo{t: s.t, dir: filepath.Join(dir, "repo")}, src: s.src, rng: s.rng, clock: s.clock,
-		want: maps.Clone(s.want), acked: maps.Clone(s.acked), dropped: maps.Clone(s.dropped)}
+		want: maps.Clone(s.want), acked: maps.Clone(s.acked), dropping: maps.Clone(s.dropping), gone: maps.Clone(s.gone)}
 }
 
 // watcher reads the generations of a survivor in a mount all the time.
@@ -368,12 +402,13 @@ func (w *watcher) look(rng *rand.Rand) {
 	w.trees++
 }
 
-// failed reports an error, unless the daemon was killed or the generation dropped.
+// failed reports an error, unless the daemon was killed or the generation dropped: its
+// contents may be gone before the mount notices.
 func (w *watcher) failed(name string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
-	if w.dying && dead || w.dropped[name] && errors.Is(err, fs.ErrNotExist) {
+	if w.dying && dead || w.dropping[name] || w.gone[name] {
 		return
 	}
 	w.t.Errorf("%s in the mount: %v", name, err)
