@@ -60,7 +60,7 @@ func TestFaultAtEveryCall(t *testing.T) {
 		if failed == 0 {
 			t.Errorf("no fault made %s fail", kind.command)
 		}
-		t.Logf("%s: %d faults at %d different points: %d runs failed, %d of them behind the commit", kind.command, points.runs(), len(points), failed, behind)
+		t.Logf("%s: %d faults at %d different points: %d runs failed, %d of them behind the commit of a generation", kind.command, points.runs(), len(points), failed, behind)
 	}
 }
 

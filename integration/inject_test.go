@@ -143,7 +143,7 @@ func TestKilledAtEveryCall(t *testing.T) {
 		if len(points) < 10 {
 			t.Errorf("%s was killed at %d points only", kind.command, len(points))
 		}
-		t.Logf("%s: %d kills at %d different points, %d of them behind the commit", kind.command, points.runs(), len(points), committed)
+		t.Logf("%s: %d kills at %d different points, %d of them behind the commit of a generation", kind.command, points.runs(), len(points), committed)
 	}
 }
 

@@ -70,7 +70,7 @@ func TestKilledAtRandom(t *testing.T) {
 	s.whole()
 	s.wantNoLeftovers()
 	s.wantSound("at last")
-	t.Logf("%d kills: %v; %d of them had committed; %d kills of the daemon; %d trees read in the mount meanwhile, all right; %d generations at last",
+	t.Logf("%d kills: %v; %d of them had committed a generation; %d kills of the daemon; %d trees read in the mount meanwhile, all right; %d generations at last",
 		kills, killed, committed, daemonKills, trees, len(s.generations()))
 }
 

@@ -94,5 +94,5 @@ func powerCuts(t *testing.T, d *disk, cuts int) {
 		s.wantSound(what)
 		s.whole()
 	}
-	t.Logf("%d cuts or more, %d of them during a run; %d runs that failed had committed", cuts, during, committed)
+	t.Logf("%d cuts or more, %d of them during a run; %d runs that failed had committed a generation", cuts, during, committed)
 }
