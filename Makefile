@@ -15,8 +15,8 @@ FUZZTIME  ?= 20s
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 setpriv mount gcc bsdtar make file man systemd-analyze dpkg-deb
-PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 mkfs.xfs setpriv prlimit mount gcc bsdtar make file man systemd-analyze dpkg-deb
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs xfsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg
 
 # What the benchmarks compare with, and the tree that they measure.
 BENCH_TOOLS    := restic borg mksquashfs squashfuse tar xz rsync zstd fusermount strace mkfs.ext4 mount /usr/src/linux-source-6.1.tar.xz
@@ -57,8 +57,8 @@ test-units: ## tests of the packages
 test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
-soak: deps ## attacks on repositories in full: every bit (needs root, hours)
-	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage' ./integration
+soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside' ./integration
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

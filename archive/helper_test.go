@@ -93,6 +93,8 @@ func (s *memStore) names() []string {
 	return names
 }
 
+func (s *memStore) Settle(string) error { return nil }
+
 func (s *memStore) Remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

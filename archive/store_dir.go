@@ -123,6 +123,22 @@ func (s *DirStore) Open(name string) (Object, error) {
 	return &dirObject{f: f, name: name, stored: info.Size()}, nil
 }
 
+// Settle implements Store. The bytes of an object are stored before it is visible;
+// the entries of its directories may not be.
+func (s *DirStore) Settle(name string) error {
+	err := checkName(name)
+	if err == nil {
+		err = s.ensureDir(path.Dir(name))
+	}
+	if err == nil {
+		err = SyncDir(filepath.Dir(s.path(name)))
+	}
+	if err != nil {
+		return objectError("sync", name, err)
+	}
+	return nil
+}
+
 // Remove implements Store. The removal is not synced: after a crash the object
 // may be there again.
 func (s *DirStore) Remove(name string) error {
@@ -447,7 +463,10 @@ func (d *dirDraft) publish(name string) error {
 	}
 	// Where the name is taken, its owner may not have synced the directory yet:
 	// whoever is told that the object exists may rely on it.
-	return errors.Join(err, SyncDir(filepath.Dir(d.store.path(name))))
+	if syncErr := SyncDir(filepath.Dir(d.store.path(name))); syncErr != nil {
+		return errors.Join(err, fmt.Errorf("it is there, but a crash of the machine may take it away again: %w", syncErr))
+	}
+	return err
 }
 
 func (d *dirDraft) rename(name string) error {

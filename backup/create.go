@@ -290,6 +290,9 @@ func (c *creation) adopt() error {
 			c.notef("a part that no generation names cannot be used: %v", err)
 			continue
 		}
+		if err := c.repo.Store().Settle(stored); err != nil {
+			return err
+		}
 		if err := c.addPart(part); err != nil {
 			return err
 		}

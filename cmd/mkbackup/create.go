@@ -109,7 +109,7 @@ func (f *createFlags) complete(paths []string) error {
 	f.Progress = new(backup.Progress)
 	if f.time != "" {
 		t, err := time.Parse(time.RFC3339, f.time)
-		if err != nil {
+		if err != nil || t.IsZero() { // the zero Time stands for now
 			return &exitError{exitUsage, fmt.Sprintf("bad --time %q: give it as 2026-11-22T03:00:00Z", f.time)}
 		}
 		f.Time = t

@@ -1,0 +1,64 @@
+package integration
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestClockJumps makes generations with a clock that is years ahead, and years behind
+// again: their order is that of their numbers, and the latest is the last committed.
+func TestClockJumps(t *testing.T) {
+	src := tempDir(t)
+	r := newRepo(t)
+	m := r.mount()
+	var want []string
+	for i, at := range []string{"2026-05-01T12:00:00Z", "2093-01-01T00:00:00Z", "1971-07-01T00:00:00Z", "2026-05-01T11:00:00Z", "2026-05-01T12:00:00Z",
+		"9999-12-31T23:59:59Z", "0001-01-01T00:00:01Z", "", "2026-05-01T10:00:00Z"} {
+		write(t, filepath.Join(src, "file"), fmt.Sprint(i))
+		args := []string{"--time", at}
+		if at == "" { // the machine's own clock
+			args = nil
+		}
+		s := r.all(src, args...)
+		if s.Number != uint64(i+1) || s.New+s.Changed == 0 {
+			t.Errorf("%s: %+v", at, s)
+		}
+		want = append(want, s.Generation)
+		wantContent(t, m.at(s.Generation, "file"), fmt.Sprint(i))
+		waitFor(t, 30*time.Second, "latest to be "+s.Generation, func() bool {
+			return shell(t, `readlink "$1"`, m.path("latest")) == s.Generation+"\n"
+		})
+		wantContent(t, m.path("latest", "file"), fmt.Sprint(i))
+		for back := range i + 1 {
+			gen := fmt.Sprintf("latest~%d", back)
+			if got := shell(t, `"$1" export "$2" "$3" /file | tar -xO`, mkbackup, r.dir, gen); got != fmt.Sprint(i-back) {
+				t.Errorf("%s has %q, want %d", gen, got, i-back)
+			}
+		}
+	}
+	if want[4] != "2026-05-01T12-00-00Z.2" {
+		t.Errorf("the second generation of one time is called %s", want[4])
+	}
+	if got := r.generations(); !slices.Equal(got, want) {
+		t.Errorf("list: %q\nwant  %q", got, want)
+	}
+	// Of a day, the last one committed.
+	wantContent(t, m.path("2026-05-01", "file"), "8")
+	if s := r.all(src, "--time", "1980-01-01T00:00:00Z"); s.ReadBytes != 0 || s.Changed != 0 {
+		t.Errorf("nothing changed but the clock: %+v", s)
+	}
+	if res := r.mkbackup("reindex"); res.code != 0 {
+		t.Errorf("reindex: %s", res.stderr)
+	}
+	if got := r.generations(); !slices.Equal(got[:len(want)], want) {
+		t.Errorf("list after a reindex: %q\nwant  %q", got, want)
+	}
+	// Go's zero time must not be taken for no time at all, that is, for now.
+	if res := r.mkbackup("create", "--time", "0001-01-01T00:00:00Z", src); res.code != 2 {
+		t.Errorf("create in the first second of year 1: exit code %d, want 2", res.code)
+	}
+	t.Logf("%d generations from %s to %s, in the order of their commits", len(want), want[6], want[5])
+}

@@ -1,0 +1,98 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// shutdownRequest is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, _IOR('X', 125, __u32), and
+// noLogFlush their flag for a stop that writes nothing any more, the journal included.
+const (
+	shutdownRequest = 0x8004587D
+	noLogFlush      = 2
+)
+
+// cutPower stops the file system that dir lies on: what is not on its disk is lost.
+func cutPower(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	must(t, err)
+	defer f.Close()
+	must(t, unix.IoctlSetPointerInt(int(f.Fd()), shutdownRequest, noLogFlush))
+}
+
+// disk is a file system in a file, whose power can be cut.
+type disk struct {
+	t          *testing.T
+	image, dir string
+}
+
+func newDisk(t *testing.T, mkfs ...string) *disk {
+	t.Helper()
+	base := tempDir(t)
+	d := &disk{t: t, image: filepath.Join(base, "image"), dir: mkdir(t, base, "disk")}
+	write(t, d.image, "")
+	must(t, os.Truncate(d.image, 512<<20))
+	run(t, mkfs[0], append(mkfs[1:], d.image)...)
+	mountAt(t, d.dir, "-o", "loop", d.image)
+	return d
+}
+
+// again takes the file system away and mounts it again: it recovers its journal.
+func (d *disk) again() {
+	d.t.Helper()
+	run(d.t, "umount", d.dir)
+	run(d.t, "mount", "-o", "loop", d.image, d.dir)
+}
+
+// TestPowerCut cuts the power of the disk that holds a repository, during commands and
+// right after them. What was acknowledged is there when the disk is back.
+func TestPowerCut(t *testing.T) {
+	for _, mkfs := range [][]string{{"mkfs.ext4", "-q", "-F"}, {"mkfs.xfs", "-q"}} {
+		t.Run(mkfs[0], func(t *testing.T) { powerCuts(t, newDisk(t, mkfs...), scale(12, 300)/2) })
+	}
+}
+
+func powerCuts(t *testing.T, d *disk, cuts int) {
+	s := newSurvivor(t, d.dir, 105)
+	kinds := kinds()
+	took := map[string]time.Duration{}
+	during, committed := 0, 0
+	for cut := 1; cut <= cuts || during < (cuts+1)/2; cut++ {
+		if cut > 10*cuts {
+			t.Fatalf("only %d of %d cuts were during a run", during, cut)
+		}
+		kind := kinds[cut%len(kinds)]
+		s.edit()
+		name, args := kind.prepare(s)
+		what := fmt.Sprintf("cut %d, of %s", cut, kind.command)
+		delay := commandLimit // the first of each kind is measured, and the power cut behind it
+		if took[kind.command] > 0 {
+			delay = time.Duration(rand.Int64N(int64(took[kind.command])))
+		}
+		began := time.Now()
+		b := start(t, s.command(kind.command, args...))
+		select {
+		case <-b.done:
+			took[kind.command] = time.Since(began)
+		case <-time.After(delay):
+			during++
+		}
+		cutPower(t, d.dir)
+		code := b.wait(t, commandLimit)
+		wantNoCrash(t, what, b.stderr.String())
+		d.again()
+		if s.survived(what, name, code, cut >= cuts || kind.command == "compact") && code != 0 {
+			committed++
+		}
+		s.wantSound(what)
+		s.whole()
+	}
+	t.Logf("%d cuts or more, %d of them during a run; %d runs that failed had committed a generation", cuts, during, committed)
+}
