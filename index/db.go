@@ -14,8 +14,7 @@ type DB struct {
 	number   uint64
 	meta     meta
 	problem  error
-	verified *verified    // what Open has hashed; nil where nothing was
-	remove   func() error // what Close does at last; nil where the index is published
+	verified *verified // what Open has hashed; nil where nothing was
 
 	partsMu sync.RWMutex
 	parts   map[uint64]archive.Part // by number, the ones used lately
@@ -35,12 +34,10 @@ func newDB(dir string, files []tableFile, number uint64) (*DB, error) {
 	return d, nil
 }
 
-// Close releases the index. It waits for nobody: no reader may be active.
+// Close releases the index. It waits for nobody: no reader may be active. It
+// returns nil.
 func (d *DB) Close() error {
 	d.tables.close()
-	if d.remove != nil {
-		return d.remove()
-	}
 	return nil
 }
 

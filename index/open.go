@@ -25,7 +25,7 @@ type Options struct {
 	// DB.Problem tells. Such an index is never published.
 	Partial bool
 	// Temporary makes Open publish nothing: what has to be added to the published
-	// index goes into a temporary one, which Close removes.
+	// index goes into a temporary one, which nobody sees.
 	Temporary bool
 	// Damaged gets each index that is damaged, or of another repository or log,
 	// and why; where it is nil, Log does. It is called as Log is.
@@ -45,7 +45,7 @@ const maxAttempts = 50
 // Open opens the newest sealed index of a repository and brings it up to the end
 // of the log. What it had to add it publishes, so that the next one has less to
 // do; where the repository cannot be written, or its disk is full, the index is
-// a temporary one, which Close removes. An index that is damaged, of another
+// a temporary one, which nobody sees. An index that is damaged, of another
 // repository or of another log is never used; it is replaced.
 //
 // The repository must stay open for as long as the DB is. The error wraps
@@ -300,20 +300,23 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	return p.openTemporary(b, problem)
 }
 
-// openTemporary opens a finished index that Close removes.
+// openTemporary opens a finished index and removes its files, which stay in mapped
+// memory until it is closed, however the process ends.
 func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
-	remove := func() error { return os.RemoveAll(b.dir) }
 	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
 		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
-			return db, remove()
+			return db, os.RemoveAll(b.dir)
 		}
 	}
 	db, err := newDB(b.dir, b.tables, b.number)
-	if err != nil {
-		return nil, errors.Join(err, remove())
+	if removeErr := os.RemoveAll(b.dir); err != nil || removeErr != nil {
+		if db != nil {
+			_ = db.Close() // of what was only read
+		}
+		return nil, errors.Join(err, removeErr)
 	}
-	db.problem, db.remove = problem, remove
+	db.problem = problem
 	return db, nil
 }
 

@@ -120,6 +120,15 @@ func runTests(m *testing.M) (int, error) {
 	os.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	os.Setenv("LC_ALL", "C.UTF-8")
 	os.Setenv("TZ", "UTC")
+	// What a killed process leaves of a temporary index is removed with the rest.
+	temporary := filepath.Join(testRoot, "tmp")
+	if err := os.Mkdir(temporary, 0o700); err != nil {
+		return 1, err
+	}
+	if err := os.Chmod(temporary, 0o777|os.ModeSticky); err != nil {
+		return 1, err
+	}
+	os.Setenv("TMPDIR", temporary)
 	if err := copyFile("/proc/self/exe", filepath.Join(bin, "helper")); err != nil {
 		return 1, err
 	}
