@@ -63,11 +63,7 @@ func generations(db *index.DB, _ []string, typed string) ([]cobra.Completion, co
 
 // paths completes a path inside the generation that the second argument names.
 func paths(db *index.DB, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	gens, err := db.Generations()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	g, err := index.Find(gens, args[1])
+	g, err := findGeneration(db, args[1])
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
@@ -85,12 +81,8 @@ func latestPaths(db *index.DB, _ []string, typed string) ([]cobra.Completion, co
 
 func pathsOf(db *index.DB, g index.Generation, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	dir, start := path.Split(typed)
-	inside := strings.Trim(path.Clean("/"+dir), "/")
-	if inside == "" {
-		inside = "."
-	}
 	view := db.At(g.Number)
-	entry, err := view.Resolve(g.Root, inside)
+	entry, err := view.Resolve(g.Root, cleanPath(dir))
 	if err != nil || entry.Dir == 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

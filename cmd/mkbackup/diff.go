@@ -42,15 +42,11 @@ or not.`,
 				path = args[3]
 			}
 			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
-				gens, err := db.Generations()
+				from, err := findGeneration(db, args[1])
 				if err != nil {
 					return err
 				}
-				from, err := index.Find(gens, args[1])
-				if err != nil {
-					return err
-				}
-				to, err := index.Find(gens, args[2])
+				to, err := findGeneration(db, args[2])
 				if err != nil {
 					return err
 				}

@@ -43,11 +43,7 @@ GEN is what "mkbackup ls" takes.`,
 				paths = append(paths, cleanPath(path))
 			}
 			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
-				gens, err := db.Generations()
-				if err != nil {
-					return err
-				}
-				g, err := index.Find(gens, args[1])
+				g, err := findGeneration(db, args[1])
 				if err != nil {
 					return err
 				}

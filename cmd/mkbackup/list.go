@@ -74,6 +74,15 @@ func withRepository(dir string, read func(repo *archive.Repository, db *index.DB
 	return read(repo, db)
 }
 
+// findGeneration returns the generation that spec means, as index.Find understands it.
+func findGeneration(db *index.DB, spec string) (index.Generation, error) {
+	gens, err := db.Generations()
+	if err != nil {
+		return index.Generation{}, err
+	}
+	return index.Find(gens, spec)
+}
+
 func notef(format string, a ...any) { note(fmt.Sprintf(format, a...)) }
 
 func listJSON(w io.Writer, gens []index.Generation) error {

@@ -33,11 +33,7 @@ GEN is a generation's name or number, a date or the beginning of one, "latest" o
 				name = args[2]
 			}
 			return withIndex(args[0], func(db *index.DB) error {
-				gens, err := db.Generations()
-				if err != nil {
-					return err
-				}
-				g, err := index.Find(gens, args[1])
+				g, err := findGeneration(db, args[1])
 				if err != nil {
 					return err
 				}
