@@ -514,10 +514,7 @@ func TestAgainstSilent(t *testing.T) {
 	write(t, dir+"/swapped", []byte("x"))
 	write(t, dir+"/sub/missing", []byte("x"))
 	create(t, r, optionsFor(dir))
-	db, err := index.Open(r, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := openIndex(t, r)
 	defer db.Close()
 	gens, err := db.Generations()
 	if err != nil {

@@ -22,10 +22,7 @@ func compact(t testing.TB, r *archive.Repository, o CompactOptions) CompactSumma
 
 func usageOf(t testing.TB, r *archive.Repository) index.Usage {
 	t.Helper()
-	db, err := index.Open(r, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := openIndex(t, r)
 	defer db.Close()
 	u, err := db.Live(func(archive.Part, archive.Content, index.Need) error { return nil })
 	if err != nil {

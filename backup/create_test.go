@@ -51,6 +51,16 @@ func optionsFor(dir string) CreateOptions {
 	return CreateOptions{Paths: []string{"/"}, Root: dir, Program: "test"}
 }
 
+// openIndex opens the index of a repository. The caller closes it.
+func openIndex(t testing.TB, r *archive.Repository) *index.DB {
+	t.Helper()
+	db, err := index.Open(r, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
 func create(t testing.TB, r *archive.Repository, o CreateOptions) Summary {
 	t.Helper()
 	s, err := Create(context.Background(), r, o)
@@ -63,10 +73,7 @@ func create(t testing.TB, r *archive.Repository, o CreateOptions) Summary {
 // contentsOf returns the paths and contents of all files of a generation.
 func contentsOf(t testing.TB, r *archive.Repository, number uint64) map[string]string {
 	t.Helper()
-	db, err := index.Open(r, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := openIndex(t, r)
 	defer db.Close()
 	reader := archive.NewReader(r.Store(), 1<<20)
 	defer reader.Close()
@@ -293,10 +300,7 @@ func TestSelection(t *testing.T) {
 	if len(problems) != 1 || s.Errors != 1 || !strings.HasPrefix(problems[0], "missing/x: ") {
 		t.Errorf("problems %q, %+v", problems, s)
 	}
-	db, err := index.Open(r, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := openIndex(t, r)
 	defer db.Close()
 	gens, err := db.Generations()
 	if err != nil {

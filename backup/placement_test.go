@@ -26,10 +26,7 @@ func TestTemperatureAfter(t *testing.T) {
 // partsOf returns the parts that the extents of a file in the top directory lie in.
 func partsOf(t *testing.T, r *archive.Repository, number uint64, name string) (list []archive.Digest) {
 	t.Helper()
-	db, err := index.Open(r, index.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	db := openIndex(t, r)
 	defer db.Close()
 	gens, err := db.Generations()
 	if err != nil {
