@@ -139,12 +139,19 @@ func TestTenGenerations(t *testing.T) {
 	if soak() {
 		seeds = 100
 	}
+	edits, entries := 0, 0
 	for seed := uint64(1); seed <= seeds; seed++ {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { tenGenerations(t, seed) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			did, compared := tenGenerations(t, seed)
+			edits, entries = edits+did, entries+compared
+		})
 	}
+	t.Logf("%d trees, %d generations, %d edits; %d entries compared", seeds, 10*seeds, edits, entries)
 }
 
-func tenGenerations(t *testing.T, seed uint64) {
+// tenGenerations returns how many edits it made, and how many entries of
+// generations it compared.
+func tenGenerations(t *testing.T, seed uint64) (did, compared int) {
 	src := tempDir(t)
 	createTree(t, src, treetest.Random(seed, treetest.RandomOptions{Owners: true, Dirs: 12, Files: 80}))
 	createTree(t, src, []treetest.Node{{Path: "large", Seed: seed, Size: 3 << 20}})
@@ -166,7 +173,7 @@ func tenGenerations(t *testing.T, seed uint64) {
 		for i, name := range names {
 			got := readTree(t, m.path(name))
 			wantEqual(t, fmt.Sprintf("%s, generation %d", what, i+1), want[i], got, treetest.Options{Holes: true})
-			all = append(all, got)
+			all, compared = append(all, got), compared+len(got.Entries)
 		}
 		return all
 	}
@@ -189,6 +196,7 @@ func tenGenerations(t *testing.T, seed uint64) {
 	if t.Failed() {
 		t.Logf("edits:\n%s", strings.Join(edits, "\n"))
 	}
+	return len(edits), compared
 }
 
 // TestFortyGenerations makes so many that indexes are cloned, merged and
