@@ -18,6 +18,7 @@ import (
 type checkFlags struct {
 	backup.CheckOptions
 	subset   string
+	metrics  metricsFile
 	progress string
 	json     bool
 	quiet    bool
@@ -48,7 +49,11 @@ usage; 4 there is damage; 130, 143 interrupted.`,
   mkbackup check /srv/backup --against / --source web1`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
-		RunE:              func(cmd *cobra.Command, args []string) error { return check(cmd, args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "check", repository: args[0], source: f.Source}, func(o *outcome) error {
+				return check(cmd, args[0], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.ReadData, "read-data", false, "read, decode and verify every part")
@@ -56,6 +61,7 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 	flags.StringVar(&f.Against, "against", "", "compare the newest generation with `DIR`, contents included; DIR is what --root was, or /")
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
 	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing")
+	addMetricsFlag(flags, &f.metrics)
 	flags.BoolVar(&f.json, "json", false, "print the result in JSON, as the last line, with all files that are hit")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only damage")
@@ -63,7 +69,7 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 	return cmd
 }
 
-func check(cmd *cobra.Command, dir string, f checkFlags) error {
+func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if err := checkProgress(f.progress); err != nil {
 		return err
 	}
@@ -88,6 +94,8 @@ func check(cmd *cobra.Command, dir string, f checkFlags) error {
 	bar.start()
 	result, err := backup.Check(cmd.Context(), repo, f.CheckOptions)
 	bar.stop()
+	o.errors = int64(result.Damages) + result.Differ + result.Uncompared
+	o.detail("last_success_read_bytes", result.ReadBytes)
 	f.printHits(os.Stderr, result.DamagedParts)
 	if err != nil {
 		return incomplete(result, err)

@@ -19,6 +19,7 @@ type compactFlags struct {
 	backup.CompactOptions
 	maxDead  string
 	limit    string
+	metrics  metricsFile
 	progress string
 	json     bool
 	quiet    bool
@@ -41,20 +42,25 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 130, 143 interrupted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
-		RunE:              func(cmd *cobra.Command, args []string) error { return compact(cmd, args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "compact", repository: args[0]}, func(o *outcome) error {
+				return compact(cmd, args[0], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")
 	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB")
 	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
+	addMetricsFlag(flags, &f.metrics)
 	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
 	return cmd
 }
 
-func compact(cmd *cobra.Command, dir string, f compactFlags) error {
+func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	if err := f.complete(cmd.Flags().Changed("time-limit")); err != nil {
 		return err
 	}
@@ -74,6 +80,10 @@ func compact(cmd *cobra.Command, dir string, f compactFlags) error {
 	if err != nil {
 		return err
 	}
+	o.errors = int64(summary.Damaged)
+	o.detail("last_success_stored_bytes", summary.NewBytes)
+	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
+	o.measure(repo, true)
 	if err := f.print(cmd.OutOrStdout(), summary); err != nil {
 		return err
 	}
@@ -101,6 +111,9 @@ func (f *compactFlags) complete(timeLimited bool) error {
 	}
 	if timeLimited && f.TimeLimit <= 0 {
 		return &exitError{exitUsage, fmt.Sprintf("bad --time-limit %s: give it as 90m or 2h", f.TimeLimit)}
+	}
+	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
+		return err
 	}
 	return checkProgress(f.progress)
 }

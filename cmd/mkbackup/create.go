@@ -18,6 +18,7 @@ import (
 type createFlags struct {
 	backup.CreateOptions
 	gentle   gentle
+	metrics  metricsFile
 	time     string
 	progress string
 	json     bool
@@ -55,7 +56,11 @@ some files could not be read or changed while they were read; 130, 143 interrupt
   mkbackup create /srv/backup /home --nice 19 --ionice idle --read-rate 20MiB --threads 1`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: completeArgs(files),
-		RunE:              func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "create", repository: args[0], source: f.Source}, func(o *outcome) error {
+				return create(cmd, args[0], args[1:], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
@@ -65,6 +70,7 @@ some files could not be read or changed while they were read; 130, 143 interrupt
 	addGentleFlags(flags, &f.gentle, &f.CreateOptions)
 	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
+	addMetricsFlag(flags, &f.metrics)
 	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
 	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
@@ -72,7 +78,7 @@ some files could not be read or changed while they were read; 130, 143 interrupt
 	return cmd
 }
 
-func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error {
+func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *outcome) error {
 	if err := f.complete(paths); err != nil {
 		return err
 	}
@@ -95,6 +101,8 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error
 	if err != nil {
 		return err
 	}
+	o.created(summary)
+	o.measure(repo, false)
 	f.print(cmd.OutOrStdout(), summary)
 	if summary.Errors > 0 {
 		return &exitError{exitIncomplete, plural(summary.Errors, "problem") + " with files, named above; everything else is committed"}
@@ -115,6 +123,9 @@ func (f *createFlags) complete(paths []string) error {
 		f.Time = t
 	}
 	if err := checkProgress(f.progress); err != nil {
+		return err
+	}
+	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
 		return err
 	}
 	if !archive.ValidSourceName(f.Source) {

@@ -21,6 +21,7 @@ const Dir = "/etc/backupfs"
 // Config is what a file says. A key that is not in it has its zero value.
 type Config struct {
 	Repository string `toml:"repository"` // absolute path; required
+	Metrics    string `toml:"metrics"`    // as mkbackup run --metrics; "": none
 
 	Backup   []Backup `toml:"backup"` // one generation each; at least one
 	Forget   Forget   `toml:"forget"`
@@ -91,9 +92,10 @@ type Priority struct {
 
 // Mount is where backupfs shows the repository.
 type Mount struct {
-	Point     string `toml:"point"` // absolute path; required for a mount
-	Source    string `toml:"source"`
-	CacheSize Size   `toml:"cache_size"`
+	Point         string `toml:"point"` // absolute path; required for a mount
+	Source        string `toml:"source"`
+	CacheSize     Size   `toml:"cache_size"`
+	MetricsListen string `toml:"metrics_listen"` // as backupfs --metrics-listen; "": no metrics
 }
 
 // Percent is a text as "10%". The zero value is not given.
