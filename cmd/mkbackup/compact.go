@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -20,9 +19,7 @@ type compactFlags struct {
 	maxDead  string
 	limit    string
 	metrics  metricsFile
-	progress string
-	json     bool
-	quiet    bool
+	progress progressFlags
 }
 
 func compactCommand() *cobra.Command {
@@ -54,9 +51,8 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
 	addMetricsFlag(flags, &f.metrics)
-	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
-	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	addJSONProgressFlags(flags, &f.progress)
+	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only problems")
 	return cmd
 }
 
@@ -69,14 +65,16 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 		return err
 	}
 	defer repo.Close()
-	bar := newBar(f.progress, f.quiet, compactState(f.Progress))
-	f.Problem = func(err error) { bar.print(os.Stderr, fmt.Sprintf("mkbackup: damage: %v", err)) }
-	if !f.quiet {
-		f.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	progress := newProgress(f.progress, compactState(f.Progress))
+	f.Problem = func(err error) {
+		progress.warn(fmt.Sprintf("damage: %v", err), message{Event: "damage", Text: err.Error()})
 	}
-	bar.start()
+	if !f.progress.quiet {
+		f.Note = progress.note
+	}
+	progress.start()
 	summary, err := backup.Compact(cmd.Context(), repo, f.CompactOptions)
-	bar.stop()
+	progress.stop()
 	if err != nil {
 		return err
 	}
@@ -84,7 +82,7 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	o.detail("last_success_stored_bytes", summary.NewBytes)
 	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
 	o.measure(repo, true)
-	if err := f.print(cmd.OutOrStdout(), summary); err != nil {
+	if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary); err != nil {
 		return err
 	}
 	if summary.Damaged > 0 {
@@ -115,14 +113,17 @@ func (f *compactFlags) complete(timeLimited bool) error {
 	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
 		return err
 	}
-	return checkProgress(f.progress)
+	return f.progress.check()
 }
 
-func (f *compactFlags) print(w io.Writer, s backup.CompactSummary) error {
-	if f.json {
-		return json.NewEncoder(w).Encode(s)
+func (f *compactFlags) print(w io.Writer, event string, s backup.CompactSummary) error {
+	if f.progress.json {
+		return json.NewEncoder(w).Encode(struct {
+			Event string `json:"event,omitempty"`
+			backup.CompactSummary
+		}{event, s})
 	}
-	if f.quiet {
+	if f.progress.quiet {
 		return nil
 	}
 	_, err := fmt.Fprintln(w, strings.Join(f.words(s), "\n"))
