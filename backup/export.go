@@ -92,7 +92,7 @@ func (x *export) paths(root index.DirID, paths []string) error {
 	for _, path := range outermost(paths) {
 		e, err := x.view.Resolve(root, path)
 		if err != nil {
-			return fmt.Errorf("/%s: %w", Printable(path), err)
+			return PathError(path, err)
 		}
 		if err := x.entry(path, e); err != nil {
 			return err

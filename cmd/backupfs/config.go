@@ -34,7 +34,7 @@ func (c *config) define(flags *pflag.FlagSet) {
 	flags.BoolVarP(&c.foreground, "foreground", "f", false, "stay in the foreground and log to stderr; tell systemd when ready")
 	flags.StringVar(&c.Source, "source", "", "show only the source `NAME`, its generations at the root")
 	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
-	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, source and cache size from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
+	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, and what else [mount] says, from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
 	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
 	flags.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics by HTTP at `[ADDR]:PORT`, path /metrics;\nwithout ADDR at 127.0.0.1")
 	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")

@@ -37,7 +37,7 @@ part, compares each content with its hash, and the index with one that is derive
 from the log anew.
 
 For each damaged part it says where, and which files of which generations cannot
-be read because of it; every other file can. Nothing is changed, unless --repair
+be read because of it (--json all of them); every other file can. Nothing is changed, unless --repair
 says so, and no byte of data ever.
 
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong

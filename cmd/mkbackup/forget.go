@@ -124,7 +124,7 @@ func (f *forgetFlags) complete(flags *pflag.FlagSet, names []string) error {
 	}
 	switch {
 	case len(names) == 0 && f.Rules.None():
-		return &exitError{exitUsage, "neither a generation nor a --keep rule is given: nothing says what to drop"}
+		return &exitError{exitUsage, "nothing says what to drop: name generations, or give rules as --keep-daily 7"}
 	case len(names) > 0 && !f.Rules.None():
 		return &exitError{exitUsage, "generations and --keep rules are both given: drop them one after the other"}
 	case len(names) > 0 && f.Source != nil:

@@ -93,4 +93,3 @@ func TestFormOfProgress(t *testing.T) {
 		}
 	}
 }
-

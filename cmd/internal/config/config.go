@@ -157,6 +157,9 @@ func Path(name string) string {
 // Read reads a file. An error says in which line a wrong key or value is.
 func Read(file string) (Config, error) {
 	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return Config{}, fmt.Errorf("there is no configuration %s: begin with the example.conf of the documentation", file)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
