@@ -199,7 +199,7 @@ func checkMountpoint(mountpoint, repository string) error {
 	case errors.Is(err, syscall.ENOTCONN):
 		return fmt.Errorf("%s: a mount whose program is gone: unmount it first", mountpoint)
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("mount point %s: there is no such directory: make it first", mountpoint)
+		return fmt.Errorf("mount point: %w: make it first", err)
 	case err != nil:
 		return fmt.Errorf("mount point: %w", err)
 	case !info.IsDir():
