@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -307,6 +308,51 @@ func TestMetricsListenIsConfigured(t *testing.T) {
 	for _, wrong := range []string{"", "9750", "127.0.0.1:", "http://127.0.0.1:9750/metrics"} {
 		if res := runCmd(t, exec.Command(backupfs, "--metrics-listen", wrong, r.dir, point)); res.code != 2 || !strings.Contains(res.stderr, "127.0.0.1:9750") {
 			t.Errorf("%q: exit code %d: %s", wrong, res.code, res.stderr)
+		}
+	}
+}
+
+// TestUnitAllowsMetrics compares the sockets that a mount with metrics makes, in
+// the foreground and told to notify, with those that its systemd unit allows.
+func TestUnitAllowsMetrics(t *testing.T) {
+	unit, err := os.ReadFile("../internal/packaging/systemd/backupfs@.service")
+	must(t, err)
+	allowed := regexp.MustCompile(`(?m)^RestrictAddressFamilies=(.*)$`).FindStringSubmatch(string(unit))
+	if allowed == nil || !strings.Contains(string(unit), "\nIPAddressAllow=localhost\n") {
+		t.Fatalf("the unit has no rules for sockets, or does not let this machine in:\n%s", unit)
+	}
+	r, src, point := newRepo(t), tempDir(t), tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a", Data: []byte("1")}})
+	r.all(src)
+	address, trace := freeAddress(), filepath.Join(tempDir(t), "trace")
+	notify, ready := notifySocket(t)
+	cmd := exec.Command("strace", "-f", "-qq", "-o", trace, "-e", "trace=socket", backupfs, "-f", "--metrics-listen", address, r.dir, point)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
+	b := start(t, cmd)
+	select {
+	case <-ready:
+	case <-b.done:
+		t.Fatalf("it ended: %s", b.stderr.String())
+	case <-time.After(time.Minute):
+		t.Fatal("no sd_notify")
+	}
+	scrape(t, address)
+	must(t, unix.Unmount(point, 0))
+	if code := b.wait(t, time.Minute); code != 0 {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+	text, err := os.ReadFile(trace)
+	must(t, err)
+	made := map[string]bool{}
+	for _, call := range regexp.MustCompile(`socket\((AF_\w+)`).FindAllStringSubmatch(string(text), -1) {
+		made[call[1]] = true
+	}
+	if !made["AF_UNIX"] || !made["AF_INET"] {
+		t.Errorf("sockets of %v were made, want some of AF_UNIX and AF_INET", made)
+	}
+	for family := range made {
+		if !slices.Contains(strings.Fields(allowed[1]), family) {
+			t.Errorf("the unit allows %s, but %s is needed", allowed[1], family)
 		}
 	}
 }
