@@ -21,7 +21,7 @@ const Dir = "/etc/backupfs"
 // Config is what a file says. A key that is not in it has its zero value.
 type Config struct {
 	Repository string `toml:"repository"` // absolute path; required
-	Metrics    string `toml:"metrics"`    // as mkbackup run --metrics; "": none
+	Metrics    string `toml:"metrics"`    // absolute path, as mkbackup run --metrics; "": none
 
 	Backup   []Backup `toml:"backup"` // one generation each; at least one
 	Forget   Forget   `toml:"forget"`
@@ -169,6 +169,9 @@ func Read(file string) (Config, error) {
 	}
 	if c.Repository == "" || !filepath.IsAbs(c.Repository) {
 		return Config{}, fmt.Errorf("%s: repository: an absolute path is needed, it is %q", file, c.Repository)
+	}
+	if c.Metrics != "" && !filepath.IsAbs(c.Metrics) {
+		return Config{}, fmt.Errorf("%s: metrics: an absolute path is needed, it is %q", file, c.Metrics)
 	}
 	return c, nil
 }
