@@ -304,20 +304,12 @@ func (e *Editor) remove() (string, error) {
 	return p, os.Remove(p)
 }
 
-// removeDir takes a directory that holds little, so that the tree does not waste away.
 func (e *Editor) removeDir() (string, error) {
-	p, err := e.pick(func(path string, d fs.DirEntry) bool { return isDir(path, d) && entries(path) <= 8 })
+	p, err := e.pick(isDir)
 	if err != nil {
 		return p, err
 	}
 	return p, os.RemoveAll(p)
-}
-
-// entries counts what is below a directory.
-func entries(dir string) int {
-	n := -1 // the directory itself
-	_ = filepath.WalkDir(dir, func(string, fs.DirEntry, error) error { n++; return nil })
-	return n
 }
 
 func (e *Editor) fileToDir() (string, error) {
