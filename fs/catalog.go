@@ -49,14 +49,13 @@ type listed struct {
 const (
 	offsetGenerations = 2 // + generation number, which is at least 1
 	offsetLatest      = 1 << 30
-	offsetSources     = 1 << 31 // + source number
+	offsetSources     = 1 << 31 // + the node id without its flag
 )
 
 // newCatalog builds the catalog of all generations, which are ordered by
 // number. source, if not empty, is the only one to show, its generations at the
-// root. last is the number of the newest log record. sourceNumber gives a
-// source the number in its node id.
-func newCatalog(all []index.Generation, source string, last uint64, sourceNumber func(string) uint64) (*catalog, error) {
+// root. last is the number of the newest log record.
+func newCatalog(all []index.Generation, source string, last uint64) (*catalog, error) {
 	c := &catalog{last: last, generations: make(map[uint64]index.Generation), sources: make(map[uint64]*listing)}
 	bySource := make(map[string][]index.Generation)
 	for _, g := range all {
@@ -72,10 +71,12 @@ func newCatalog(all []index.Generation, source string, last uint64, sourceNumber
 	}
 	delete(bySource, "")
 	for name, generations := range bySource {
-		k := sourceNumber(name)
-		l := newListing(sourceNode(k), generations, last)
+		l := newListing(sourceNode(name), generations, last)
+		if other := c.sources[l.node]; other != nil { // one in 2^60
+			return nil, fmt.Errorf("the sources %q and %q have the same node id: mount each with --source", name, other.generations[0].Source)
+		}
 		c.sources[l.node] = l
-		c.root.add(listed{name: name, node: l.node, mode: syscall.S_IFDIR, offset: offsetSources + k})
+		c.root.add(listed{name: name, node: l.node, mode: syscall.S_IFDIR, offset: offsetSources + l.node&^synthFlag})
 	}
 	slices.SortFunc(c.root.entries, func(a, b listed) int { return cmp.Compare(a.offset, b.offset) })
 	return c, nil

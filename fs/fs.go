@@ -77,10 +77,9 @@ type Mount struct {
 // refreshes is the state of bringing the mount up to the log's end.
 type refreshes struct {
 	mu      sync.Mutex
-	number  uint64            // of the newest log record that is shown
-	sources map[string]uint64 // numbers in node ids, given once
-	retry   time.Duration     // pause after the last failure; 0: there was none
-	retryAt time.Time         // when that is over
+	number  uint64        // of the newest log record that is shown
+	retry   time.Duration // pause after the last failure; 0: there was none
+	retryAt time.Time     // when that is over
 }
 
 // New mounts a repository at mountpoint, an absolute path of a directory, and
@@ -101,7 +100,6 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		log:        newLogger(o.Log),
 		marks:      newMarks(),
 		paths:      newPaths(maxPaths),
-		refreshes:  refreshes{sources: make(map[string]uint64)},
 		done:       make(chan struct{}),
 	}
 	m.connections.ended = make(chan struct{})

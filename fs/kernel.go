@@ -38,6 +38,7 @@ func (m *Mount) mountOptions() *fuse.MountOptions {
 		MaxReadAhead:         maxRead,
 		DisableSplice:        true,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // it counts as a level of stacking below an overlayfs
+		ExtraCapabilities:    fuse.CAP_EXPORT_SUPPORT,
 		EnableSymlinkCaching: true,
 		DirectMountStrict:    root,
 		DirectMountFlags:     unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV,
