@@ -11,7 +11,7 @@ import (
 
 func testCatalog(t *testing.T, source string, gens ...index.Generation) *catalog {
 	t.Helper()
-	c, err := newCatalog(gens, source, 9)
+	c, err := newCatalog(gens, source, "", 9)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestListingOffsetsAreStable(t *testing.T) {
 
 func TestCatalogRefusesNumbersThatDoNotFit(t *testing.T) {
 	g := gen(maxGeneration+1, "", "2026-11-21T03-00-00Z")
-	if _, err := newCatalog([]index.Generation{g}, "", g.Number); err == nil || !strings.Contains(err.Error(), "8388607") {
+	if _, err := newCatalog([]index.Generation{g}, "", "", g.Number); err == nil || !strings.Contains(err.Error(), "8388607") {
 		t.Errorf("error = %v", err)
 	}
 }

@@ -39,6 +39,9 @@ type Options struct {
 	// Generation is the only generation to show, at the root of the mount, as
 	// index.Find understands it, within Source if there is one; "" shows all.
 	Generation string
+	// NameFormat is how generations are called in the mount. It has no effect where
+	// Generation is given.
+	NameFormat NameFormat
 	// CacheSize is how many raw bytes of decoded frames are kept in memory; 0
 	// means DefaultCacheSize.
 	CacheSize int64
@@ -86,6 +89,9 @@ type refreshes struct {
 // serves it until it is unmounted. The repository must stay open until Wait
 // returns.
 func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
+	if err := o.NameFormat.Check(); err != nil {
+		return nil, fmt.Errorf("name format %w", err)
+	}
 	if err := checkMountpoint(mountpoint, r.Dir()); err != nil {
 		return nil, err
 	}

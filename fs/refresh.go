@@ -40,7 +40,7 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newCatalog(generations, m.options.Source, db.Number())
+	return newCatalog(generations, m.options.Source, m.options.NameFormat, db.Number())
 }
 
 // show makes a snapshot the newest.

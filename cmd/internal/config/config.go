@@ -91,9 +91,10 @@ type Priority struct {
 
 // Mount is where backupfs shows the repository.
 type Mount struct {
-	Point     string `toml:"point"` // absolute path; required for a mount
-	Source    string `toml:"source"`
-	CacheSize Size   `toml:"cache_size"`
+	Point      string `toml:"point"` // absolute path; required for a mount
+	Source     string `toml:"source"`
+	NameFormat string `toml:"name_format"` // as backupfs --name-format
+	CacheSize  Size   `toml:"cache_size"`
 }
 
 // Percent is a text as "10%". The zero value is not given.
