@@ -7,6 +7,9 @@ LDFLAGS       := -s -w -X main.version=$(VERSION)
 DEBVERSION    := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$(VERSION) | tr - +)
 PREFIX        ?= /usr/local
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# The database of known vulnerabilities, or a copy of it: file:///srv/vulndb
+VULNDB        ?= https://vuln.go.dev
 
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
@@ -25,7 +28,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -92,6 +95,13 @@ lint: ## golangci-lint: .golangci.yml, the layers of imports included
 
 vet: ## go vet
 	$(GO) vet ./...
+
+vulncheck: ## govulncheck: known vulnerabilities of what the programs call (needs the database at VULNDB)
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
+	$(GO) run $(GOVULNCHECK) -db $(VULNDB) ./... 2>"$$log" || status=$$?; \
+	cat "$$log" >&2; \
+	! grep -q 'fetching vulnerabilities' "$$log" || echo "NOTHING WAS CHECKED: the database $(VULNDB) cannot be reached; VULNDB= names a copy" >&2; \
+	exit $$status
 
 demo: build deps ## back up the Go source three times, mount, compare, restore (needs root)
 	@integration/demo.sh bin
