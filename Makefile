@@ -68,7 +68,7 @@ test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
 soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
-	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside' ./integration
+	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside|TestBooted' ./integration
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
@@ -94,7 +94,7 @@ lint: ## golangci-lint: .golangci.yml, the layers of imports included
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 vet: ## go vet
-	$(GO) vet ./...
+	$(GO) vet -tags soak ./...
 
 vulncheck: ## govulncheck: known vulnerabilities of what the programs call (needs the database at VULNDB)
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
