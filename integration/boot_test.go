@@ -102,8 +102,16 @@ func TestBootedPackage(t *testing.T) {
 	b.run("systemctl", "start", "mkbackup@main.service")
 	waitFor(t, 10*time.Second, "the generation to appear", func() bool { return b.try("cmp", "/etc/changed", "/backups/latest/etc/changed").code == 0 })
 
+	mainPID := func() string {
+		return strings.TrimSpace(b.run("systemctl", "show", "--property=MainPID", "--value", "backupfs@main.service"))
+	}
+	killed := mainPID()
 	b.run("systemctl", "kill", "--signal=KILL", "backupfs@main.service")
-	waitFor(t, time.Minute, "the mount to come back", func() bool { return b.try("cmp", "/etc/changed", "/backups/latest/etc/changed").code == 0 })
+	waitFor(t, 2*time.Minute, "the service to be started again", func() bool {
+		pid := mainPID()
+		return pid != killed && pid != "0" && b.try("systemctl", "is-active", "backupfs@main.service").code == 0
+	})
+	b.run("cmp", "/etc/changed", "/backups/latest/etc/changed")
 	b.run("systemctl", "stop", "backupfs@main.service")
 	if b.try("mountpoint", "-q", "/backups").code == 0 {
 		t.Error("it is mounted although the service was stopped")
