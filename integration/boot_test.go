@@ -52,7 +52,7 @@ func bootMachine(t *testing.T) *booted {
 	shell(t, `rm -rf "$1"/etc/systemd/system/*.wants; echo 5f8d0000000000000000000000000001 >"$1"/etc/machine-id`, root)
 	machine := start(t, exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc", "--net", "sh", "-euc", bootScript, "sh", root, file))
 	b := &booted{t: t, root: root}
-	waitFor(t, time.Minute, "systemd to boot", func() bool {
+	waitFor(t, 3*time.Minute, "systemd to boot", func() bool {
 		select {
 		case <-machine.done:
 			t.Fatalf("no container:\n%s%s", machine.stdout.String(), machine.stderr.String())
