@@ -119,4 +119,5 @@ const examples = `  backupfs /srv/backup /backups
   backupfs -f --cache-size 1GiB /srv/backup /backups
   backupfs --name-format @GMT-%Y.%m.%d-%H.%M.%S /srv/backup /backups
   backupfs --generation latest --source web1 /srv/backup /mnt
+  backupfs --metrics-listen 127.0.0.1:9750 /srv/backup /backups
   cp -a /backups/2026-11-22/home/me/letter.txt .`
