@@ -70,9 +70,9 @@ func wantManual(t *testing.T, dir string) {
 	}
 }
 
-// TestDebianPackage builds the package, installs it into a directory of its own
-// with dpkg, and removes it.
-func TestDebianPackage(t *testing.T) {
+// debianPackage builds the package and returns its path.
+func debianPackage(t *testing.T) string {
+	t.Helper()
 	clone := filepath.Join(tempDir(t), "main")
 	run(t, "cp", "-a", "..", clone)
 	run(t, "rm", "-rf", filepath.Join(clone, "bin"))
@@ -82,6 +82,13 @@ func TestDebianPackage(t *testing.T) {
 	if len(packages) != 1 {
 		t.Fatalf("packages: %q", packages)
 	}
+	return packages[0]
+}
+
+// TestDebianPackage installs the package into a directory of its own with dpkg, and
+// removes it.
+func TestDebianPackage(t *testing.T) {
+	file := debianPackage(t)
 	root := tempDir(t)
 	dpkg := func(args ...string) {
 		t.Helper()
@@ -90,7 +97,7 @@ func TestDebianPackage(t *testing.T) {
 	mkdir(t, root, "var/lib/dpkg/info")
 	mkdir(t, root, "var/lib/dpkg/updates")
 	write(t, filepath.Join(root, "var/lib/dpkg/status"), "")
-	dpkg("--unpack", packages[0])
+	dpkg("--unpack", file)
 	if out := run(t, filepath.Join(root, "usr/bin/mkbackup"), "--version"); !strings.HasPrefix(out, "mkbackup ") {
 		t.Errorf("mkbackup --version: %q", out)
 	}

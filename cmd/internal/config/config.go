@@ -94,6 +94,7 @@ type Priority struct {
 type Mount struct {
 	Point         string `toml:"point"` // absolute path; required for a mount
 	Source        string `toml:"source"`
+	NameFormat    string `toml:"name_format"` // as backupfs --name-format
 	CacheSize     Size   `toml:"cache_size"`
 	MetricsListen string `toml:"metrics_listen"` // as backupfs --metrics-listen; "": no metrics
 }
