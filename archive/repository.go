@@ -127,7 +127,7 @@ func Open(dir string) (*Repository, error) {
 	text, err := os.ReadFile(filepath.Join(dir, configName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)
 	case err != nil:
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}

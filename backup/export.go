@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -63,6 +64,9 @@ type export struct {
 func (x *export) paths(root index.DirID, paths []string) error {
 	for _, path := range outermost(paths) {
 		e, err := x.view.Resolve(root, path)
+		if errors.Is(err, index.ErrNotFound) {
+			return fmt.Errorf("the generation does not have the path /%s: `mkbackup find` says where it is", Printable(path))
+		}
 		if err != nil {
 			return fmt.Errorf("/%s: %w", Printable(path), err)
 		}

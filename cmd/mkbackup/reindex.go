@@ -38,7 +38,7 @@ lost its last records.`,
 func reindex(w io.Writer, repo *archive.Repository) error {
 	db, err := index.Rebuild(repo, index.Options{Log: notef})
 	if err != nil {
-		return fmt.Errorf("the index stays as it was, `mkbackup check` says what can be read: %w", err)
+		return fmt.Errorf("the index stays as it was: %w", err)
 	}
 	defer db.Close()
 	gens, err := db.Generations()

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -155,6 +156,9 @@ func Path(name string) string {
 // Read reads a file. An error says in which line a wrong key or value is.
 func Read(file string) (Config, error) {
 	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(file) == Dir {
+		return Config{}, fmt.Errorf("read the configuration: %w; the name of a file elsewhere has a \"/\" in it, as ./main.conf", err)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
