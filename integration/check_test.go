@@ -119,6 +119,11 @@ func TestDamagedLogIsRead(t *testing.T) {
 	}
 	names := r.generations()
 	records := r.records()
+	must(t, os.Rename(records[1], records[1]+".away"))
+	if res := r.mkbackup("diff", names[0], names[2]); res.code != 0 || res.stdout != "M /file  (content, size, mtime)\n" {
+		t.Errorf("diff over a record that is missing: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
+	}
+	must(t, os.Rename(records[1]+".away", records[1]))
 	flip(t, records[2], 8*40)
 	for _, c := range []struct {
 		name  string
