@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -49,11 +48,8 @@ GEN is a generation's name or number, a date or the beginning of one, "latest" o
 func ls(w io.Writer, db *index.DB, g index.Generation, name string, asJSON bool) error {
 	view := db.At(g.Number)
 	entry, err := view.Resolve(g.Root, cleanPath(name))
-	if errors.Is(err, index.ErrNotFound) {
-		return fmt.Errorf("%s does not have the path %s: `mkbackup find` says where it is", g.Name, backup.Printable(rooted(cleanPath(name))))
-	}
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", g.Name, backup.Printable(name), err)
+		return fmt.Errorf("%s: %w", g.Name, backup.PathError(cleanPath(name), err))
 	}
 	show := showLine
 	if asJSON {

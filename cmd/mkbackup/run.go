@@ -22,6 +22,7 @@ const exitVariable = "BACKUPFS_EXIT"
 
 func runCommand() *cobra.Command {
 	var dryRun, quiet bool
+	var metrics metricsFile
 	cmd := &cobra.Command{
 		Use:   "run NAME",
 		Short: "Do all that a configuration file says: back up, forget, compact, check",
@@ -53,14 +54,20 @@ key or value in the file is a usage error, 2, with its line.`,
 			if err != nil {
 				return &exitError{exitUsage, err.Error()}
 			}
+			if cmd.Flags().Changed("metrics") {
+				c.Metrics = string(metrics)
+			}
 			if dryRun {
 				return printSteps(cmd, steps(c, quiet))
 			}
-			return runSteps(cmd.Context(), c.Repository, steps(c, quiet))
+			return metricsFile(c.Metrics).record(cmd.Context(), outcome{command: "run", repository: c.Repository}, func(o *outcome) error {
+				return runSteps(cmd.Context(), c.Repository, steps(c, quiet), o)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the steps; do nothing")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only problems, and what hooks print")
+	addMetricsFlag(cmd.Flags(), &metrics)
 	return cmd
 }
 
@@ -142,8 +149,8 @@ func steps(c config.Config, quiet bool) []step {
 		add(phaseCreate, createArgs(c, b))
 	}
 	add(phaseAfter, c.Hooks.After...)
-	if rules := forgetArgs(c.Forget); len(rules) > 0 {
-		add(phaseForget, append([]string{"forget", c.Repository}, rules...))
+	if c.Forget != (config.Forget{}) {
+		add(phaseForget, forgetArgs(c))
 	}
 	if c.Compact.MaxDead.String() != "" {
 		add(phaseCompact, compactArgs(c))
@@ -203,11 +210,12 @@ func createArgs(c config.Config, b config.Backup) config.Command {
 	f.text("ionice", c.Priority.IONice)
 	f.text("read-rate", c.Priority.ReadRate.String())
 	f.number("threads", c.Priority.Threads)
+	f.text("metrics", c.Metrics)
 	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
 }
 
-func forgetArgs(r config.Forget) config.Command {
-	var f flagList
+func forgetArgs(c config.Config) config.Command {
+	f, r := flagList{"forget", c.Repository}, c.Forget
 	f.number("keep-last", r.KeepLast)
 	f.number("keep-hourly", r.KeepHourly)
 	f.number("keep-daily", r.KeepDaily)
@@ -215,6 +223,7 @@ func forgetArgs(r config.Forget) config.Command {
 	f.number("keep-monthly", r.KeepMonthly)
 	f.number("keep-yearly", r.KeepYearly)
 	f.text("keep-within", r.KeepWithin)
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
@@ -223,12 +232,14 @@ func compactArgs(c config.Config) config.Command {
 	f.text("max-dead", c.Compact.MaxDead.String())
 	f.text("time-limit", c.Compact.TimeLimit.String())
 	f.text("limit", c.Compact.Limit.String())
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
 func checkArgs(c config.Config) config.Command {
 	f := flagList{"check", c.Repository}
 	f.text("read-data-subset", c.Check.ReadDataSubset.String())
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
@@ -263,12 +274,13 @@ func quoted(argv []string) string {
 type runner struct {
 	repository string
 	program    string // this one
+	failures   int64  // steps that failed
 	code       int    // exit code of the first step that failed, 0: none did
 	failed     string // that step
 	skip       bool   // a hook before, or a backup, failed: what would drop old data is not done
 }
 
-func runSteps(ctx context.Context, repository string, steps []step) error {
+func runSteps(ctx context.Context, repository string, steps []step, o *outcome) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -279,6 +291,7 @@ func runSteps(ctx context.Context, repository string, steps []step) error {
 			r.run(ctx, s)
 		}
 	}
+	o.errors = r.failures
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -311,6 +324,9 @@ func (r *runner) run(ctx context.Context, s step) {
 	}
 	if code == 0 {
 		return
+	}
+	if code != exitIncomplete {
+		r.failures++
 	}
 	if r.code == 0 || r.code == exitIncomplete && code != exitIncomplete {
 		r.code, r.failed = code, quoted(s.argv)
