@@ -44,8 +44,8 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// wantManual fails the test unless every command has a page, and man finds
-// nothing wrong with any.
+// wantManual fails the test unless every command has a page that says, word for
+// word, what its help says, and man finds nothing wrong with any.
 func wantManual(t *testing.T, dir string) {
 	t.Helper()
 	help := run(t, mkbackup, "--help")
@@ -58,7 +58,9 @@ func wantManual(t *testing.T, dir string) {
 		}
 	}
 	for _, page := range pages {
-		r := runCmd(t, exec.Command("man", "--warnings", "-l", filepath.Join(dir, page+".1")))
+		cmd := exec.Command("man", "--warnings", "-l", filepath.Join(dir, page+".1"))
+		cmd.Env = append(os.Environ(), "MANWIDTH=5000") // no line is broken, no word divided
+		r := runCmd(t, cmd)
 		if r.code != 0 || r.stderr != "" {
 			t.Errorf("man %s: exit code %d: %s", page, r.code, r.stderr)
 		}
@@ -66,6 +68,11 @@ func wantManual(t *testing.T, dir string) {
 			if !strings.Contains(r.stdout, "\n"+section+"\n") {
 				t.Errorf("%s has no section %s", page, section)
 			}
+		}
+		program, command, _ := strings.Cut(page, "-")
+		text, _, _ := strings.Cut(run(t, filepath.Join(filepath.Dir(mkbackup), program), append(strings.Fields(command), "--help")...), "\n\nUsage:")
+		if words := strings.Join(strings.Fields(text), " "); !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), words) {
+			t.Errorf("man %s does not have the words of the help:\n%s\n%s", page, words, r.stdout)
 		}
 	}
 }
