@@ -86,7 +86,7 @@ type RecordReader struct {
 	zstd   *zstd.Decoder
 	lines  *bufio.Reader
 	long   []byte // a line that is longer than the buffer of lines
-	line   int // lines read so far
+	line   int    // lines read so far
 	header Header
 	parsed jsonLine // the newest line
 	ahead  bool     // it was not returned yet

@@ -27,7 +27,8 @@ const (
 	indexFiles      = 2 * 24   // of the two that are kept
 	lifeCache       = 8 << 20  // of the mount
 	lifeDescriptors = 256 + 64 // parts that a mount keeps open, and the rest
-	lifeTables      = 4 * 24   // that it has mapped: of the index, of those before it that are still read
+	lifeTables      = 6 * 24   // that it has mapped: of the index, of those before it that are still read
+	lifeMemory      = 48 << 20 // bytes of its own memory that nobody minds
 	lifeSlack       = 8 << 20  // bytes by which its own memory may differ besides a quarter
 )
 
@@ -198,7 +199,7 @@ func (l *life) wantFlat() {
 	all := most(l.held)
 	l.t.Logf("the daemon, in the first and in the last %d nights, and at most: %d, %d, %d KiB of its own, %d, %d, %d descriptors, %d, %d, %d tables mapped", tenth,
 		first.anonymous>>10, last.anonymous>>10, all.anonymous>>10, first.descriptors, last.descriptors, all.descriptors, first.tables, last.tables, all.tables)
-	base := max(first.anonymous, 32<<20)
+	base := max(first.anonymous, lifeMemory)
 	if last.anonymous > base+base/4+lifeSlack {
 		l.t.Errorf("the daemon's own memory grew from %d to %d bytes", first.anonymous, last.anonymous)
 	}
