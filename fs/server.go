@@ -123,6 +123,7 @@ func (s *server) withInode(f func(db *index.DB) error) error {
 
 // fail logs an error and returns what the kernel is told.
 func (s *server) fail(op string, node uint64, err error) fuse.Status {
+	s.m.counters.failures.Add(1)
 	s.m.log.once("%s of inode %d failed: %v (find %s -inum %d: its names)", op, node, err, s.m.mountpoint, node)
 	return fuse.EIO
 }
@@ -321,6 +322,8 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	case err != nil:
 		return nil, s.failRead(in.NodeId, err)
 	}
+	s.m.counters.reads.Add(1)
+	s.m.counters.readRaw.Add(int64(r.Size()))
 	if in.Offset == 0 {
 		s.pusher.read(ino)
 	}

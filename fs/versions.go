@@ -66,6 +66,7 @@ func (s *server) historyIn(snap *snapshot, p *pathNode) (history, fuse.Status) {
 }
 
 func (s *server) failVersions(op, path string, err error) fuse.Status {
+	s.m.counters.failures.Add(1)
 	s.m.log.once("%s of %s/%q failed: %v", op, versionsName, path, err)
 	return fuse.EIO
 }

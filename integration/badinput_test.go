@@ -684,3 +684,35 @@ func TestDamagedPartGivesEIO(t *testing.T) {
 		t.Errorf("%d of 20 files cannot be read after one byte was damaged", broken)
 	}
 }
+
+// TestErrorsNameTheRemedy: what to do is in the message.
+func TestErrorsNameTheRemedy(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	none, file := filepath.Join(tempDir(t), "none"), filepath.Join(src, "file")
+	full := tmpfs(t, 1<<20)
+	for _, test := range []struct {
+		args      []string
+		code      int
+		name, say string
+	}{
+		{[]string{mkbackup, "init", none + "/repo"}, 1, none, "make " + none + " first"},
+		{[]string{mkbackup, "list", file}, 1, file, "not a directory"},
+		{[]string{mkbackup, "ls", r.dir, "latest", "/none"}, 1, "/none", "mkbackup history"},
+		{[]string{mkbackup, "export", r.dir, "latest", "none"}, 1, "/none", "mkbackup history"},
+		{[]string{mkbackup, "ls", r.dir, "2001"}, 1, "2001", "mkbackup list"},
+		{[]string{mkbackup, "forget", r.dir}, 2, "generations", "--keep-daily 7"},
+		{[]string{mkbackup, "forget", r.dir, "--keep-last=1", "--source=none"}, 1, "none", "mkbackup list"},
+		{[]string{mkbackup, "run", none + "/x.conf"}, 2, none, "example.conf"},
+		{[]string{backupfs, r.dir, none}, 1, none, "make it first"},
+		{[]string{"sh", "-c", `"$1" init "$2" && "$1" create "$2" "$3"`, "sh", mkbackup, full + "/repo", mkbackup}, 1, "no space left", "make room"},
+	} {
+		res := runCmd(t, exec.Command(test.args[0], test.args[1:]...))
+		if res.code != test.code {
+			t.Errorf("%q: exit code %d, want %d", test.args, res.code, test.code)
+		}
+		wantOneLine(t, res.stderr, test.name, test.say)
+	}
+}
