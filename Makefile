@@ -13,7 +13,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME  ?= 20s
 # What make soak runs in full: damage of every kind; kills, faults, power cuts; a year.
-SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories
+SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder
 SOAK_kills   := TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside
 SOAK_life    := TestServersLife
 SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)

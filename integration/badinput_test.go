@@ -196,17 +196,33 @@ func TestUnreadableRepository(t *testing.T) {
 func TestMissingPathIsNamed(t *testing.T) {
 	src := tempDir(t)
 	createTree(t, src, []treetest.Node{{Path: "a/file", Data: []byte("a")}, {Path: "b/file", Data: []byte("b")}})
-	r := newRepo(t)
-	s, res := r.createExit(3, "--root", src, "/a", "/missing", "/b")
-	if s.Errors != 1 {
-		t.Errorf("summary: %d errors, want 1", s.Errors)
+	for _, c := range []struct {
+		missing []string
+		others  []string // given as well
+	}{
+		{[]string{"/missing"}, []string{"/a", "/b"}},
+		{[]string{"/a/missing"}, []string{"/a", "/b"}}, // below another given path
+		{[]string{"/a/missing/deep", "/a/missing", "/missing"}, []string{"/"}},
+		{[]string{"/a/missing", "/a/missing-too"}, []string{"/a/file", "/b"}},
+		{[]string{"/a/file/below"}, []string{"/a", "/b"}}, // below what is no directory
+		{[]string{"/a/file/below"}, []string{"/a/file", "/b"}},
+	} {
+		t.Run(strings.Join(c.missing, " "), func(t *testing.T) {
+			r := newRepo(t)
+			s, res := r.createExit(3, append(append([]string{"--root", src}, c.missing...), c.others...)...)
+			if s.Errors != int64(len(c.missing)) {
+				t.Errorf("summary: %d errors, want %d", s.Errors, len(c.missing))
+			}
+			for _, path := range c.missing {
+				if n := strings.Count(res.stderr, "mkbackup: "+path+": "); n != 1 {
+					t.Errorf("%s is named %d times: %s", path, n, res.stderr)
+				}
+			}
+			m := r.mount()
+			wantContent(t, m.at(s.Generation, "a", "file"), "a")
+			wantContent(t, m.at(s.Generation, "b", "file"), "b")
+		})
 	}
-	if n := strings.Count(res.stderr, "/missing"); n != 1 {
-		t.Errorf("the missing path is named %d times: %s", n, res.stderr)
-	}
-	m := r.mount()
-	wantContent(t, m.at(s.Generation, "a", "file"), "a")
-	wantContent(t, m.at(s.Generation, "b", "file"), "b")
 }
 
 // TestPathThatIsNotEntered asks for a path on a file system that is never backed
@@ -215,9 +231,11 @@ func TestPathThatIsNotEntered(t *testing.T) {
 	src := tempDir(t)
 	write(t, filepath.Join(src, "file"), "x")
 	r := newRepo(t)
-	s, res := r.createExit(3, src, "/proc/version")
-	if s.Errors != 1 || strings.Count(res.stderr, "/proc/version") != 1 {
-		t.Errorf("%d errors, want 1, and the path named once: %q", s.Errors, res.stderr)
+	for _, paths := range [][]string{{src, "/proc/version"}, {src, "/proc", "/proc/version"}} {
+		s, res := r.createExit(3, paths...)
+		if s.Errors != 1 || strings.Count(res.stderr, "/proc/version") != 1 {
+			t.Errorf("%q: %d errors, want 1, and the path named once: %q", paths, s.Errors, res.stderr)
+		}
 	}
 }
 
