@@ -15,6 +15,11 @@ VULNDB        ?= https://vuln.go.dev
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME  ?= 20s
+# What make soak runs in full: damage of every kind; kills, faults, power cuts; a year.
+SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder
+SOAK_kills   := TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside
+SOAK_life    := TestServersLife|TestBooted
+SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
@@ -28,7 +33,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-tests soak-attacks soak-kills soak-life race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -67,8 +72,16 @@ test-units: ## tests of the packages
 test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
-soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
-	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside|TestTenGenerations|TestBorder|TestBooted' ./integration
+# SOAK_RUN='TestPowerCut' runs a part, and no fuzzing: make soak-tests SOAK_RUN=...
+soak: ## all that follows, then each decoder fuzzed for 10 minutes (needs root, hours; soak-* are its parts)
+	$(MAKE) soak-tests
+	$(MAKE) fuzz FUZZTIME=10m
+
+soak-tests: deps ## the tests below in full, or those of SOAK_RUN
+	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 12h -v -run '^($(SOAK_RUN))' ./integration
+
+soak-attacks soak-kills soak-life:
+	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

@@ -44,6 +44,24 @@ func (r *Repository) Last() (uint64, error) {
 	return last, nil
 }
 
+// NextRecord returns the least number above after that a record has; after+1 where
+// there is none.
+func (r *Repository) NextRecord(after uint64) (uint64, error) {
+	next := uint64(0)
+	for name, err := range r.store.Names("log/") {
+		if err != nil {
+			return 0, fmt.Errorf("list the log: %w", err)
+		}
+		if number, ok := recordNumber(name); ok && number > after && (next == 0 || number < next) {
+			next = number
+		}
+	}
+	if next == 0 {
+		next = after + 1
+	}
+	return next, nil
+}
+
 // RecordDigest returns the digest of a record's stored bytes, which the next
 // record repeats.
 func (r *Repository) RecordDigest(number uint64) (Digest, error) {
@@ -66,8 +84,9 @@ type RecordReader struct {
 	stored io.Reader // the object's bytes, which sum sees
 	sum    hash.Hash
 	zstd   *zstd.Decoder
-	lines  *bufio.Scanner
-	line   int // lines read so far
+	lines  *bufio.Reader
+	long   []byte // a line that is longer than the buffer of lines
+	line   int    // lines read so far
 	header Header
 	parsed jsonLine // the newest line
 	ahead  bool     // it was not returned yet
@@ -97,8 +116,7 @@ func newRecordReader(number uint64, object Object) (*RecordReader, error) {
 	if err != nil {
 		return nil, rr.fail(err)
 	}
-	rr.lines = bufio.NewScanner(rr.zstd)
-	rr.lines.Buffer(make([]byte, 64<<10), maxLine)
+	rr.lines = bufio.NewReaderSize(rr.zstd, 64<<10)
 	if err := rr.readHeader(); err != nil {
 		rr.zstd.Close()
 		return nil, err
@@ -113,19 +131,32 @@ func (rr *RecordReader) fail(err error) error {
 // scan returns the next line, valid until the next call.
 func (rr *RecordReader) scan() ([]byte, error) {
 	rr.line++
-	if rr.lines.Scan() {
-		return rr.lines.Bytes(), nil
+	rr.long = rr.long[:0]
+	for {
+		text, err := rr.lines.ReadSlice('\n')
+		if len(rr.long)+len(text) > maxLine {
+			return nil, rr.fail(fmt.Errorf("it is longer than %d MiB", maxLine>>20))
+		}
+		if err == nil && len(rr.long) == 0 {
+			return text, nil
+		}
+		rr.long = append(rr.long, text...)
+		switch {
+		case err == nil:
+			return rr.long, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, rr.fail(noEOF(err))
+		}
 	}
-	if err := rr.lines.Err(); err != nil {
-		return nil, rr.fail(err)
-	}
-	return nil, rr.fail(io.ErrUnexpectedEOF)
 }
 
 func (rr *RecordReader) readHeader() error {
 	text, err := rr.scan()
 	if err != nil {
 		return err
+	}
+	if len(text) > maxHeader {
+		return rr.fail(fmt.Errorf("a header of %d bytes, want at most %d", len(text), maxHeader))
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
@@ -164,6 +195,9 @@ func (rr *RecordReader) Next() (Line, error) {
 	}
 	if line.Removed != nil && rr.header.Kind != KindCompaction {
 		return Line{}, rr.fail(fmt.Errorf("a removed part in a record that is a %s", rr.header.Kind))
+	}
+	if line.Forget >= rr.header.Number {
+		return Line{}, rr.fail(fmt.Errorf("it forgets a generation %d that was not there yet", line.Forget))
 	}
 	rr.counts.add(line)
 	return line, nil
@@ -209,10 +243,10 @@ func (rr *RecordReader) finish(end Counts) error {
 	if end != rr.counts {
 		return rr.fail(fmt.Errorf("the record says that it has %+v, it has %+v", end, rr.counts))
 	}
-	if rr.lines.Scan() {
+	switch _, err := rr.lines.ReadByte(); {
+	case err == nil:
 		return rr.fail(errors.New("lines after the last one"))
-	}
-	if err := rr.lines.Err(); err != nil {
+	case !errors.Is(err, io.EOF):
 		return rr.fail(err)
 	}
 	if _, err := io.Copy(io.Discard, rr.stored); err != nil {

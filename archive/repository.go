@@ -22,7 +22,10 @@ const DefaultPartSize = 64 << 20
 // MinPartSize is the least part size that a repository may have: 64 KiB.
 const MinPartSize = 64 << 10
 
-const configName = "repo.json"
+const (
+	configName = "repo.json"
+	maxConfig  = 64 << 10 // bytes of it
+)
 
 var (
 	// ErrNoRepository says that there is no repository at a place.
@@ -128,7 +131,7 @@ func (r *Repository) writeConfig() error {
 // Open opens the repository in dir. The error wraps ErrNoRepository or
 // ErrNewerFormat where that is the reason.
 func Open(dir string) (*Repository, error) {
-	text, err := os.ReadFile(filepath.Join(dir, configName))
+	text, err := ReadSmallFile(filepath.Join(dir, configName), maxConfig)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)

@@ -108,19 +108,43 @@ func (s *DirStore) Open(name string) (Object, error) {
 	if err := checkName(name); err != nil {
 		return nil, objectError("open", name, err)
 	}
-	f, err := os.Open(s.path(name))
+	f, stored, err := openRegular(s.path(name))
 	if err != nil {
 		return nil, objectError("open", name, err)
+	}
+	return &dirObject{f: f, name: name, stored: stored}, nil
+}
+
+// openRegular opens a file to read and returns its length. What is no regular file
+// it refuses: a FIFO would block, a device has no end.
+func openRegular(name string) (*os.File, int64, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("not a regular file")
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
 	if err != nil {
 		f.Close()
-		return nil, objectError("open", name, err)
+		return nil, 0, err
 	}
-	return &dirObject{f: f, name: name, stored: info.Size()}, nil
+	return f, info.Size(), nil
+}
+
+// ReadSmallFile is os.ReadFile for a regular file that has no more than limit bytes; anything
+// else is an error. It never blocks.
+func ReadSmallFile(name string, limit int64) ([]byte, error) {
+	f, stored, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if stored > limit {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it has %d bytes, want at most %d", stored, limit)}
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 // Settle implements Store. The bytes of an object are stored before it is visible;

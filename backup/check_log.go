@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -34,14 +35,15 @@ func (l *logFacts) kept() []index.Generation {
 	return list
 }
 
-// recordFacts is what a check keeps of one record.
+// recordFacts is what a check keeps of one record. A line that is repeated, which costs a
+// record hardly a byte, is kept once.
 type recordFacts struct {
 	number  uint64
 	header  archive.Header // Number 0: it could not be read
 	digest  archive.Digest // of the bytes that are there; zeros where there are none
-	forgets []uint64
-	parts   []archive.Part
-	removed []archive.Digest
+	forgets map[uint64]struct{}
+	parts   map[archive.Digest]archive.Part
+	removed map[archive.Digest]struct{}
 	err     error // what is wrong with the record
 }
 
@@ -83,6 +85,10 @@ func (c *checking) readLog(first, last uint64) error {
 			if err := c.takeRecord(&facts[i]); err != nil {
 				return err
 			}
+			if c.log.last > facts[i].number { // a gap
+				batch = c.log.last + 1 - workers
+				break
+			}
 		}
 	}
 	return nil
@@ -91,7 +97,7 @@ func (c *checking) readLog(first, last uint64) error {
 // readRecord reads one record to its end. Only of a broken one the stored bytes
 // are read a second time, for their digest.
 func (c *checking) readRecord(number uint64) recordFacts {
-	f := recordFacts{number: number}
+	f := recordFacts{number: number, forgets: map[uint64]struct{}{}, parts: map[archive.Digest]archive.Part{}, removed: map[archive.Digest]struct{}{}}
 	if f.err = c.readLines(&f); f.err == nil {
 		return f
 	}
@@ -122,11 +128,11 @@ func (c *checking) readLines(f *recordFacts) error {
 		}
 		switch {
 		case line.Part != nil:
-			f.parts = append(f.parts, *line.Part)
+			f.parts[line.Part.Name] = *line.Part
 		case line.Forget != 0:
-			f.forgets = append(f.forgets, line.Forget)
+			f.forgets[line.Forget] = struct{}{}
 		case line.Removed != nil:
-			f.removed = append(f.removed, *line.Removed)
+			f.removed[*line.Removed] = struct{}{}
 		}
 	}
 }
@@ -139,27 +145,40 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	if f.header.Kind == archive.KindGeneration {
 		c.log.headers = append(c.log.headers, f.header)
 	}
-	for _, number := range f.forgets {
+	for number := range f.forgets {
 		c.log.forgotten[number] = true
 	}
-	for _, p := range f.parts {
-		c.log.parts[p.Name] = p
-	}
-	for _, name := range f.removed {
+	maps.Copy(c.log.parts, f.parts)
+	for name := range f.removed {
 		delete(c.log.parts, name)
 	}
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
 	case errors.Is(f.err, fs.ErrPermission):
 		return f.err
 	case errors.Is(f.err, fs.ErrNotExist):
-		c.result.DamagedRecords++
-		c.damagef("log record %d is missing", f.number)
+		return c.missing(f.number)
 	case f.err != nil:
 		c.result.DamagedRecords++
 		c.damagef("%v", f.err)
 	case known && f.header.Previous != follows:
 		c.result.DamagedRecords++
 		c.damagef("log record %d follows a record %s, but record %d is %s: one of the two was replaced", f.number, f.header.Previous, f.number-1, follows)
+	}
+	return nil
+}
+
+// missing reports that a record is missing, and those behind it up to the next that is there.
+func (c *checking) missing(number uint64) error {
+	next, err := c.repo.NextRecord(number)
+	if err != nil {
+		return err
+	}
+	c.log.last = next - 1
+	c.result.DamagedRecords += int(c.log.last - number + 1)
+	if c.log.last == number {
+		c.damagef("log record %d is missing", number)
+	} else {
+		c.damagef("log records %d to %d are missing", number, c.log.last)
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func (s *sweeper) each(db *index.DB, use func(name string, stored int64) error) 
 func (s *sweeper) place() string { return filepath.Join(s.repo.IndexDir(), "swept") }
 
 func (s *sweeper) done() uint64 {
-	text, err := os.ReadFile(s.place())
+	text, err := archive.ReadSmallFile(s.place(), 32)
 	if err != nil {
 		return 0
 	}

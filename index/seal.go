@@ -240,7 +240,10 @@ func (v *verified) check(name string, want fileSeal, buf []byte, o owners) error
 		return err
 	}
 	state := stateOf(&stat)
-	if digest, ok := v.before[state]; !ok || digest != want.BLAKE3 || state.stored != want.Stored {
+	if state.stored != want.Stored {
+		return wrongSize(name, state.stored, want)
+	}
+	if digest, ok := v.before[state]; !ok || digest != want.BLAKE3 {
 		if err := checkDigest(f, want, buf); err != nil {
 			return err
 		}
@@ -259,12 +262,16 @@ func checkDigest(f *os.File, want fileSeal, buf []byte) error {
 		return err
 	}
 	if n != want.Stored {
-		return fmt.Errorf("%s has %d bytes, not %d", filepath.Base(name), n, want.Stored)
+		return wrongSize(name, n, want)
 	}
 	if archive.Hash(h.Sum(nil)) != want.BLAKE3 {
 		return fmt.Errorf("%s was changed: its digest is another", filepath.Base(name))
 	}
 	return nil
+}
+
+func wrongSize(name string, stored int64, want fileSeal) error {
+	return fmt.Errorf("%s has %d bytes, not %d", filepath.Base(name), stored, want.Stored)
 }
 
 // owners are the users whose files are believed: root, us, and the owner of the

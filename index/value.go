@@ -226,6 +226,16 @@ func decodeDirent(value []byte) (dirent, error) {
 	return e, d.end("directory entry")
 }
 
+// direntIn decodes an entry of a directory. A directory in it has a greater number, since
+// it is younger: so nothing that an index says makes a walk go round in circles.
+func direntIn(dir DirID, value []byte) (dirent, error) {
+	e, err := decodeDirent(value)
+	if err == nil && e.kind == kindDir && e.dir <= dir {
+		err = fmt.Errorf("%w: directory %d in directory %d", ErrDamaged, e.dir, dir)
+	}
+	return e, err
+}
+
 // appendNode appends the value of a directory that is there.
 func appendNode(b []byte, n Node) []byte {
 	b = binary.AppendUvarint(append(b, kindDir), uint64(n.Ino))

@@ -157,7 +157,11 @@ func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit\n", p.Part)
 			continue
 		}
-		_, _ = fmt.Fprintf(w, "mkbackup: part %s: cannot be read because of that:\n", p.Part)
+		which := fmt.Sprintf("part %s", p.Part)
+		if p.Part == (archive.Digest{}) {
+			which = "parts that were removed"
+		}
+		_, _ = fmt.Fprintf(w, "mkbackup: %s: cannot be read because of that:\n", which)
 		files := p.Files
 		if !f.verbose {
 			files = files[:min(len(files), maxHits)]
