@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -376,7 +376,7 @@ func (d *RecordDraft) Discard() {
 // spool is an unnamed file of compressed lines, in one zstd stream or, where it was
 // written to again after it was read, in several. Its first error stays.
 type spool struct {
-	file   *os.File
+	file   disk.File
 	zstd   *zstd.Encoder
 	ended  bool // the stream is: the next line begins another one
 	buffer []byte

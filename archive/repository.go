@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // FormatVersion is the version of the format that this package reads and
@@ -53,22 +55,25 @@ type InitOptions struct {
 // Init makes a repository in dir, which must not exist or be empty. What it
 // makes is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
-func Init(dir string, o InitOptions) (*Repository, error) {
+func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.OS{}, dir, o) }
+
+// InitOn is Init by way of fsys, which must lead to the files of the machine.
+func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	if o.PartSize == 0 {
 		o.PartSize = DefaultPartSize
 	}
 	if o.PartSize < MinPartSize {
 		return nil, fmt.Errorf("part size %d: the least is %d bytes", o.PartSize, MinPartSize)
 	}
-	if err := makeEmptyDir(dir); err != nil {
+	if err := makeEmptyDir(fsys, dir); err != nil {
 		return nil, err
 	}
 	for _, sub := range []string{"parts", "log", "index", "tmp"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+		if err := fsys.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("make the repository: %w", err)
 		}
 	}
-	store, err := NewDirStore(dir)
+	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -82,10 +87,10 @@ func Init(dir string, o InitOptions) (*Repository, error) {
 	return r, nil
 }
 
-func makeEmptyDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
+func makeEmptyDir(fsys disk.FS, dir string) error {
+	err := fsys.Mkdir(dir, 0o700)
 	if err == nil {
-		return SyncDir(filepath.Dir(dir))
+		return fsys.SyncDir(filepath.Dir(dir))
 	}
 	if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the repository: %w", err)
@@ -123,7 +128,10 @@ func (r *Repository) writeConfig() error {
 
 // Open opens the repository in dir. The error wraps ErrNoRepository or
 // ErrNewerFormat where that is the reason.
-func Open(dir string) (*Repository, error) {
+func Open(dir string) (*Repository, error) { return OpenOn(disk.OS{}, dir) }
+
+// OpenOn is Open by way of fsys, which must lead to the files of the machine.
+func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	text, err := os.ReadFile(filepath.Join(dir, configName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -135,7 +143,7 @@ func Open(dir string) (*Repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, configName), err)
 	}
-	store, err := NewDirStore(dir)
+	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
@@ -159,6 +167,9 @@ func parseConfig(text []byte) (Config, error) {
 // Store returns the store of the parts and the log.
 func (r *Repository) Store() Store { return r.store }
 
+// FS returns the way to change files in Dir.
+func (r *Repository) FS() disk.FS { return r.store.fsys }
+
 // Dir returns the directory that the repository lies in.
 func (r *Repository) Dir() string { return r.store.Dir() }
 
@@ -170,13 +181,13 @@ func (r *Repository) IndexDir() string { return filepath.Join(r.store.Dir(), "in
 func (r *Repository) TempDir(pattern string) (string, error) { return r.store.TempDir(pattern) }
 
 // unnamedFile makes a file for unpublished work that nobody else sees.
-func (r *Repository) unnamedFile() (*os.File, error) {
+func (r *Repository) unnamedFile() (disk.File, error) {
 	dir, err := r.store.TempDir("spool-")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	return os.OpenFile(filepath.Join(dir, "spool"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	defer r.store.fsys.RemoveAll(dir)
+	return r.store.fsys.OpenFile(filepath.Join(dir, "spool"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 // Close releases what the repository holds. Unpublished work is dropped.

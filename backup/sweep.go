@@ -109,7 +109,12 @@ func (s *sweeper) done() uint64 {
 }
 
 func (s *sweeper) remember(number uint64) {
-	if err := os.WriteFile(s.place(), strconv.AppendUint(nil, number, 10), 0o600); err != nil {
+	f, err := s.repo.FS().OpenFile(s.place(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err == nil {
+		_, err = f.Write(strconv.AppendUint(nil, number, 10))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		s.note("removed parts are looked for again by the next run: %v", err)
 	}
 }

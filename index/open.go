@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -281,10 +282,10 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	if err == nil {
 		var db *DB
 		if db, err = p.openSealed(p.dir(b.number), b.tables, b.number); err == nil {
-			return db, os.RemoveAll(dir) // what was replaced, if anything
+			return db, p.r.FS().RemoveAll(dir) // what was replaced, if anything
 		}
 	}
-	return nil, errors.Join(err, os.RemoveAll(dir))
+	return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
 }
 
 // buildPrivate builds outside of the repository, where nobody else looks.
@@ -295,7 +296,7 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
 	}
 	return p.openTemporary(b, problem)
 }
@@ -306,11 +307,11 @@ func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
 	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
 		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
-			return db, os.RemoveAll(b.dir)
+			return db, b.fsys.RemoveAll(b.dir)
 		}
 	}
 	db, err := newDB(b.dir, b.tables, b.number)
-	if removeErr := os.RemoveAll(b.dir); err != nil || removeErr != nil {
+	if removeErr := b.fsys.RemoveAll(b.dir); err != nil || removeErr != nil {
 		if db != nil {
 			_ = db.Close() // of what was only read
 		}
@@ -326,9 +327,9 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 		return nil, nil, err
 	}
 	if base == nil {
-		b, err = newBuilder(dir, nil, 0)
-	} else if err = clone(base, dir); err == nil {
-		b, err = newBuilder(dir, slices.Clone(base.Tables), base.Record)
+		b, err = newBuilder(p.r.FS(), dir, nil, 0)
+	} else if err = clone(p.r.FS(), base, dir); err == nil {
+		b, err = newBuilder(p.r.FS(), dir, slices.Clone(base.Tables), base.Record)
 		if err == nil && b.meta.digest != base.Digest {
 			b.close()
 			err = fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
@@ -356,12 +357,12 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 
 // clone gives dir the tables of a sealed index: the same files where that is
 // possible, else copies.
-func clone(base *sealed, dir string) error {
+func clone(fsys disk.FS, base *sealed, dir string) error {
 	for _, t := range base.Tables {
 		from, to := filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name())
-		err := os.Link(from, to)
+		err := fsys.Link(from, to)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			err = copyFile(from, to)
+			err = copyFile(fsys, from, to)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return errAgain
@@ -373,13 +374,13 @@ func clone(base *sealed, dir string) error {
 	return nil
 }
 
-func copyFile(from, to string) error {
+func copyFile(fsys disk.FS, from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	out, err := fsys.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -451,7 +452,7 @@ func (p *opener) publish(b *builder) (bool, error) {
 	}
 	err := p.rename(b.dir, b.number)
 	if err == nil {
-		err = archive.SyncDir(p.r.IndexDir())
+		err = p.r.FS().SyncDir(p.r.IndexDir())
 	}
 	if unwritable(err) {
 		p.Log("the index cannot be published: %v", err)
@@ -470,32 +471,32 @@ func (p *opener) publish(b *builder) (bool, error) {
 // if it is bad; else the error is errAgain, for it may be used.
 func (p *opener) rename(dir string, number uint64) error {
 	target := p.dir(number)
-	if err := os.Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("index: %w", err)
 	}
-	err := unix.Rename(dir, target)
+	err := p.r.FS().Rename(dir, target)
 	switch {
 	case err == nil:
 		return nil
-	case err != unix.EEXIST && err != unix.ENOTEMPTY && err != unix.ENOTDIR:
+	case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("index: publish %s: %w", target, err)
 	case !p.rebuild && !p.shrink && !p.bad[number]:
 		return errAgain
 	}
-	if err := exchange(dir, target); !errors.Is(err, fs.ErrNotExist) {
+	if err := exchange(p.r.FS(), dir, target); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return errAgain
 }
 
 // exchange swaps two directories, in one step where the file system can.
-func exchange(dir, target string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE)
-	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
+func exchange(fsys disk.FS, dir, target string) error {
+	err := fsys.Exchange(dir, target)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
 		old := dir + ".old"
-		if err = unix.Rename(target, old); err == nil {
-			defer os.RemoveAll(old)
-			err = unix.Rename(dir, target)
+		if err = fsys.Rename(target, old); err == nil {
+			defer fsys.RemoveAll(old)
+			err = fsys.Rename(dir, target)
 		}
 	}
 	if err != nil {
@@ -533,6 +534,6 @@ func (p *opener) removeIndex(number uint64) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(old)
-	return os.Rename(p.dir(number), filepath.Join(old, dirName(number)))
+	defer p.r.FS().RemoveAll(old)
+	return p.r.FS().Rename(p.dir(number), filepath.Join(old, dirName(number)))
 }
