@@ -44,6 +44,20 @@ func (r *Repository) Last() (uint64, error) {
 	return last, nil
 }
 
+// SettleRecord returns once a record that is there, and those before it, are on stable
+// storage. Their writer may have died before they were. Whatever a crash of the machine
+// must not leave behind without the record may be done then.
+func (r *Repository) SettleRecord(number uint64) error {
+	if r.settled.Load() >= number {
+		return nil
+	}
+	if err := r.store.Settle(recordName(number)); err != nil {
+		return err
+	}
+	r.settled.Store(number)
+	return nil
+}
+
 // RecordDigest returns the digest of a record's stored bytes, which the next
 // record repeats.
 func (r *Repository) RecordDigest(number uint64) (Digest, error) {
@@ -328,6 +342,7 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
 	}
+	d.repository.settled.Store(h.Number)
 	return Digest(sum.Sum(nil)), stored, nil
 }
 

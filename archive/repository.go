@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/backupfs/backupfs/internal/disk"
@@ -44,7 +46,8 @@ type Config struct {
 // place of its index. It is safe for concurrent use.
 type Repository struct {
 	Config
-	store *DirStore
+	store   *DirStore
+	settled atomic.Uint64 // the newest record that is known to be on stable storage
 }
 
 // InitOptions are the choices made once for a repository.
@@ -52,8 +55,8 @@ type InitOptions struct {
 	PartSize int64 // stored bytes at which a part ends; 0 means DefaultPartSize
 }
 
-// Init makes a repository in dir, which must not exist or be empty. What it
-// makes is closed to everybody but its owner, whatever the umask: a backup holds
+// Init makes a repository in dir, which must not exist, be empty, or hold only what an
+// Init that was interrupted left. What it makes is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
 func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.OS{}, dir, o) }
 
@@ -68,8 +71,8 @@ func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	if err := makeEmptyDir(fsys, dir); err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{"parts", "log", "index", "tmp"} {
-		if err := fsys.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+	for _, sub := range layout {
+		if err := fsys.Mkdir(filepath.Join(dir, sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("make the repository: %w", err)
 		}
 	}
@@ -87,6 +90,9 @@ func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	return r, nil
 }
 
+// layout are the directories of a repository.
+var layout = []string{"parts", "log", "index", "tmp"}
+
 func makeEmptyDir(fsys disk.FS, dir string) error {
 	err := fsys.Mkdir(dir, 0o700)
 	if err == nil {
@@ -103,11 +109,20 @@ func makeEmptyDir(fsys disk.FS, dir string) error {
 		return fmt.Errorf("make the repository: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() != "lost+found" {
+		if e.Name() != "lost+found" && !unused(dir, e) {
 			return fmt.Errorf("%s is not empty: give a new or an empty directory", dir)
 		}
 	}
 	return nil
+}
+
+// unused reports whether an entry is one that Init made, and nobody has used since.
+func unused(dir string, e fs.DirEntry) bool {
+	if !e.IsDir() || !slices.Contains(layout, e.Name()) {
+		return false
+	}
+	below, err := os.ReadDir(filepath.Join(dir, e.Name()))
+	return err == nil && (len(below) == 0 || e.Name() == "tmp")
 }
 
 func (r *Repository) writeConfig() error {

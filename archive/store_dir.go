@@ -143,8 +143,8 @@ func (s *DirStore) Settle(name string) error {
 	return nil
 }
 
-// Remove implements Store. The removal is not synced: after a crash the object
-// may be there again.
+// Remove implements Store. The removal is not synced: until Settle, a crash may bring
+// the object back.
 func (s *DirStore) Remove(name string) error {
 	err := checkName(name)
 	if err == nil {
@@ -376,6 +376,7 @@ func (s *DirStore) removeDead(tmp string) {
 	if err != nil {
 		return
 	}
+	settled := false
 	for _, e := range entries {
 		p := filepath.Join(tmp, e.Name())
 		if !e.IsDir() && !e.Type().IsRegular() {
@@ -387,6 +388,10 @@ func (s *DirStore) removeDead(tmp string) {
 			continue
 		}
 		if flock(f) == nil {
+			if !settled { // an index that was moved to here must not come back without its files
+				_ = s.fsys.SyncDir(filepath.Join(s.dir, "index"))
+				settled = true
+			}
 			_ = s.fsys.RemoveAll(p)
 		}
 		f.Close()

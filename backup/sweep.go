@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 
@@ -59,17 +60,27 @@ func (s *sweeper) delete() error {
 		return err
 	}
 	defer db.Close()
+	if err := s.repo.SettleRecord(db.Number()); err != nil { // no part goes before the record that removes it is sure to stay
+		return err
+	}
+	removed := map[string]string{} // a name from each directory
 	err = s.each(db, func(name string, stored int64) error {
 		s.hooks.reach("before unlink")
 		if err := s.repo.Store().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		removed[path.Dir(name)] = name
 		s.swept.Parts++
 		s.swept.StoredBytes += stored
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete removed parts: %w", err)
+	}
+	for _, name := range removed {
+		if err := s.repo.Store().Settle(name); err != nil {
+			return fmt.Errorf("delete removed parts: %w", err)
+		}
 	}
 	s.remember(db.LastRemoval())
 	return nil

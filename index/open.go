@@ -92,6 +92,8 @@ type opener struct {
 	bad      map[uint64]bool // sealed indexes that must not be used
 	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
 	verified *verified
+	first    bool   // there is no sealed index yet
+	aside    string // directory of indexes that are about to be removed; "" where there are none
 	rebuild  bool // use none of them
 	shrink   bool // merge all runs, and drop what nobody sees
 }
@@ -107,6 +109,7 @@ func (p *opener) try() (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.first = len(numbers) == 0
 	last, err := p.r.Last()
 	if err != nil {
 		return nil, err
@@ -450,8 +453,12 @@ func (p *opener) publish(b *builder) (bool, error) {
 	if err := writeSeal(b, p.r.ID); err != nil {
 		return false, err
 	}
-	err := p.rename(b.dir, b.number)
+	err := p.r.SettleRecord(b.number) // an index must not outlive the log that it covers
 	if err == nil {
+		err = p.rename(b.dir, b.number)
+	}
+	if err == nil {
+		p.setOldAside(b.number)
 		err = p.r.FS().SyncDir(p.r.IndexDir())
 	}
 	if unwritable(err) {
@@ -463,15 +470,14 @@ func (p *opener) publish(b *builder) (bool, error) {
 	}
 	p.rebuild, p.shrink = false, false
 	delete(p.bad, b.number)
-	p.removeOld(b.number)
-	return true, nil
+	return true, p.removeAside()
 }
 
 // rename makes dir the index of a number. If there is one already it is replaced
 // if it is bad; else the error is errAgain, for it may be used.
 func (p *opener) rename(dir string, number uint64) error {
 	target := p.dir(number)
-	if err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := p.makeIndexDir(); err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
 	err := p.r.FS().Rename(dir, target)
@@ -483,32 +489,43 @@ func (p *opener) rename(dir string, number uint64) error {
 	case !p.rebuild && !p.shrink && !p.bad[number]:
 		return errAgain
 	}
-	if err := exchange(p.r.FS(), dir, target); !errors.Is(err, fs.ErrNotExist) {
+	if err := p.exchange(dir, number); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return errAgain
 }
 
-// exchange swaps two directories, in one step where the file system can.
-func exchange(fsys disk.FS, dir, target string) error {
-	err := fsys.Exchange(dir, target)
+// makeIndexDir makes the directory of the sealed indexes. Whoever sees an index in it
+// knows that its own entry is on stable storage.
+func (p *opener) makeIndexDir() error {
+	if !p.first {
+		return nil
+	}
+	if err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return p.r.FS().SyncDir(p.r.Dir())
+}
+
+// exchange puts dir in the place of an index, in one step where the file system can.
+// The other one is in dir then, or set aside.
+func (p *opener) exchange(dir string, number uint64) error {
+	err := p.r.FS().Exchange(dir, p.dir(number))
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
-		old := dir + ".old"
-		if err = fsys.Rename(target, old); err == nil {
-			defer fsys.RemoveAll(old)
-			err = fsys.Rename(dir, target)
+		if err = p.setAside(number); err == nil {
+			err = p.r.FS().Rename(dir, p.dir(number))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("index: replace %s: %w", target, err)
+		return fmt.Errorf("index: replace %s: %w", p.dir(number), err)
 	}
 	return nil
 }
 
-// removeOld removes all indexes but the newest two, and those before number that
+// setOldAside sets all indexes aside but the newest two, and those before number that
 // are known to be bad. Whoever has one open goes on reading. It is a courtesy: what
-// cannot be removed stays.
-func (p *opener) removeOld(number uint64) {
+// cannot be moved stays.
+func (p *opener) setOldAside(number uint64) {
 	numbers, err := p.list()
 	if err != nil {
 		p.Log("old indexes stay: %v", err)
@@ -522,18 +539,30 @@ func (p *opener) removeOld(number uint64) {
 		if p.bad[n] && n > number || !p.bad[n] && kept <= 2 {
 			continue
 		}
-		if err := p.removeIndex(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := p.setAside(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.Log("index %d stays: %v", n, err)
 		}
 	}
 }
 
-// removeIndex removes a sealed index: all of it at once for whoever looks.
-func (p *opener) removeIndex(number uint64) error {
-	old, err := p.r.TempDir("old-*")
-	if err != nil {
-		return err
+// setAside takes a sealed index away: all of it at once for whoever looks. Its files
+// may be removed once the directory of the indexes is synced; a crash before could
+// bring it back, and only a part of the files.
+func (p *opener) setAside(number uint64) (err error) {
+	if p.aside == "" {
+		if p.aside, err = p.r.TempDir("old-*"); err != nil {
+			return err
+		}
 	}
-	defer p.r.FS().RemoveAll(old)
-	return p.r.FS().Rename(p.dir(number), filepath.Join(old, dirName(number)))
+	return p.r.FS().Rename(p.dir(number), filepath.Join(p.aside, dirName(number)))
+}
+
+// removeAside removes what was set aside.
+func (p *opener) removeAside() error {
+	if p.aside == "" {
+		return nil
+	}
+	old := p.aside
+	p.aside = ""
+	return p.r.FS().RemoveAll(old)
 }
