@@ -34,7 +34,7 @@ import (
 	"github.com/backupfs/backupfs/internal/disk"
 )
 
-// ErrKilled is the error of every operation behind the limit of a Disk.
+// ErrKilled is the error of every operation behind Disk.Kill.
 var ErrKilled = errors.New("killed")
 
 // Options are what the file system of a Disk cannot do. The zero value can do all.
@@ -50,10 +50,12 @@ type Disk struct {
 	options Options
 	root    string
 
-	mu    sync.Mutex
-	limit int     // operations that happen; -1: all
-	nodes []*node // by number; the first is the top directory
-	log   []operation
+	mu      sync.Mutex
+	limit   int     // operations that happen; -1: all
+	renames int     // renames that happen before nothing else does; -1: all
+	killed  bool    // an operation failed because of these
+	nodes   []*node // by number; the first is the top directory
+	log     []operation
 }
 
 // node is a file or a directory as it is now.
@@ -89,7 +91,7 @@ type operation struct {
 
 // New returns a Disk over an empty directory.
 func New(root string, o Options) *Disk {
-	d := &Disk{options: o, root: root, limit: -1}
+	d := &Disk{options: o, root: root, limit: -1, renames: -1}
 	d.newNode(0o700, map[string]*node{})
 	return d
 }
@@ -101,23 +103,41 @@ func (d *Disk) Len() int {
 	return len(d.log)
 }
 
-// Limit lets no operation happen once n were done in all; each fails with ErrKilled
-// then, as if the process were dead. With -1 all go on.
-func (d *Disk) Limit(n int) {
+// Kill lets only so many further operations happen; each fails with ErrKilled then, as
+// if the process were dead.
+func (d *Disk) Kill(operations int) {
 	d.mu.Lock()
-	d.limit = n
+	d.limit = len(d.log) + operations
 	d.mu.Unlock()
 }
 
-// Syncs returns the numbers of the syncs among the operations, by where the program
-// calls them: file:line.
-func (d *Disk) Syncs() map[string][]int {
+// KillAtRename is Kill behind the n-th further rename.
+func (d *Disk) KillAtRename(n int) {
+	d.mu.Lock()
+	d.renames = n
+	d.mu.Unlock()
+}
+
+// Revive ends what Kill or KillAtRename began, and reports whether any operation failed
+// because of it.
+func (d *Disk) Revive() (killed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	sites := map[string][]int{}
+	killed = d.killed
+	d.limit, d.renames, d.killed = -1, -1, false
+	return killed
+}
+
+// Syncs returns where the program calls for syncs, and the number of the first such
+// operation. A place is a list of file:line: the call, who called that function, and so
+// on. Syncs that a test itself calls for have none.
+func (d *Disk) Syncs() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sites := map[string]int{}
 	for i, o := range d.log {
-		if o.site != "" {
-			sites[o.site] = append(sites[o.site], i)
+		if _, known := sites[o.site]; o.site != "" && !known {
+			sites[o.site] = i
 		}
 	}
 	return sites
@@ -187,7 +207,8 @@ func (d *Disk) do(real func() error, done func()) error {
 }
 
 func (d *Disk) doLocked(real func() error, done func()) error {
-	if d.limit >= 0 && len(d.log) >= d.limit {
+	if d.limit >= 0 && len(d.log) >= d.limit || d.renames == 0 {
+		d.killed = true
 		return ErrKilled
 	}
 	if err := real(); err != nil {
@@ -273,8 +294,15 @@ func (d *Disk) moved(from, to string) {
 	}
 	delete(source.dir.entries, source.base)
 	target.dir.entries[target.base] = source.node
+	d.countRename()
 	d.log = append(d.log, operation{kind: moveEntry, dir: source.dir.id, name: source.base,
 		toDir: target.dir.id, toName: target.base, node: source.node.id})
+}
+
+func (d *Disk) countRename() {
+	if d.renames > 0 {
+		d.renames--
+	}
 }
 
 // Exchange implements disk.FS.
@@ -288,6 +316,7 @@ func (d *Disk) Exchange(a, b string) error {
 		if !inside {
 			return
 		}
+		d.countRename()
 		first.dir.entries[first.base], second.dir.entries[second.base] = second.node, first.node
 		d.log = append(d.log, operation{kind: swapEntries, dir: first.dir.id, name: first.base, node: first.node.id,
 			toDir: second.dir.id, toName: second.base, other: second.node.id})
@@ -327,7 +356,7 @@ func (d *Disk) removeTree(name string, n *node) error {
 
 // SyncDir implements disk.FS.
 func (d *Disk) SyncDir(name string) error {
-	site := caller()
+	site := callers()
 	return d.do(func() error { return d.OS.SyncDir(name) }, func() {
 		if name == d.root {
 			d.log = append(d.log, operation{kind: syncDir, site: site})
@@ -358,16 +387,24 @@ func (f *file) Write(b []byte) (n int, err error) {
 }
 
 func (f *file) Sync() error {
-	site := caller()
+	site := callers()
 	return f.disk.do(f.File.Sync, func() {
 		f.disk.log = append(f.disk.log, operation{kind: syncFile, node: f.node.id, site: site})
 	})
 }
 
-// caller returns who called the method that calls it: the file, with the directory
-// that it lies in, and the line.
-func caller() string {
-	_, name, line, _ := runtime.Caller(2)
-	dir, base := filepath.Split(name)
-	return fmt.Sprintf("%s/%s:%d", filepath.Base(dir), base, line)
+// callers returns who called the method that calls it, and who called that, and so on:
+// files, with the directory that they lie in, and lines. Tests are left out.
+func callers() string {
+	var list []string
+	pcs := make([]uintptr, 32)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	for more := true; more; {
+		var f runtime.Frame
+		if f, more = frames.Next(); strings.Contains(f.Function, "/backupfs/") && !strings.HasSuffix(f.File, "_test.go") {
+			dir, base := filepath.Split(f.File)
+			list = append(list, fmt.Sprintf("%s/%s:%d", filepath.Base(dir), base, f.Line))
+		}
+	}
+	return strings.Join(list, " ")
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // State is what is on disk after a crash.
@@ -25,17 +26,21 @@ type inode struct {
 	data    []byte
 }
 
-// Extremes is how many of the first seeds of Crash stand for states that are chosen,
-// not random: nothing that was not synced is there; all names are, but no bytes; all
-// names, and files of the right size that hold zeros; everything.
-const Extremes = 4
-
-// Everything is the seed of a Crash that loses nothing.
-const Everything = 3
+// Seeds of Crash that stand for states that are chosen, not random. All smaller than
+// Extremes do.
+const (
+	Nothing      = iota // of what was not synced is there
+	Names               // are there, but no bytes
+	Zeros               // are in files of the right size
+	Everything          // is there
+	OnlyRemovals        // have happened, of names
+	Extremes
+)
 
 // Crash returns what may be on disk if the machine crashes after the first n
 // operations. The seed chooses what is there of that which was not synced. The syncs
-// that are called at the site lost did nothing; "" means that all did.
+// called for at the place lost, or by way of it where that is the beginning of a list as
+// Syncs has, did nothing; "" means that all did something.
 func (d *Disk) Crash(n int, seed uint64, lost string) State {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,9 +74,9 @@ func synced(log []operation, lost string) []certainty {
 	for i := len(log) - 1; i >= 0; i-- {
 		switch o := log[i]; o.kind {
 		case syncFile:
-			files[o.node] = files[o.node] || o.site != lost
+			files[o.node] = files[o.node] || !o.calledAt(lost)
 		case syncDir:
-			dirs[o.dir] = dirs[o.dir] || o.site != lost
+			dirs[o.dir] = dirs[o.dir] || !o.calledAt(lost)
 		case writeBytes, setSize:
 			sure[i].first = files[o.node]
 		case moveEntry, swapEntries:
@@ -83,25 +88,32 @@ func synced(log []operation, lost string) []certainty {
 	return sure
 }
 
+func (o operation) calledAt(place string) bool {
+	return place != "" && (o.site == place || strings.HasPrefix(o.site, place+" "))
+}
+
 // chance decides about what is not sure.
 type chance struct {
-	rng     *rand.Rand
-	names   float64 // probability that a change of a directory is there
-	bytes   float64 // that a write is there, whole
-	growth  float64 // that the file has grown by it, if it is not
-	ordered int     // names are there up to this operation and not after it; -1: each by itself
+	rng      *rand.Rand
+	removals bool    // all removals of names are there
+	names    float64 // probability that another change of a directory is there
+	bytes    float64 // that a write is there, whole
+	growth   float64 // that the file has grown by it, if it is not
+	ordered  int     // names are there up to this operation and not after it; -1: each by itself
 }
 
 func (c *chance) choose(seed uint64, log []operation, sure []certainty) {
 	c.ordered = -1
 	switch seed {
-	case 0:
-	case 1:
+	case Nothing:
+	case Names:
 		c.names = 1
-	case 2:
+	case Zeros:
 		c.names, c.growth = 1, 1
 	case Everything:
 		c.names, c.bytes = 1, 1
+	case OnlyRemovals:
+		c.removals = true
 	default:
 		odds := []float64{0, 0.1, 0.5, 0.9, 1}
 		pick := func() float64 { return odds[c.rng.IntN(len(odds))] }
@@ -150,7 +162,7 @@ func (s *replay) apply(o operation, sure certainty, c *chance, i int) {
 			s.link(o.dir, o.name, o.node)
 		}
 	case removeEntry:
-		if sure.first || c.name(i) {
+		if sure.first || c.removals || c.name(i) {
 			s.unlink(o.dir, o.name, o.node)
 		}
 	case moveEntry:
