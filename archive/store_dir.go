@@ -127,13 +127,10 @@ func (s *DirStore) Open(name string) (Object, error) {
 	return &dirObject{f: f, name: name, stored: info.Size()}, nil
 }
 
-// Settle implements Store. The bytes of an object are stored before it is visible;
-// the entries of its directories may not be.
+// Settle implements Store. The bytes of an object, and the entries of the directories
+// that it lies in, are stored before it is visible; its own entry may not be.
 func (s *DirStore) Settle(name string) error {
 	err := checkName(name)
-	if err == nil {
-		err = s.ensureDir(path.Dir(name))
-	}
 	if err == nil {
 		err = s.fsys.SyncDir(filepath.Dir(s.path(name)))
 	}

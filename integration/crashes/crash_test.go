@@ -76,6 +76,7 @@ func newRecording(t testing.TB, o crash.Options) *recording {
 	}
 	r.epochs = append(r.epochs, epoch{from: r.disk.Len(), made: true, possible: []generations{{}}})
 	repo.Close()
+	r.lose("parts", "log", "index", "tmp")
 	return r
 }
 
@@ -141,16 +142,21 @@ func openJob() job {
 	}}
 }
 
-// deleteIndex is a user who deletes the index.
-func (r *recording) deleteIndex() {
+// lose is a user who deletes directories of the repository, or copies it with a tool that
+// leaves out the empty ones.
+func (r *recording) lose(dirs ...string) {
 	r.t.Helper()
 	repo := filepath.Join(r.top, "repo")
-	from := r.disk.Len()
-	if err := errors.Join(r.disk.RemoveAll(filepath.Join(repo, "index")), r.disk.SyncDir(repo)); err != nil {
+	e := epoch{from: r.disk.Len(), made: true, possible: r.last().possible, unknown: true}
+	r.epochs = append(r.epochs, e)
+	for _, dir := range dirs {
+		if err := r.disk.RemoveAll(filepath.Join(repo, dir)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	if err := r.disk.SyncDir(repo); err != nil {
 		r.t.Fatal(err)
 	}
-	e := epoch{from: from, made: true, possible: r.last().possible, unknown: true}
-	r.epochs = append(r.epochs, e)
 	e.from, e.unknown = r.disk.Len(), false
 	r.epochs = append(r.epochs, e)
 }
@@ -441,8 +447,8 @@ func wantClean(dir string, want generations) error {
 	return nil
 }
 
-// young makes a recording of a repository with two generations; the source has changed
-// since.
+// young makes a recording of a repository with three generations, one of them
+// forgotten; the source has changed since.
 func young(t testing.TB, o crash.Options) *recording {
 	t.Helper()
 	r := newRecording(t, o)
@@ -454,6 +460,9 @@ func young(t testing.TB, o crash.Options) *recording {
 	r.put("d1/f1", 11, 20_000)
 	r.do(createJob(nil))
 	r.put("d0/f0", 12, 8_000)
+	r.do(createJob(nil))
+	r.do(forgetJob("1"))
+	r.put("d0/f4", 13, 15_000)
 	return r
 }
 
@@ -462,13 +471,11 @@ func young(t testing.TB, o crash.Options) *recording {
 func life(t testing.TB, o crash.Options) *recording {
 	t.Helper()
 	r := young(t, o)
-	r.do(createJob(nil))
-	r.do(forgetJob("1", "2"))
+	r.do(forgetJob("2"))
 	r.do(compactJob(nil))
-	r.put("d0/f4", 13, 15_000)
 	r.do(createJob(nil))
 	r.do(reindexJob())
-	r.deleteIndex()
+	r.lose("index")
 	r.do(reindexJob())
 	r.do(compactJob(nil))
 	if err := r.disk.Compare(); err != nil {
@@ -477,62 +484,12 @@ func life(t testing.TB, o crash.Options) *recording {
 	return r
 }
 
-// successions are a command that dies and the one that comes next, on a young
-// repository.
-var successions = []struct {
-	name         string
-	before       []job // undisturbed
-	victim, next job
-}{
-	{"create, create", nil, createJob(nil), createJob(nil)},
-	{"create, open", nil, createJob(nil), openJob()},
-	{"create, compact", []job{forgetJob("1")}, createJob(nil), compactJob(nil)},
-	{"compact, compact", []job{forgetJob("1")}, compactJob(nil), compactJob(nil)},
-	{"compact, create", []job{forgetJob("1")}, compactJob(nil), createJob(nil)},
-	{"forget, open", nil, forgetJob("1"), openJob()},
-	{"forget, create", nil, forgetJob("1"), createJob(nil)},
-	{"reindex, create", nil, reindexJob(), createJob(nil)},
-	{"reindex, reindex", nil, reindexJob(), reindexJob()},
-}
-
-// explored counts what was looked at.
-type explored struct{ states, different int }
-
-// explore crashes behind every operation from a number on, with every seed, and fails
-// the test for what is wrong. States that differ only below tmp/ are looked at once.
-func (r *recording) explore(from int, seeds []uint64) (count explored) {
-	r.t.Helper()
-	judged := map[stateKey]bool{}
-	failures := 0
-	for n := from; n <= r.disk.Len() && failures < 5; n++ {
-		for _, seed := range seeds {
-			count.states++
-			state := r.disk.Crash(n, seed, "")
-			epoch := r.at(n)
-			key := keyOf(epoch, state)
-			if judged[key] || r.epochs[epoch].unknown {
-				continue
-			}
-			judged[key] = true
-			if err := r.judge(r.epochs[epoch], state, len(judged)); err != nil {
-				r.t.Errorf("%s, %d operations, seed %d: %v", r.epochs[epoch].command, n, seed, err)
-				failures++
-			}
-		}
-	}
-	count.different = len(judged)
-	return count
-}
-
-// stateKey tells states in different epochs apart, and in one epoch those that may
-// have different consequences: what lies in tmp/ nobody reads.
-type stateKey struct {
-	epoch int
-	state [32]byte
-}
-
-func keyOf(epoch int, s crash.State) stateKey {
-	return stateKey{epoch, s.Key(func(path string) bool { return !strings.HasPrefix(path, "repo/tmp/") })}
+// scenario is a recording and where it is looked at.
+type scenario struct {
+	*recording
+	name  string
+	from  int // operations
+	seeds []uint64
 }
 
 // worst are the seeds of the states in which the most is missing.
@@ -544,6 +501,101 @@ func seeds(random int) (list []uint64) {
 		list = append(list, seed)
 	}
 	return list
+}
+
+// lives are scenarios of one life, on file systems of different abilities.
+func lives(t testing.TB) (list []scenario) {
+	t.Helper()
+	for _, s := range []scenario{
+		{life(t, crash.Options{}), "whole life", 0, seeds(2)},
+		{life(t, crash.Options{NoLinks: true}), "without links", 0, worst},
+		{life(t, crash.Options{NoRenaming: true}), "without exclusive rename", 0, worst},
+	} {
+		if soak() {
+			s.seeds = seeds(20)
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// successions are a command that is killed and the one that comes next.
+var successions = []struct{ victim, next job }{
+	{createJob(nil), createJob(nil)},
+	{createJob(nil), openJob()},
+	{createJob(nil), compactJob(nil)},
+	{compactJob(nil), compactJob(nil)},
+	{compactJob(nil), createJob(nil)},
+	{forgetJob("2"), openJob()},
+	{forgetJob("2"), createJob(nil)},
+	{reindexJob(), createJob(nil)},
+	{reindexJob(), reindexJob()},
+}
+
+// afterKills are the scenarios of a succession: the first command is killed behind each
+// of its renames, or each operation. The machine crashes during the second one.
+func afterKills(t testing.TB, victim, next job) (list []scenario) {
+	t.Helper()
+	for n := 1; ; n++ {
+		s := scenario{young(t, crash.Options{}), fmt.Sprintf("%s killed at %d, %s", victim.name, n, next.name), 0, worst}
+		if soak() {
+			s.disk.Kill(n)
+			s.seeds = seeds(2)
+		} else {
+			s.disk.KillAtRename(n)
+		}
+		if !s.die(victim) {
+			return list
+		}
+		s.from = s.disk.Len()
+		s.do(next)
+		list = append(list, s)
+	}
+}
+
+// explored counts what was looked at.
+type explored struct{ scenarios, operations, states, different int }
+
+func (e *explored) String() string {
+	return fmt.Sprintf("%d scenarios, %d operations, %d states, %d different ones", e.scenarios, e.operations, e.states, e.different)
+}
+
+// explore crashes behind every operation, with every seed, and fails the test for what
+// is wrong. States that differ only below tmp/ are looked at once.
+func (s scenario) explore(count *explored) {
+	s.t.Helper()
+	judged := map[stateKey]bool{}
+	failures := 0
+	for n := s.from; n <= s.disk.Len() && failures < 5; n++ {
+		for _, seed := range s.seeds {
+			count.states++
+			state := s.disk.Crash(n, seed, "")
+			number := s.at(n)
+			e, key := s.epochs[number], keyOf(number, state)
+			if judged[key] || e.unknown {
+				continue
+			}
+			judged[key] = true
+			if err := s.judge(e, state, len(judged)); err != nil {
+				s.t.Errorf("%s: %s, %d operations, seed %d: %v", s.name, e.command, n, seed, err)
+				failures++
+			}
+		}
+	}
+	count.scenarios++
+	count.operations += s.disk.Len() - s.from
+	count.different += len(judged)
+}
+
+// stateKey tells states in different epochs apart, and in one epoch those that may
+// have different consequences: what lies in tmp/ nobody reads.
+type stateKey struct {
+	epoch int
+	state [32]byte
+}
+
+func keyOf(epoch int, s crash.State) stateKey {
+	return stateKey{epoch, s.Key(func(path string) bool { return !strings.HasPrefix(path, "repo/tmp/") })}
 }
 
 // soak reports whether there is time for everything.
@@ -560,63 +612,32 @@ func memoryDir(t testing.TB) string {
 	return dir
 }
 
-// TestCrash crashes a repository at every operation of its life, on file systems of
-// different abilities.
+// TestCrash crashes a repository at every operation of its life.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	for name, o := range abilities {
-		t.Run(name, func(t *testing.T) {
+	for _, s := range lives(t) {
+		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			list := seeds(1)
-			if o != (crash.Options{}) {
-				list = worst
-			}
-			if soak() {
-				list = seeds(20)
-			}
-			r := life(t, o)
-			count := r.explore(0, list)
-			t.Logf("%d operations, %d states, %d different ones", r.disk.Len(), count.states, count.different)
+			s.t = t
+			var count explored
+			s.explore(&count)
+			t.Log(&count)
 		})
 	}
 }
-
-var abilities = map[string]crash.Options{"full": {}, "no links": {NoLinks: true}, "no exclusive rename": {NoRenaming: true}}
 
 // TestCrashAfterKill: a process is killed, another one goes on with what it left, and
 // the machine crashes then.
 func TestCrashAfterKill(t *testing.T) {
 	t.Parallel()
-	for _, s := range successions {
-		t.Run(s.name, func(t *testing.T) {
+	for _, pair := range successions {
+		t.Run(pair.victim.name+" "+pair.next.name, func(t *testing.T) {
 			t.Parallel()
 			var count explored
-			deaths := 0
-			for n := 1; ; n++ {
-				r := young(t, crash.Options{})
-				for _, j := range s.before {
-					r.do(j)
-				}
-				if soak() {
-					r.disk.Kill(n)
-				} else {
-					r.disk.KillAtRename(n)
-				}
-				if !r.die(s.victim) {
-					break
-				}
-				deaths++
-				from := r.disk.Len()
-				r.do(s.next)
-				list := worst
-				if soak() {
-					list = seeds(4)
-				}
-				c := r.explore(from, list)
-				count.states += c.states
-				count.different += c.different
+			for _, s := range afterKills(t, pair.victim, pair.next) {
+				s.explore(&count)
 			}
-			t.Logf("%d deaths, %d states, %d different ones", deaths, count.states, count.different)
+			t.Log(&count)
 		})
 	}
 }

@@ -5,88 +5,124 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/backupfs/backupfs/internal/disk/crash"
 )
 
-// notices looks for a crash that shows that the syncs called for at a place did
-// nothing. Only states are judged that could not be if they had.
-func (r *recording) notices(place string, first int, list []uint64) (how string, judged int) {
-	known := map[stateKey]bool{}
-	for _, seed := range list {
-		for n := first + 1; n <= r.disk.Len(); n++ {
-			epoch := r.at(n)
-			state := r.disk.Crash(n, seed, place)
-			key := keyOf(epoch, state)
-			if known[key] || r.epochs[epoch].unknown || key == keyOf(epoch, r.disk.Crash(n, seed, "")) {
-				continue
-			}
-			known[key] = true
-			if err := r.judge(r.epochs[epoch], state, len(known)); err != nil {
-				return fmt.Sprintf("%s, %d operations, seed %d: %v", r.epochs[epoch].command, n, seed, err), len(known)
-			}
+// mutant is a sync that does nothing: one call in the program, where its function was
+// called by one caller.
+type mutant struct{ call, caller string }
+
+func (m mutant) String() string { return m.call + ", called by " + m.caller }
+
+// place is the beginning of what crash.Disk calls the place.
+func (m mutant) place() string { return strings.TrimSuffix(m.call+" "+m.caller, " ") }
+
+// mutants returns those of a scenario, and the operations before which each is the same
+// as the program.
+func (s scenario) mutants() map[mutant]int {
+	all := map[mutant]int{}
+	for place, first := range s.disk.Syncs() {
+		call, rest, _ := strings.Cut(place, " ")
+		caller, _, _ := strings.Cut(rest, " ")
+		m := mutant{call, caller}
+		if known, ok := all[m]; !ok || first < known {
+			all[m] = first
 		}
 	}
-	return "", len(known)
+	return all
 }
 
-func TestTmpLost(t *testing.T) {
-	var recs []*recording
-	for _, o := range abilities {
-		recs = append(recs, life(t, o))
-	}
-	for _, s := range successions {
-		for n := 1; ; n++ {
-			r := young(t, crash.Options{})
-			for _, j := range s.before {
-				r.do(j)
-			}
-			r.disk.KillAtRename(n)
-			if !r.die(s.victim) {
-				break
-			}
-			r.do(s.next)
-			recs = append(recs, r)
-		}
-	}
-	places := map[string]bool{}
-	for _, r := range recs {
-		for p := range r.disk.Syncs() {
-			if os.Getenv("FULL") == "" {
-				p, _, _ = strings.Cut(p, " ")
-			}
-			places[p] = true
-		}
-	}
-	for _, p := range slices.Sorted(maps.Keys(places)) {
-		how, total := "", 0
-		for i, r := range recs {
-			first := -1
-			for q, at := range r.disk.Syncs() {
-				if (q == p || strings.HasPrefix(q, p+" ")) && (first < 0 || at < first) {
-					first = at
-				}
-			}
-			if first < 0 {
+// notices looks for a crash that the scenario shows to be wrong where a sync does
+// nothing. Only states are judged that could not be otherwise.
+func (s scenario) notices(m mutant, first int) (how string) {
+	judged := map[stateKey]bool{}
+	for _, seed := range s.seeds {
+		for n := max(s.from, first+1); n <= s.disk.Len(); n++ {
+			number := s.at(n)
+			state := s.disk.Crash(n, seed, m.place())
+			e, key := s.epochs[number], keyOf(number, state)
+			if judged[key] || e.unknown || key == keyOf(number, s.disk.Crash(n, seed, "")) {
 				continue
 			}
-			h, n := r.notices(p, first, seeds(3))
-			total += n
-			if h != "" {
-				how = fmt.Sprint(i, " ", h)
-				break
+			judged[key] = true
+			if err := s.judge(e, state, len(judged)); err != nil {
+				return fmt.Sprintf("noticed after %d states: %s: %s, %d operations, seed %d: %v", len(judged), s.name, e.command, n, seed, err)
 			}
 		}
-		if how == "" {
-			t.Errorf("%s SURVIVES %d states", p, total)
-		} else {
-			t.Logf("%s: %d states, %s", p, total, how[:min(len(how), 200)])
+	}
+	return ""
+}
+
+// TestLostSyncs is the proof that the other tests here prove something: no sync in the
+// program can be removed without one of their crashes showing it. The syncs are found in
+// what the program does, and none that its source calls for may be missing there.
+func TestLostSyncs(t *testing.T) {
+	t.Parallel()
+	missing := syncsInSource(t)
+	found := map[mutant]string{} // how it was noticed; "" if it was not
+	try := func(s scenario) {
+		for m, first := range s.mutants() {
+			delete(missing, m.call)
+			if found[m] == "" {
+				found[m] = s.notices(m, first)
+			}
 		}
 	}
-	_ = regexp.MustCompile
-	_ = filepath.Join
+	for _, s := range lives(t) {
+		try(s)
+	}
+	for _, pair := range successions {
+		for _, s := range afterKills(t, pair.victim, pair.next) {
+			try(s)
+		}
+	}
+	for call := range missing {
+		t.Errorf("%s: no command here comes to this sync", call)
+	}
+	for m, how := range found {
+		if how == "" {
+			t.Errorf("%v: no crash shows that this sync is missing", m)
+		} else {
+			t.Logf("%v: %s", m, strings.Split(how, "\n")[0])
+		}
+	}
+	t.Logf("%d syncs, as their functions are called: %d", len(slices.Compact(calls(found))), len(found))
+}
+
+func calls(found map[mutant]string) (list []string) {
+	for m := range maps.Keys(found) {
+		list = append(list, m.call)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// syncsInSource returns where the source of the packages that write repositories calls
+// for a sync: package/file:line.
+func syncsInSource(t *testing.T) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	for _, dir := range []string{"archive", "index", "backup"} {
+		files, err := filepath.Glob(filepath.Join("..", "..", dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatal(dir, files, err)
+		}
+		for _, name := range files {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, line := range strings.Split(string(text), "\n") {
+				if strings.Contains(line, ".Sync()") || strings.Contains(line, ".SyncDir(") {
+					found[fmt.Sprintf("%s/%s:%d", dir, filepath.Base(name), i+1)] = true
+				}
+			}
+		}
+	}
+	return found
 }

@@ -394,17 +394,20 @@ func (f *file) Sync() error {
 }
 
 // callers returns who called the method that calls it, and who called that, and so on:
-// files, with the directory that they lie in, and lines. Tests are left out.
+// files, with the directory that they lie in, and lines. Tests are left out, and how a
+// function calls itself.
 func callers() string {
 	var list []string
-	pcs := make([]uintptr, 32)
+	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
-	for more := true; more; {
-		var f runtime.Frame
-		if f, more = frames.Next(); strings.Contains(f.Function, "/backupfs/") && !strings.HasSuffix(f.File, "_test.go") {
-			dir, base := filepath.Split(f.File)
-			list = append(list, fmt.Sprintf("%s/%s:%d", filepath.Base(dir), base, f.Line))
+	var f runtime.Frame
+	for last, more := "", true; more; last = f.Function {
+		f, more = frames.Next()
+		if f.Function == last || !strings.Contains(f.Function, "/backupfs/") || strings.HasSuffix(f.File, "_test.go") {
+			continue
 		}
+		dir, base := filepath.Split(f.File)
+		list = append(list, fmt.Sprintf("%s/%s:%d", filepath.Base(dir), base, f.Line))
 	}
 	return strings.Join(list, " ")
 }

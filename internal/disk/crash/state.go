@@ -34,6 +34,7 @@ const (
 	Zeros               // are in files of the right size
 	Everything          // is there
 	OnlyRemovals        // have happened, of names
+	NoRemovals          // have, but all else
 	Extremes
 )
 
@@ -95,7 +96,7 @@ func (o operation) calledAt(place string) bool {
 // chance decides about what is not sure.
 type chance struct {
 	rng      *rand.Rand
-	removals bool    // all removals of names are there
+	removals int     // all removals of names are there: 1; none is: -1
 	names    float64 // probability that another change of a directory is there
 	bytes    float64 // that a write is there, whole
 	growth   float64 // that the file has grown by it, if it is not
@@ -113,7 +114,9 @@ func (c *chance) choose(seed uint64, log []operation, sure []certainty) {
 	case Everything:
 		c.names, c.bytes = 1, 1
 	case OnlyRemovals:
-		c.removals = true
+		c.removals = 1
+	case NoRemovals:
+		c.names, c.bytes, c.removals = 1, 1, -1
 	default:
 		odds := []float64{0, 0.1, 0.5, 0.9, 1}
 		pick := func() float64 { return odds[c.rng.IntN(len(odds))] }
@@ -143,6 +146,10 @@ func (c *chance) name(i int) bool {
 	return c.rng.Float64() < c.names
 }
 
+func (c *chance) removal(i int) bool {
+	return c.removals > 0 || c.removals == 0 && c.name(i)
+}
+
 // entry is where a node has a name.
 type entry struct {
 	dir  *inode
@@ -162,7 +169,7 @@ func (s *replay) apply(o operation, sure certainty, c *chance, i int) {
 			s.link(o.dir, o.name, o.node)
 		}
 	case removeEntry:
-		if sure.first || c.removals || c.name(i) {
+		if sure.first || c.removal(i) {
 			s.unlink(o.dir, o.name, o.node)
 		}
 	case moveEntry:
@@ -184,7 +191,7 @@ func (s *replay) move(o operation, sure certainty, c *chance, i int) {
 		return
 	}
 	s.link(o.toDir, o.toName, o.node)
-	if sure.first || s.nodes[o.node].entries != nil || c.name(i) {
+	if sure.first || s.nodes[o.node].entries != nil || c.removal(i) {
 		s.unlink(o.dir, o.name, o.node)
 	}
 }
