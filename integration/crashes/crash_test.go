@@ -22,6 +22,7 @@ import (
 	"github.com/backupfs/backupfs/index"
 	"github.com/backupfs/backupfs/internal/disk/crash"
 	"github.com/backupfs/backupfs/internal/treetest"
+	"golang.org/x/sys/unix"
 )
 
 // These tests run commands on a model of a disk (package crash), and look at what is
@@ -197,6 +198,15 @@ func (r *recording) run(j job) (change func(generations), number uint64, end int
 	r.clock = r.clock.Add(time.Minute)
 	change, number, err = j.run(repo, r.clock, r.source)
 	return change, number, r.disk.Len(), err
+}
+
+// fail runs a command on a full disk: it makes nothing, whether it fails or not.
+func (r *recording) fail(j job) {
+	r.t.Helper()
+	r.disk.Fill()
+	if _, _, _, err := r.run(j); err != nil && !errors.Is(err, unix.ENOSPC) {
+		r.t.Fatalf("%s on a full disk: %v", j.name, err)
+	}
 }
 
 // die runs a command that dies when the disk has been told to let it die, and reports
@@ -520,27 +530,31 @@ func lives(t testing.TB) (list []scenario) {
 }
 
 // successions are a command that is killed and the one that comes next.
-var successions = []struct{ victim, next job }{
-	{createJob(nil), createJob(nil)},
-	{createJob(nil), openJob()},
-	{createJob(nil), compactJob(nil)},
-	{compactJob(nil), compactJob(nil)},
-	{compactJob(nil), createJob(nil)},
-	{forgetJob("2"), openJob()},
-	{forgetJob("2"), createJob(nil)},
-	{reindexJob(), createJob(nil)},
-	{reindexJob(), reindexJob()},
+var successions = []struct {
+	victim, next job
+	full         bool // the disk is, then: there is no room for an index
+}{
+	{createJob(nil), createJob(nil), false},
+	{createJob(nil), openJob(), false},
+	{createJob(nil), compactJob(nil), false},
+	{compactJob(nil), compactJob(nil), false},
+	{compactJob(nil), createJob(nil), false},
+	{forgetJob("2"), openJob(), false},
+	{forgetJob("2"), createJob(nil), false},
+	{compactJob(nil), compactJob(nil), true},
+	{reindexJob(), createJob(nil), false},
+	{reindexJob(), reindexJob(), false},
 }
 
 // afterKills are the scenarios of a succession: the first command is killed behind each
 // of its renames, or each operation. The machine crashes during the second one.
-func afterKills(t testing.TB, victim, next job) (list []scenario) {
+func afterKills(t testing.TB, victim, next job, full bool) (list []scenario) {
 	t.Helper()
 	for n := 1; ; n++ {
 		s := scenario{young(t, crash.Options{}), fmt.Sprintf("%s killed at %d, %s", victim.name, n, next.name), 0, worst}
 		if soak() {
 			s.disk.Kill(n)
-			s.seeds = seeds(2)
+			s.seeds = append(s.seeds, crash.Extremes)
 		} else {
 			s.disk.KillAtRename(n)
 		}
@@ -548,7 +562,11 @@ func afterKills(t testing.TB, victim, next job) (list []scenario) {
 			return list
 		}
 		s.from = s.disk.Len()
-		s.do(next)
+		if full {
+			s.fail(next)
+		} else {
+			s.do(next)
+		}
 		list = append(list, s)
 	}
 }
@@ -634,7 +652,7 @@ func TestCrashAfterKill(t *testing.T) {
 		t.Run(pair.victim.name+" "+pair.next.name, func(t *testing.T) {
 			t.Parallel()
 			var count explored
-			for _, s := range afterKills(t, pair.victim, pair.next) {
+			for _, s := range afterKills(t, pair.victim, pair.next, pair.full) {
 				s.explore(&count)
 			}
 			t.Log(&count)

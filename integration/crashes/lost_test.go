@@ -10,23 +10,20 @@ import (
 	"testing"
 )
 
-// mutant is a sync that does nothing: one call in the program, where its function was
-// called by one caller.
-type mutant struct{ call, caller string }
+// mutant is a sync that does nothing: a call in the program, by way of its caller and
+// the caller of that. It is the beginning of what crash.Disk calls a place.
+type mutant string
 
-func (m mutant) String() string { return m.call + ", called by " + m.caller }
-
-// place is the beginning of what crash.Disk calls the place.
-func (m mutant) place() string { return strings.TrimSuffix(m.call+" "+m.caller, " ") }
+// call is the call itself.
+func (m mutant) call() string { return strings.Fields(string(m))[0] }
 
 // mutants returns those of a scenario, and the operations before which each is the same
 // as the program.
 func (s scenario) mutants() map[mutant]int {
 	all := map[mutant]int{}
 	for place, first := range s.disk.Syncs() {
-		call, rest, _ := strings.Cut(place, " ")
-		caller, _, _ := strings.Cut(rest, " ")
-		m := mutant{call, caller}
+		way := strings.Fields(place)
+		m := mutant(strings.Join(way[:min(3, len(way))], " "))
 		if known, ok := all[m]; !ok || first < known {
 			all[m] = first
 		}
@@ -41,7 +38,7 @@ func (s scenario) notices(m mutant, first int) (how string) {
 	for _, seed := range s.seeds {
 		for n := max(s.from, first+1); n <= s.disk.Len(); n++ {
 			number := s.at(n)
-			state := s.disk.Crash(n, seed, m.place())
+			state := s.disk.Crash(n, seed, string(m))
 			e, key := s.epochs[number], keyOf(number, state)
 			if judged[key] || e.unknown || key == keyOf(number, s.disk.Crash(n, seed, "")) {
 				continue
@@ -64,7 +61,7 @@ func TestLostSyncs(t *testing.T) {
 	found := map[mutant]string{} // how it was noticed; "" if it was not
 	try := func(s scenario) {
 		for m, first := range s.mutants() {
-			delete(missing, m.call)
+			delete(missing, m.call())
 			if found[m] == "" {
 				found[m] = s.notices(m, first)
 			}
@@ -74,7 +71,7 @@ func TestLostSyncs(t *testing.T) {
 		try(s)
 	}
 	for _, pair := range successions {
-		for _, s := range afterKills(t, pair.victim, pair.next) {
+		for _, s := range afterKills(t, pair.victim, pair.next, pair.full) {
 			try(s)
 		}
 	}
@@ -83,17 +80,17 @@ func TestLostSyncs(t *testing.T) {
 	}
 	for m, how := range found {
 		if how == "" {
-			t.Errorf("%v: no crash shows that this sync is missing", m)
+			t.Errorf("%s: no crash shows that this sync is missing", m)
 		} else {
-			t.Logf("%v: %s", m, strings.Split(how, "\n")[0])
+			t.Logf("%s: %s", m, strings.Split(how, "\n")[0])
 		}
 	}
-	t.Logf("%d syncs, as their functions are called: %d", len(slices.Compact(calls(found))), len(found))
+	t.Logf("%d syncs, %d ways to them", len(slices.Compact(calls(found))), len(found))
 }
 
 func calls(found map[mutant]string) (list []string) {
 	for m := range maps.Keys(found) {
-		list = append(list, m.call)
+		list = append(list, m.call())
 	}
 	slices.Sort(list)
 	return list

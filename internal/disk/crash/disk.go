@@ -54,6 +54,7 @@ type Disk struct {
 	limit   int     // operations that happen; -1: all
 	renames int     // renames that happen before nothing else does; -1: all
 	killed  bool    // an operation failed because of these
+	full    bool    // there is no room for directories
 	nodes   []*node // by number; the first is the top directory
 	log     []operation
 }
@@ -115,6 +116,13 @@ func (d *Disk) Kill(operations int) {
 func (d *Disk) KillAtRename(n int) {
 	d.mu.Lock()
 	d.renames = n
+	d.mu.Unlock()
+}
+
+// Fill fills the disk: no directory can be made any more.
+func (d *Disk) Fill() {
+	d.mu.Lock()
+	d.full = true
 	d.mu.Unlock()
 }
 
@@ -252,7 +260,12 @@ func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (f disk.File, e
 
 // Mkdir implements disk.FS.
 func (d *Disk) Mkdir(name string, perm fs.FileMode) error {
-	return d.do(func() error { return d.OS.Mkdir(name, perm) }, func() {
+	return d.do(func() error {
+		if d.full {
+			return unix.ENOSPC
+		}
+		return d.OS.Mkdir(name, perm)
+	}, func() {
 		if p, inside := d.find(name); inside {
 			d.add(p, d.newNode(perm, map[string]*node{}))
 		}
