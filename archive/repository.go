@@ -95,11 +95,17 @@ var layout = []string{"parts", "log", "index", "tmp"}
 
 func makeEmptyDir(fsys disk.FS, dir string) error {
 	err := fsys.Mkdir(dir, 0o700)
-	if err == nil {
-		return fsys.SyncDir(filepath.Dir(dir))
-	}
-	if !errors.Is(err, fs.ErrExist) {
+	there := errors.Is(err, fs.ErrExist)
+	if err != nil && !there {
 		return fmt.Errorf("make the repository: %w", err)
+	}
+	// An Init that was interrupted may have made it. Whose directory it is may not be
+	// allowed to open the one above.
+	if err := fsys.SyncDir(filepath.Dir(dir)); err != nil && (!there || !errors.Is(err, fs.ErrPermission)) {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	if !there {
+		return nil
 	}
 	if _, err := os.Lstat(filepath.Join(dir, configName)); err == nil {
 		return fmt.Errorf("%s is a repository already", dir)

@@ -94,8 +94,8 @@ type opener struct {
 	verified *verified
 	first    bool   // there is no sealed index yet
 	aside    string // directory of indexes that are about to be removed; "" where there are none
-	rebuild  bool // use none of them
-	shrink   bool // merge all runs, and drop what nobody sees
+	rebuild  bool   // use none of them
+	shrink   bool   // merge all runs, and drop what nobody sees
 }
 
 // sealed is a sealed index that agrees with its seal.

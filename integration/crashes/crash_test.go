@@ -659,3 +659,40 @@ func TestCrashAfterKill(t *testing.T) {
 		})
 	}
 }
+
+// TestInitAfterKill: init is killed, done again, and the machine crashes.
+func TestInitAfterKill(t *testing.T) {
+	t.Parallel()
+	for n, killed := 0, true; killed; n++ {
+		base := memoryDir(t)
+		top := filepath.Join(base, "disk")
+		if err := os.Mkdir(top, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		d, dir := crash.New(top, crash.Options{}), filepath.Join(top, "repo")
+		d.Kill(n)
+		repo, err := archive.InitOn(d, dir, archive.InitOptions{})
+		if err == nil {
+			repo.Close()
+		}
+		if killed = d.Revive(); err == nil {
+			continue
+		}
+		if repo, err = archive.InitOn(d, dir, archive.InitOptions{}); err != nil {
+			if _, err := archive.Open(dir); err != nil {
+				t.Errorf("killed behind %d operations: %v", n, err)
+			}
+			continue
+		}
+		repo.Close()
+		for _, seed := range worst {
+			crashed := filepath.Join(base, fmt.Sprint("crashed", seed))
+			if err := errors.Join(os.Mkdir(crashed, 0o700), d.Crash(d.Len(), seed, "").Write(crashed)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := archive.Open(filepath.Join(crashed, "repo")); err != nil {
+				t.Errorf("killed behind %d operations, made again, crashed: %v", n, err)
+			}
+		}
+	}
+}

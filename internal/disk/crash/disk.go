@@ -14,7 +14,7 @@
 //
 // All else is independent of each other and of the order in which it was done: any
 // name may be there, may be there still, or not, and of a file's bytes any write may
-// have happened, a part of it, or only the growth of the file. Modes are not modelled.
+// have happened, a part of it, or zeros be in its place. Modes are not modelled.
 package crash
 
 import (

@@ -99,7 +99,8 @@ type chance struct {
 	removals int     // all removals of names are there: 1; none is: -1
 	names    float64 // probability that another change of a directory is there
 	bytes    float64 // that a write is there, whole
-	growth   float64 // that the file has grown by it, if it is not
+	growth   float64 // that it is there as zeros, if it is not
+	torn     float64 // that a part of it is there, if it has not
 	ordered  int     // names are there up to this operation and not after it; -1: each by itself
 }
 
@@ -120,7 +121,7 @@ func (c *chance) choose(seed uint64, log []operation, sure []certainty) {
 	default:
 		odds := []float64{0, 0.1, 0.5, 0.9, 1}
 		pick := func() float64 { return odds[c.rng.IntN(len(odds))] }
-		c.names, c.bytes, c.growth = pick(), pick(), pick()
+		c.names, c.bytes, c.growth, c.torn = pick(), pick(), pick(), pick()
 		if c.rng.IntN(3) == 0 {
 			c.journal(log, sure)
 		}
@@ -200,15 +201,8 @@ func (s *replay) write(o operation, sure bool, c *chance) {
 	n := s.nodes[o.node]
 	data := o.data
 	if !sure && c.rng.Float64() >= c.bytes {
-		switch {
-		case o.kind == setSize:
-			return
-		case c.rng.Float64() < c.growth:
-			n.grow(o.at + int64(len(data)))
-			data = data[:0]
-		case c.growth > 0:
-			data = data[:c.rng.IntN(len(data)+1)]
-		default:
+		data = c.remains(data)
+		if o.kind == setSize || len(data) == 0 {
 			return
 		}
 	}
@@ -216,15 +210,22 @@ func (s *replay) write(o operation, sure bool, c *chance) {
 		n.data = n.data[:min(o.at, int64(len(n.data)))]
 		return
 	}
-	n.grow(o.at + int64(len(data)))
+	if missing := o.at + int64(len(data)) - int64(len(n.data)); missing > 0 {
+		n.data = append(n.data, make([]byte, missing)...)
+	}
 	copy(n.data[o.at:], data)
 }
 
-// grow makes a file at least so long, with zeros.
-func (n *inode) grow(size int64) {
-	if missing := size - int64(len(n.data)); missing > 0 {
-		n.data = append(n.data, make([]byte, missing)...)
+// remains returns what is there of a write that was not done: zeros in its place, a
+// part of it, or nothing.
+func (c *chance) remains(data []byte) []byte {
+	switch {
+	case c.rng.Float64() < c.growth:
+		return make([]byte, len(data))
+	case c.rng.Float64() < c.torn:
+		return data[:c.rng.IntN(len(data)+1)]
 	}
+	return nil
 }
 
 func (s *replay) link(dir int, name string, id int) {
@@ -252,7 +253,7 @@ func (s State) Key(counts func(path string) bool) [32]byte {
 	walk = func(path string, n *inode) {
 		for _, name := range slices.Sorted(maps.Keys(n.entries)) {
 			child, below := n.entries[name], filepath.Join(path, name)
-			fmt.Fprintf(h, "%q %t ", below, child.entries != nil)
+			h.Write(fmt.Appendf(nil, "%q %t ", below, child.entries != nil))
 			if child.entries == nil && counts(below) {
 				h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(child.data))))
 				h.Write(child.data)
