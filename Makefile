@@ -25,7 +25,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak mutants race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -59,6 +59,10 @@ test-integration: deps ## the real programs, mounts and tools (needs root)
 
 soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
 	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside' ./integration
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v ./integration/crashes
+
+mutants: ## each fsync is left out in turn: a crash of the model must show it
+	$(GO) test $(TESTFLAGS) -count=1 -v -run TestLostSyncs ./integration/crashes
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
