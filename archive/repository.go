@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/backupfs/backupfs/internal/disk"
@@ -96,6 +97,9 @@ var layout = []string{"parts", "log", "index", "tmp"}
 func makeEmptyDir(fsys disk.FS, dir string) error {
 	err := fsys.Mkdir(dir, 0o700)
 	there := errors.Is(err, fs.ErrExist)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make the repository: %w: make %s first", err, filepath.Dir(dir))
+	}
 	if err != nil && !there {
 		return fmt.Errorf("make the repository: %w", err)
 	}
@@ -157,6 +161,8 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, fmt.Errorf("%s: not a directory: give that of a repository", dir)
 	case err != nil:
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}

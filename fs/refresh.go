@@ -119,6 +119,7 @@ func (m *Mount) openNewer() (*snapshot, error) {
 }
 
 func (m *Mount) failRefresh(err error) {
+	m.counters.refreshFailures.Add(1)
 	r := &m.refreshes
 	if r.retry == 0 {
 		m.log.print("new generations are not shown: %v", err)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
@@ -35,6 +36,30 @@ type Options struct {
 	// when it was opened is not hashed again where it is still the same file,
 	// unchanged. It may be closed as soon as Open has returned.
 	Previous *DB
+	// Progress is updated while records of the log are added; nil means nobody looks.
+	Progress *Progress
+}
+
+// Progress tells how far an index is brought up to the log. It is safe for
+// concurrent use.
+type Progress struct{ done, total, lines atomic.Int64 }
+
+// Records returns how many records are in the index, and how many will be.
+func (p *Progress) Records() (done, total int64) { return p.done.Load(), p.total.Load() }
+
+// Lines returns the lines read of all records so far.
+func (p *Progress) Lines() int64 { return p.lines.Load() }
+
+// lineCounter is a record of which it counts the lines that are read.
+type lineCounter struct {
+	record
+	lines *atomic.Int64
+}
+
+// Next implements record.
+func (c lineCounter) Next() (archive.Line, error) {
+	c.lines.Add(1)
+	return c.record.Next()
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -68,6 +93,9 @@ func Rebuild(r *archive.Repository, o Options) (*DB, error) {
 func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
+	}
+	if o.Progress == nil {
+		o.Progress = new(Progress)
 	}
 	trusted, err := ownersOf(r.Dir())
 	if err != nil {
@@ -399,12 +427,14 @@ func copyFile(fsys disk.FS, from, to string) error {
 
 // catchUp applies the log up to the record last.
 func (p *opener) catchUp(b *builder, last uint64) error {
+	p.Progress.total.Store(int64(last))
 	for b.number < last {
+		p.Progress.done.Store(int64(b.number))
 		r, err := p.r.OpenRecord(b.number + 1)
 		if err != nil {
 			return err
 		}
-		err = b.apply(r)
+		err = b.apply(lineCounter{r, &p.Progress.lines})
 		if closeErr := r.Close(); err == nil {
 			err = closeErr
 		}
@@ -412,6 +442,7 @@ func (p *opener) catchUp(b *builder, last uint64) error {
 			return err
 		}
 	}
+	p.Progress.done.Store(int64(last))
 	return nil
 }
 
