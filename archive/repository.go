@@ -160,7 +160,7 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	text, err := os.ReadFile(filepath.Join(dir, configName))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)
 	case errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%s: not a directory: give that of a repository", dir)
 	case err != nil:

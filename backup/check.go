@@ -238,7 +238,7 @@ func (c *checking) openIndex() error {
 		return err
 	}
 	if err != nil { // the log's damage was reported
-		c.notef("no generation can be read: %v", err)
+		c.notef("no generation can be read")
 		c.lost(0)
 		return nil
 	}

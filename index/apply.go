@@ -700,7 +700,7 @@ func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 	if err := a.putDirent(name, dirent{kind: kindDir, dir: dir}); err != nil {
 		return err
 	}
-	a.open = append(a.open, frame{path: e.Path, dir: dir, fresh: true, loaded: true})
+	a.open = append(a.open, frame{path: e.Path, dir: dir, fresh: true, loaded: true, node: Node{Parent: a.last().dir}})
 	return a.fill(e)
 }
 

@@ -219,7 +219,7 @@ func (p *opener) verify(n, last uint64) (*sealed, error) {
 
 func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
-		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
+		return nil, fmt.Errorf("%w, which ends with record %d: `mkbackup check` says what is missing", ErrBeyondLog, last)
 	}
 	var digest archive.Digest // of a record that may be large: on another core
 	var digestErr error
@@ -372,7 +372,7 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	problem = p.catchUp(b, last)
 	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
 		b.close()
-		return nil, nil, problem
+		return nil, nil, withRemedy(problem)
 	}
 	if problem != nil {
 		p.Log("the log cannot be read to its end: %v", problem)
@@ -384,6 +384,14 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 		b.close()
 	}
 	return b, problem, err
+}
+
+// withRemedy adds to the damage of a log what to do about it.
+func withRemedy(problem error) error {
+	if unwritable(problem) {
+		return problem
+	}
+	return fmt.Errorf("%w: `mkbackup check` says what is lost, and what to do", problem)
 }
 
 // clone gives dir the tables of a sealed index: the same files where that is

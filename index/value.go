@@ -229,7 +229,8 @@ func decodeDirent(value []byte) (dirent, error) {
 // appendNode appends the value of a directory that is there.
 func appendNode(b []byte, n Node) []byte {
 	b = binary.AppendUvarint(append(b, kindDir), uint64(n.Ino))
-	return binary.AppendUvarint(appendAttr(b, n.Attr), uint64(n.Children))
+	b = binary.AppendUvarint(appendAttr(b, n.Attr), uint64(n.Children))
+	return binary.AppendUvarint(b, uint64(n.Parent))
 }
 
 // decodeNode returns false where the directory is gone.
@@ -239,7 +240,7 @@ func decodeNode(value []byte) (Node, bool, error) {
 	if kind == kindGone {
 		return Node{}, false, d.end("directory")
 	}
-	n := Node{Ino: Ino(d.uint()), Attr: d.attr(), Children: int(d.uint32())}
+	n := Node{Ino: Ino(d.uint()), Attr: d.attr(), Children: int(d.uint32()), Parent: DirID(d.uint())}
 	if kind != kindDir {
 		d.fail()
 	}
