@@ -33,7 +33,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak soak-tests soak-attacks soak-kills soak-life race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-tests soak-attacks soak-kills soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -75,6 +75,7 @@ test-integration: deps ## the real programs, mounts and tools (needs root)
 # SOAK_RUN='TestPowerCut' runs a part, and no fuzzing: make soak-tests SOAK_RUN=...
 soak: ## all that follows, then each decoder fuzzed for 10 minutes (needs root, hours; soak-* are its parts)
 	$(MAKE) soak-tests
+	$(MAKE) soak-crashes
 	$(MAKE) fuzz FUZZTIME=10m
 
 soak-tests: deps ## the tests below in full, or those of SOAK_RUN
@@ -82,6 +83,12 @@ soak-tests: deps ## the tests below in full, or those of SOAK_RUN
 
 soak-attacks soak-kills soak-life:
 	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
+
+soak-crashes: ## crashes behind every operation, on a model of a disk
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v ./integration/crashes
+
+mutants: ## each fsync is left out in turn: a crash of the model must show it
+	$(GO) test $(TESTFLAGS) -count=1 -v -run TestLostSyncs ./integration/crashes
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -60,6 +60,20 @@ func (r *Repository) NextRecord(after uint64) (uint64, error) {
 		next = after + 1
 	}
 	return next, nil
+}
+
+// SettleRecord returns once a record that is there, and those before it, are on stable
+// storage. Their writer may have died before they were. Whatever a crash of the machine
+// must not leave behind without the record may be done then.
+func (r *Repository) SettleRecord(number uint64) error {
+	if r.settled.Load() >= number {
+		return nil
+	}
+	if err := r.store.Settle(recordName(number)); err != nil {
+		return err
+	}
+	r.settled.Store(number)
+	return nil
 }
 
 // RecordDigest returns the digest of a record's stored bytes, which the next
@@ -362,6 +376,7 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
 	}
+	d.repository.settled.Store(h.Number)
 	return Digest(sum.Sum(nil)), stored, nil
 }
 
@@ -410,7 +425,7 @@ func (d *RecordDraft) Discard() {
 // spool is an unnamed file of compressed lines, in one zstd stream or, where it was
 // written to again after it was read, in several. Its first error stays.
 type spool struct {
-	file   *os.File
+	file   disk.File
 	zstd   *zstd.Encoder
 	ended  bool // the stream is: the next line begins another one
 	buffer []byte

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // TestCircles reads an index, as somebody may have made it, in which a directory lies in
@@ -54,7 +55,7 @@ func TestCircles(t *testing.T) {
 		},
 		"Holders": func() error { _, err := db.Holders(func(archive.Hash) bool { return true }); return err },
 		"bury": func() error {
-			next, err := newBuilder(b.dir, b.tables, b.number)
+			next, err := newBuilder(disk.OS{}, b.dir, b.tables, b.number)
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -618,7 +619,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	mustClose(t, db)
 	// A disk that fills up under way is an error, not the end of the process.
-	b, err := newBuilder(filepath.Join(temp), nil, 0)
+	b, err := newBuilder(disk.OS{}, filepath.Join(temp), nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

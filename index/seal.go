@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 )
@@ -69,22 +70,22 @@ func writeSeal(b *builder, repository string) error {
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if err := writeFile(filepath.Join(b.dir, sealName), text); err != nil {
+	if err := writeFile(b.fsys, filepath.Join(b.dir, sealName), text); err != nil {
 		return err
 	}
-	if err := dropWriters(b.dir); err != nil {
+	if err := dropWriters(b.fsys, b.dir); err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	return archive.SyncDir(b.dir)
+	return b.fsys.SyncDir(b.dir)
 }
 
 // dropWriters takes the right to write from everybody but the owner.
-func dropWriters(name string) error {
+func dropWriters(fsys disk.FS, name string) error {
 	info, err := os.Stat(name)
 	if err != nil || info.Mode()&0o022 == 0 {
 		return err
 	}
-	return os.Chmod(name, info.Mode().Perm()&^0o022)
+	return fsys.Chmod(name, info.Mode().Perm()&^0o022)
 }
 
 // verifySeal reads the seal of an index directory and checks every file against
