@@ -28,7 +28,7 @@ type outcome struct{ list, check, readData, create, mount int }
 
 var (
 	noRepository = outcome{1, 1, 1, 1, 1}
-	badLog       = outcome{1, 4, 4, 1, 0}
+	badLog       = outcome{4, 4, 4, 1, 0}
 	badIndex     = outcome{0, 4, 4, 0, 0}
 	badParts     = outcome{0, 4, 4, 0, 0}
 	badData      = outcome{0, 0, 4, 0, 0}
