@@ -91,8 +91,9 @@ type opener struct {
 	bad      map[uint64]bool // sealed indexes that must not be used
 	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
 	verified *verified
-	rebuild  bool // use none of them
-	shrink   bool // merge all runs, and drop what nobody sees
+	records  []uint64 // of the log, ascending
+	rebuild  bool     // use none of them
+	shrink   bool     // merge all runs, and drop what nobody sees
 }
 
 // sealed is a sealed index that agrees with its seal.
@@ -106,19 +107,27 @@ func (p *opener) try() (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	last, err := p.r.Last()
+	records, err := p.r.Records()
 	if err != nil {
 		return nil, err
 	}
-	if last == 0 {
+	if len(records) == 0 {
 		return &DB{tables: new(tables)}, nil
 	}
+	last := records[len(records)-1]
 	var base *sealed
 	if !p.rebuild {
 		if base, err = p.newest(numbers, last); err != nil {
 			return nil, err
 		}
 	}
+	if base != nil {
+		behind, _ := slices.BinarySearch(records, base.Record+1)
+		if p.r.Checkpoint(records[behind:]) > 0 {
+			base = nil // numbers of parts and versions are those of the checkpoint from there on
+		}
+	}
+	p.records = records
 	if base != nil && base.Record == last && !p.shrink {
 		return p.openSealed(base.dir, base.Tables, last)
 	}
@@ -143,6 +152,13 @@ func (p *opener) list() ([]uint64, error) {
 	return numbers, nil
 }
 
+// Published reports whether the repository has a sealed index of a record, sound or
+// not.
+func Published(r *archive.Repository, number uint64) bool {
+	_, err := os.Lstat(filepath.Join(r.IndexDir(), dirName(number)))
+	return err == nil
+}
+
 func dirName(number uint64) string { return fmt.Sprintf("%012d", number) }
 
 func (p *opener) dir(number uint64) string { return filepath.Join(p.r.IndexDir(), dirName(number)) }
@@ -159,6 +175,10 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		}
 		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
 			return nil, errAgain
+		}
+		if errors.Is(err, errOutdated) {
+			p.bad[n] = true
+			continue
 		}
 		p.reject(n, err)
 	}
@@ -213,6 +233,7 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 }
 
 // recordDigest returns the digest of a record; the record behind it tells it faster.
+// The error wraps errOutdated where both are gone.
 func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 	if n < last {
 		if next, err := p.r.OpenRecord(n + 1); err == nil {
@@ -220,7 +241,11 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 			return next.Header().Previous, nil
 		}
 	}
-	return p.r.RecordDigest(n)
+	digest, err := p.r.RecordDigest(n)
+	if n < last && errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", errOutdated, err)
+	}
+	return digest, err
 }
 
 // openSealed opens an index that was verified, unless it was exchanged for another
@@ -326,7 +351,7 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 		return nil, nil, err
 	}
 	if base == nil {
-		b, err = newBuilder(dir, nil, 0)
+		b, problem, err = p.begin(dir)
 	} else if err = clone(base, dir); err == nil {
 		b, err = newBuilder(dir, slices.Clone(base.Tables), base.Record)
 		if err == nil && b.meta.digest != base.Digest {
@@ -337,7 +362,13 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	problem = p.catchUp(b, last)
+	if rest := p.catchUp(b, last); problem == nil {
+		problem = rest
+	}
+	if errors.Is(problem, errAgain) {
+		b.close()
+		return nil, nil, problem
+	}
 	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
 		b.close()
 		return nil, nil, problem
@@ -393,22 +424,69 @@ func copyFile(from, to string) error {
 	return out.Close()
 }
 
+// begin returns a builder in dir that has the newest checkpoint applied. Where that
+// is damaged, an older one, or the first records, may still be there: problem is
+// then what is wrong with the newest.
+func (p *opener) begin(dir string) (b *builder, problem, err error) {
+	for before := p.records; ; {
+		number := p.r.Checkpoint(before)
+		if b, err = newBuilder(dir, nil, 0); err != nil || number == 0 {
+			return b, problem, err
+		}
+		if err = p.applyRecord(b, number); err == nil {
+			return b, problem, nil
+		}
+		b.close()
+		if unwritable(err) || errors.Is(err, errAgain) {
+			return nil, nil, err
+		}
+		if problem == nil {
+			problem = err
+		}
+		if err := emptyDir(dir); err != nil {
+			return nil, nil, err
+		}
+		at, _ := slices.BinarySearch(before, number)
+		before = before[:at]
+	}
+}
+
+// emptyDir removes the tables that were written in vain.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for i := 0; i < len(entries) && err == nil; i++ {
+		err = os.Remove(filepath.Join(dir, entries[i].Name()))
+	}
+	return err
+}
+
 // catchUp applies the log up to the record last.
 func (p *opener) catchUp(b *builder, last uint64) error {
 	for b.number < last {
-		r, err := p.r.OpenRecord(b.number + 1)
-		if err != nil {
-			return err
-		}
-		err = b.apply(r)
-		if closeErr := r.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
+		if err := p.applyRecord(b, b.number+1); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// applyRecord applies a record. The error is errAgain where it was deleted since
+// the log was listed.
+func (p *opener) applyRecord(b *builder, number uint64) error {
+	r, err := p.r.OpenRecord(number)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, listed := slices.BinarySearch(p.records, number); listed {
+			return errAgain
+		}
+	}
+	if err != nil {
+		return err
+	}
+	err = b.apply(r)
+	if closeErr := r.Close(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // spaceMargin is what an index needs on its disk whatever it is.
@@ -462,7 +540,7 @@ func (p *opener) publish(b *builder) (bool, error) {
 	}
 	p.rebuild, p.shrink = false, false
 	delete(p.bad, b.number)
-	p.removeOld(b.number)
+	p.removeOld(b.number, b.meta.begins)
 	return true, nil
 }
 
@@ -504,10 +582,11 @@ func exchange(dir, target string) error {
 	return nil
 }
 
-// removeOld removes all indexes but the newest two, and those before number that
-// are known to be bad. Whoever has one open goes on reading. It is a courtesy: what
+// removeOld removes all indexes but the newest two, those before number that are
+// known to be bad, and those before the checkpoint that the log begins with, which
+// nobody can go on with. Whoever has one open goes on reading. It is a courtesy: what
 // cannot be removed stays.
-func (p *opener) removeOld(number uint64) {
+func (p *opener) removeOld(number, begins uint64) {
 	numbers, err := p.list()
 	if err != nil {
 		p.Log("old indexes stay: %v", err)
@@ -518,7 +597,7 @@ func (p *opener) removeOld(number uint64) {
 		if !p.bad[n] {
 			kept++
 		}
-		if p.bad[n] && n > number || !p.bad[n] && kept <= 2 {
+		if n >= begins && (p.bad[n] && n > number || !p.bad[n] && kept <= 2) {
 			continue
 		}
 		if err := p.removeIndex(n); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -144,6 +144,9 @@ func (f *compactFlags) words(s backup.CompactSummary) (lines []string) {
 	if s.Swept.Parts > 0 {
 		lines = append(lines, fmt.Sprintf("%s deleted: %s", plural(int64(s.Swept.Parts), "file"), bytesOf(s.Swept.StoredBytes)))
 	}
+	if s.Checkpoint > 0 {
+		lines = append(lines, fmt.Sprintf("the log begins with record %d now: %s deleted", s.Checkpoint, plural(int64(s.Records), "log record")))
+	}
 	if s.LaterParts > 0 {
 		lines = append(lines, fmt.Sprintf("%s, %s, will be deleted when the run under way has ended", plural(int64(s.LaterParts), "part"), bytesOf(s.LaterBytes)))
 	}
