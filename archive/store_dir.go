@@ -140,7 +140,8 @@ func (s *DirStore) Settle(name string) error {
 }
 
 // Remove implements Store. The removal is not synced: after a crash the object
-// may be there again.
+// may be there again. A directory below those of the repository that is empty then
+// goes with it; a writer who finds that one gone makes it anew.
 func (s *DirStore) Remove(name string) error {
 	err := checkName(name)
 	if err == nil {
@@ -148,6 +149,9 @@ func (s *DirStore) Remove(name string) error {
 	}
 	if err != nil {
 		return objectError("remove", name, err)
+	}
+	if dir := path.Dir(name); strings.Contains(dir, "/") && unix.Rmdir(s.path(dir)) == nil {
+		s.forgetDirs()
 	}
 	return nil
 }

@@ -17,10 +17,31 @@ const (
 	tightestShare   = 0.99
 )
 
-// checkpoint makes the log shorter if that is worth it: it commits a record that says
-// all that those before it say of the generations that were not forgotten. The index
-// that is derived from it alone must say the same as the one of the whole log: only
-// then it is committed. Where another run commits meanwhile, a later one does this.
+// shorten makes the log shorter if that is worth it. It comes behind the deletion of
+// parts, so that a checkpoint need not remember the removed ones.
+func (c *compaction) shorten() error {
+	lock, err := c.repo.LockParts()
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	if err := c.reopen(); err != nil {
+		return err
+	}
+	if err := c.checkpoint(); err != nil || c.summary.Checkpoint == 0 {
+		return err
+	}
+	c.options.hooks.reach("before log sweep")
+	lock.Release()
+	swept, err := sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
+	c.summary.Records = swept.Records
+	return err
+}
+
+// checkpoint commits a record that says all that those before it say of the
+// generations that were not forgotten, if it is small enough. The index that is
+// derived from it alone must say the same as the one of the whole log: only then it
+// is committed. Where another run commits meanwhile, a later one does this.
 func (c *compaction) checkpoint() error {
 	limit, err := c.checkpointLimit()
 	if err != nil || limit == 0 {

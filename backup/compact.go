@@ -123,16 +123,14 @@ func (c *compaction) run() error {
 		}
 	}
 	c.summary.DeadAfter = c.usage.dead
-	if !c.summary.Limited && !c.options.hooks.whole {
-		if err := c.checkpoint(); err != nil {
-			return err
-		}
-	}
 	c.options.hooks.reach("before sweep")
 	lock.Release()
 	var err error
 	c.summary.Swept, err = sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
-	return err
+	if err != nil || c.summary.Limited || c.options.hooks.whole {
+		return err
+	}
+	return c.shorten()
 }
 
 // dryRun puts what would be done into the summary.

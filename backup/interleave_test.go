@@ -560,7 +560,7 @@ func TestKilled(t *testing.T) {
 
 // logPoints are those of a compaction at which it makes a difference for the log what
 // others do.
-var logPoints = []string{"before checkpoint", "checkpoint committed", "before sweep", "before record unlink"}
+var logPoints = []string{"before checkpoint", "checkpoint committed", "before log sweep", "before record unlink"}
 
 // TestCreateBesideCheckpoint: a run begins before a checkpoint, or while its records
 // are there beside it, and commits behind it.
@@ -596,7 +596,7 @@ func TestForgetBesideCheckpoint(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := fourth(t)
-			s.commands = []command{forgetStep(s.dropped, "index opened", "before commit"), checkpointStep("before checkpoint", "before sweep")}
+			s.commands = []command{forgetStep(s.dropped, "index opened", "before commit"), checkpointStep("before checkpoint", "before log sweep")}
 			orders, failures := s.explore(t, mutant, kill{})
 			if (len(failures) > 0) != mutant.unlocked {
 				t.Errorf("%d orders: %v", orders, failures)
@@ -620,7 +620,7 @@ func TestCheckBesideCheckpoint(t *testing.T) {
 func TestTwoCheckpoints(t *testing.T) {
 	t.Parallel()
 	s := past(t)
-	s.commands = []command{checkpointStep("before checkpoint", "checkpoint committed", "before sweep"), checkpointStep("before checkpoint", "before sweep")}
+	s.commands = []command{checkpointStep("before checkpoint", "checkpoint committed", "before log sweep"), checkpointStep("before checkpoint", "before log sweep")}
 	wantSound(t, s, kill{})
 }
 
