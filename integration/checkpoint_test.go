@@ -92,8 +92,8 @@ func TestMountOverCheckpoint(t *testing.T) {
 	r := newRepo(t, "--part-size", "1MiB")
 	editor := treetest.NewEditor(mkdir(t, src, "edited"), 302)
 	var names []string
-	for range 5 {
-		names = append(names, r.all(src).Generation)
+	for i := range 5 {
+		names = append(names, r.all(src, "--time", fmt.Sprintf("2026-01-0%dT03:00:00Z", i+1)).Generation)
 		_, err := editor.Edit(15)
 		must(t, err)
 	}

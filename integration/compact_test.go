@@ -272,6 +272,9 @@ func TestCompactSpace(t *testing.T) {
 	if float64(got) > 1.03*float64(want) {
 		t.Errorf("%d bytes of parts, a fresh repository has %d", got, want)
 	}
+	if got, want := r.bytesBelow("."), fresh.bytesBelow("."); float64(got) > 1.03*float64(want) {
+		t.Errorf("%d bytes in all, a fresh repository has %d", got, want)
+	}
 	m := r.mount()
 	wantSameByRsync(t, src, m.at(last.Generation))
 }
