@@ -34,6 +34,9 @@ the parts with much dead data is copied into new parts, and verified on the way;
 then the old ones are deleted. Backups and mounts go on meanwhile. Where a backup
 is under way, the old parts are deleted when it has ended, by itself.
 
+The log is made shorter, too, when much of it is about generations that were dropped:
+one record then stands for all before it, which are deleted.
+
 It can be interrupted at any time: what was done stays done.
 
 Exit codes: 0 done, also when there was nothing to do; 1 failed;

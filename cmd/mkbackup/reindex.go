@@ -56,7 +56,11 @@ func reindex(w io.Writer, repo *archive.Repository) error {
 	if lost > 0 {
 		note(fmt.Sprintf("damage: an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", lost, db.Number()))
 	}
-	if _, err := fmt.Fprintf(w, "index rebuilt from %d log records: %d generations\n", db.Number(), len(gens)); err != nil {
+	records := db.Number()
+	if begins := db.Begins(); begins > 0 {
+		records -= begins - 1
+	}
+	if _, err := fmt.Fprintf(w, "index rebuilt from %d log records: %d generations\n", records, len(gens)); err != nil {
 		return err
 	}
 	if lost > 0 {
