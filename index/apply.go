@@ -700,6 +700,8 @@ func (a *applier) addRoot(e *archive.Entry) error {
 			return err
 		}
 		a.open = append(a.open, frame{dir: a.tree.root, fresh: true, loaded: true})
+	} else if err := a.stays(a.tree.root, e); err != nil {
+		return err
 	}
 	return a.fill(e)
 }
@@ -731,8 +733,8 @@ func (a *applier) fill(e *archive.Entry) error {
 // addDir applies the entry of a directory, which keeps its id if it was one.
 func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 	if old.kind == kindDir {
-		if a.checkpoint != nil && uint64(old.dir) != e.Directory {
-			return fmt.Errorf("it is directory %d here, and was directory %d", e.Directory, old.dir)
+		if err := a.stays(old.dir, e); err != nil {
+			return err
 		}
 		a.open = append(a.open, frame{path: e.Path, dir: old.dir})
 		return a.fill(e)

@@ -322,6 +322,14 @@ func (a *applier) givenDir(parent DirID, e *archive.Entry) (DirID, error) {
 	return dir, nil
 }
 
+// stays makes sure that a directory that was there keeps its number.
+func (a *applier) stays(dir DirID, e *archive.Entry) error {
+	if a.checkpoint != nil && uint64(dir) != e.Directory {
+		return fmt.Errorf("it is directory %d here, and was directory %d", e.Directory, dir)
+	}
+	return nil
+}
+
 func (a *applier) givenIno(e *archive.Entry) (ino Ino, written bool, err error) {
 	ino = Ino(e.Number)
 	if ino < FirstIno || uint64(ino-FirstIno)>>1 >= a.checkpoint.given.Inodes || ino.HasXattrs() != (len(e.Xattrs) > 0) {

@@ -2,6 +2,8 @@ package index
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -205,5 +207,182 @@ func TestCheckpointLines(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the checkpoint says\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestOpenCheckpoint opens a real log that a checkpoint was added to, while the
+// records before it are there, after they were deleted, and with one of the two
+// damaged.
+func TestOpenCheckpoint(t *testing.T) {
+	t.Parallel()
+	h := newHistory(11, 12)
+	r := newRepository(t)
+	for n := range h.headers {
+		h.commit(t, r, uint64(n)+1)
+	}
+	old := mustOpen(t, r, Options{})
+	h.checkpoint(stated(t, old))
+	begins := uint64(len(h.headers))
+	h.commit(t, r, begins)
+	for n := range uint64(3) { // of which the index is not to know
+		h.grow()
+		h.commit(t, r, begins+1+n)
+	}
+	last := begins + 3
+	db := mustOpen(t, r, Options{})
+	if db.Begins() != begins || db.Number() != last {
+		t.Fatalf("it begins with %d and ends with %d, want %d and %d", db.Begins(), db.Number(), begins, last)
+	}
+	h.check(t, db)
+	if got := sealedIndexes(t, r); len(got) != 1 {
+		t.Errorf("indexes %v: those before the checkpoint are of no use", got)
+	}
+	want := dump(t, db)
+	digest := mustDigest(t, db)
+	mustClose(t, db)
+	records := func() []uint64 {
+		numbers, err := r.Records()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return numbers
+	}
+	path := func(n uint64) string { return filepath.Join(r.Dir(), archive.RecordStoreName(n)) }
+
+	// A damaged checkpoint, and no index: what is before it can be read.
+	index := filepath.Join(r.Dir(), "index")
+	aside := filepath.Join(t.TempDir(), "index")
+	if err := os.Rename(index, aside); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path(begins))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path(begins))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut(t, path(begins), int(info.Size())-5)
+	if db, err := Open(r, Options{}); err == nil {
+		db.Close()
+		t.Error("a damaged checkpoint was not noticed")
+	}
+	var said messages
+	partial := mustOpen(t, r, Options{Partial: true, Temporary: true, Log: said.log})
+	if partial.Number() != begins-1 || partial.Problem() == nil || !strings.Contains(partial.Problem().Error(), fmt.Sprintf("log record %d", begins)) {
+		t.Errorf("up to record %d, because of %v", partial.Number(), partial.Problem())
+	}
+	if got, want := answers(t, partial), answers(t, old); got != want {
+		t.Errorf("instead of a damaged checkpoint:\n%s\nwant\n%s", got, want)
+	}
+	mustClose(t, partial)
+	if err := os.WriteFile(path(begins), whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, n := range records() {
+		if n < begins {
+			if err := r.RemoveRecord(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fresh := mustOpen(t, r, Options{})
+	if got := dump(t, fresh); got != want || mustDigest(t, fresh) != digest {
+		t.Errorf("without the records before it:\n%s\nwant\n%s", got, want)
+	}
+	mustClose(t, fresh)
+	cut(t, path(begins), int(info.Size())-5)
+	if err := os.RemoveAll(index); err != nil {
+		t.Fatal(err)
+	}
+	if db, err := Open(r, Options{Partial: true}); err == nil {
+		db.Close()
+		t.Error("a damaged checkpoint, nothing before it, and no error")
+	}
+	mustClose(t, old)
+}
+
+// TestHostileCheckpointLines: a checkpoint that contradicts itself is refused.
+func TestHostileCheckpointLines(t *testing.T) {
+	t.Parallel()
+	part := testPart(1)
+	content := archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{1}, RawOffset: 512, RawLen: 5}, Record: 1}}
+	given := archive.Line{Given: &archive.Given{Directories: 2, Inodes: 3}}
+	generation := func(number, base uint64) archive.Line {
+		h := header(archive.KindGeneration, number, base)
+		return archive.Line{Generation: &h}
+	}
+	dir := func(path string, ino, id uint64) archive.Line {
+		l := entryLine(path, dirAttr())
+		l.Entry.Number, l.Entry.Directory = ino, id
+		return l
+	}
+	file := func(path string, ino uint64) archive.Line {
+		l := entryLine(path, fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{1}})
+		l.Entry.Number = ino
+		return l
+	}
+	good := []archive.Line{{Part: &part}, content, {Removed: &archive.Digest{9}}, given, generation(2, 0), dir(".", 256, 1), file("a", 258),
+		generation(5, 2), {Gone: "a"}, dir("d", 260, 2)}
+	apply := func(lines []archive.Line) error {
+		r := newRecord(header(archive.KindCheckpoint, 9, 0), slices.Values(lines))
+		defer r.stop()
+		return newTestBuilder(t).apply(r)
+	}
+	if err := apply(good); err != nil {
+		t.Fatal(err)
+	}
+	replaced := func(i int, lines ...archive.Line) []archive.Line {
+		return slices.Concat(good[:i], lines, good[i+1:])
+	}
+	late := content
+	lateContent := *content.Content
+	lateContent.Record = 9
+	late.Content = &lateContent
+	for name, c := range map[string]struct {
+		lines []archive.Line
+		want  string
+	}{
+		"a content of itself":         {replaced(1, late), "record 9, which is not before the checkpoint"},
+		"a part that is removed":      {replaced(2, archive.Line{Removed: &part.Name}), "it is a part"},
+		"removed late":                {replaced(4, archive.Line{Removed: &archive.Digest{8}}, good[4]), "comes too late"},
+		"nothing given":               {good[:3], "how many numbers were given"},
+		"given twice":                 {replaced(3, given, given), "out of order"},
+		"too much given":              {replaced(3, archive.Line{Given: &archive.Given{Directories: 1 << 39}}), "too many"},
+		"a generation too early":      {replaced(3, good[4], given), "out of order"},
+		"a generation of itself":      {replaced(7, generation(9, 2)), "out of order"},
+		"generations out of order":    {replaced(7, generation(2, 0)), "out of order"},
+		"another base":                {replaced(7, generation(5, 1)), "its base 1 is not the newest"},
+		"no root":                     {replaced(5), "the root is missing"},
+		"a generation of nothing":     {good[:5], "it is complete, but has no root"},
+		"a part behind them":          {append(slices.Clone(good), good[0]), "out of order"},
+		"a forget":                    {append(slices.Clone(good), archive.Line{Forget: 2}), "in a checkpoint"},
+		"an inode that was not given": {replaced(6, file("a", 262)), "impossible inode number 262"},
+		"an inode without attributes": {replaced(6, file("a", 259)), "impossible inode number 259"},
+		"directory 0":                 {replaced(9, dir("d", 260, 0)), "impossible directory number 0"},
+		"a directory not given":       {replaced(9, dir("d", 260, 3)), "impossible directory number 3"},
+		"a directory in itself":       {replaced(9, dir("d", 260, 1)), "impossible directory number 1"},
+		"a directory twice":           {append(slices.Clone(good), dir("e", 260, 2)), "directory number 2 is taken"},
+		"another root":                {replaced(8, dir(".", 260, 2)), "directory 2 here, and was directory 1"},
+		"gone twice":                  {replaced(8, good[8], good[8]), "it was not there"},
+		"an entry twice":              {replaced(6, file("a", 258), file("a", 258)), "out of order"},
+	} {
+		if err := apply(c.lines); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0, entryLine(".", dirAttr())); err != nil {
+		t.Fatal(err)
+	}
+	if err := applyLines(t, b, archive.KindCheckpoint, 0, good...); err == nil {
+		t.Error("a checkpoint was applied to something")
+	}
+	for _, l := range []archive.Line{given, generation(1, 0)} {
+		if err := applyLines(t, b, archive.KindGeneration, 1, l); err == nil {
+			t.Error("a line of a checkpoint in a generation")
+		}
 	}
 }
