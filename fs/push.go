@@ -22,6 +22,10 @@ const (
 	maxWindow = 4 << 20
 	// maxAheadFiles bounds them where they are tiny.
 	maxAheadFiles = 4096
+	// maxOwing is how many files are pushed before a program gets its answer, where
+	// the background goes on with the others: it stays ahead of the program, and
+	// both cores work.
+	maxOwing = 8
 	// maxUnproved is how many raw bytes are pushed for a stream without a READ
 	// that shows that it goes on.
 	maxUnproved = 4 * maxWindow
@@ -157,17 +161,24 @@ func (s *stream) moveOn(i index.Ino, read bool, now uint64) *stream {
 	return s
 }
 
-// push stores the files of the frame where a stream goes on, and has those
-// behind it stored in the background.
+// push stores files of the frame where a stream goes on: all of them, or once it
+// has gone on for a while the first few, and the others and what lies behind them in
+// the background.
 func (p *pusher) push(s *stream) {
+	p.mu.Lock()
+	inBackground, most := s.window > minWindow, maxAheadFiles
+	p.mu.Unlock()
+	if inBackground {
+		most = maxOwing
+	}
 	if p.owing.TryLock() {
 		p.extend(s, minWindow)
-		p.pushFrame(s, 0)
+		p.pushFrame(s, 0, most)
 		p.owing.Unlock()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s.running || p.closed || s.window <= minWindow {
+	if s.running || p.closed || !inBackground {
 		return
 	}
 	s.running = true
@@ -178,7 +189,7 @@ func (p *pusher) push(s *stream) {
 func (p *pusher) run(s *stream) {
 	for {
 		p.extend(s, maxWindow)
-		if !p.pushFrame(s, maxWindow) {
+		if !p.pushFrame(s, maxWindow, maxAheadFiles) {
 			break
 		}
 	}
@@ -231,10 +242,10 @@ func filesFrom(db *index.DB, from index.Ino, room int64) (found []index.WholeFil
 	return found, next
 }
 
-// pushFrame stores the files of the first frame ahead of a stream that has any
-// that the kernel knows and has not got, and has so many raw bytes from there on
+// pushFrame stores up to `most` files of the first frame ahead of a stream that has
+// any that the kernel knows and has not got, and has so many raw bytes from there on
 // decoded in the background. It reports whether there was one.
-func (p *pusher) pushFrame(s *stream, prefetch int64) bool {
+func (p *pusher) pushFrame(s *stream, prefetch int64, most int) bool {
 	first, ok := p.firstLacking(s)
 	if !ok {
 		return false
@@ -245,7 +256,7 @@ func (p *pusher) pushFrame(s *stream, prefetch int64) bool {
 		return false // whoever reads the file will learn why
 	}
 	defer frame.Release()
-	for _, f := range p.takeFrame(s, first, frame) {
+	for _, f := range p.takeFrame(s, first, frame, most) {
 		start := f.RawOffset - frame.RawOffset
 		switch p.store(uint64(f.Ino), 0, frame.Raw[start:start+f.RawSize]) {
 		case fuse.OK:
@@ -274,15 +285,18 @@ func (p *pusher) firstLacking(s *stream) (index.WholeFile, bool) {
 	return index.WholeFile{}, false
 }
 
-// takeFrame returns the files ahead of a stream that lie in a frame and that
-// the kernel lacks, and takes them to be stored.
-func (p *pusher) takeFrame(s *stream, first index.WholeFile, frame archive.Frame) (taken []index.WholeFile) {
+// takeFrame returns up to `most` files ahead of a stream that lie in a frame and
+// that the kernel lacks, and takes them to be stored.
+func (p *pusher) takeFrame(s *stream, first index.WholeFile, frame archive.Frame, most int) (taken []index.WholeFile) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	end := frame.RawOffset + int64(len(frame.Raw))
 	for _, f := range s.ahead {
 		if f.RawOffset < frame.RawOffset || f.RawOffset >= end || f.Part.Name != first.Part.Name || !p.lacks(f.Ino) {
 			continue
+		}
+		if len(taken) == most {
+			break
 		}
 		p.take(f.Ino)
 		if f.RawOffset+f.RawSize <= end { // else it goes on in the next frame

@@ -38,8 +38,9 @@ func (b *bench) file(n int) string {
 	return fmt.Sprintf("group-%03d/directory-%05d/file-%02d", dir/200, dir, n%filesPerDir)
 }
 
-func (b *bench) run() (err error) {
-	b.cost.files = b.files
+// run measures the tree by one generation after another.
+func (b *bench) run(steps ...func() error) (err error) {
+	b.cost.at = b.files
 	if err := os.Mkdir(b.dir, 0o755); err != nil {
 		return err
 	}
@@ -53,13 +54,26 @@ func (b *bench) run() (err error) {
 	if _, _, err := b.product.Mkbackup("init", b.repository()); err != nil {
 		return err
 	}
-	for _, step := range []func() error{b.first, b.unchanged, b.ready, b.mounted, b.changed} {
+	for _, step := range append([]func() error{b.first}, steps...) {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	_, _, err = b.product.Mkbackup("check", b.repository())
-	return err
+	return nil
+}
+
+// size measures what grows with the number of files.
+func (b *bench) size() error {
+	return b.run(b.unchanged, b.ready, b.mounted, b.changed, b.check)
+}
+
+func (b *bench) check() error {
+	cost, _, err := b.product.Mkbackup("check", b.repository())
+	if err != nil {
+		return err
+	}
+	b.limit("check of the structure", cost.Of(), limitCheck.Seconds())
+	return nil
 }
 
 func (b *bench) makeFiles() error {
@@ -173,20 +187,28 @@ func (b *bench) mount() (*programs.Mount, error) {
 	return b.product.Mount(b.repository(), filepath.Join(b.dir, "mnt"), "--cache-size", fmt.Sprint(b.cacheMiB, "MiB"))
 }
 
-// ready mounts and unmounts.
-func (b *bench) ready() error {
+// timeMount mounts and unmounts.
+func (b *bench) timeMount() (time.Duration, error) {
 	var took []time.Duration
 	for range repeats {
 		m, err := b.mount()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		took = append(took, m.Ready)
 		if err := m.Close(); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	b.cost.ready = measure.Median(took)
+	return measure.Median(took), nil
+}
+
+func closeMount(m *programs.Mount, err *error) { *err = errors.Join(*err, m.Close()) }
+
+func (b *bench) ready() (err error) {
+	if b.cost.ready, err = b.timeMount(); err != nil {
+		return err
+	}
 	b.limit("mount ready", measure.Duration(b.cost.ready), limitReady.Seconds())
 	return nil
 }
@@ -196,11 +218,15 @@ func (b *bench) mounted() (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
+	defer closeMount(m, &err)
+	tree := filepath.Join(m.Dir, "latest")
+	if b.cost.read, err = b.firstRead(tree); err != nil {
+		return err
+	}
+	b.table.Note("first read of a random file, cold, p50", measure.Duration(b.cost.read))
 	if err := measure.DropCaches(); err != nil {
 		return err
 	}
-	tree := filepath.Join(m.Dir, "latest")
 	cold, err := b.walk(tree, m.PID)
 	if err != nil {
 		return err
@@ -221,6 +247,24 @@ func (b *bench) mounted() (err error) {
 	}
 	b.table.Note(fmt.Sprintf("%d reads of random files", randomReads), measure.Duration(time.Since(began)))
 	return b.memory(m, "- after them")
+}
+
+// firstRead returns the median of opening and reading files in directories that
+// nobody has asked for yet.
+func (b *bench) firstRead(tree string) (time.Duration, error) {
+	if err := measure.DropCaches(); err != nil {
+		return 0, err
+	}
+	var took []time.Duration
+	r := rand.New(rand.NewPCG(7, 8))
+	for _, dir := range r.Perm(b.files / filesPerDir)[:min(firstReads, b.files/filesPerDir)] {
+		began := time.Now()
+		if _, err := os.ReadFile(filepath.Join(tree, b.file(dir*filesPerDir+7))); err != nil {
+			return 0, err
+		}
+		took = append(took, time.Since(began))
+	}
+	return measure.Median(took), nil
 }
 
 // readRandomly reads files here and there, and compares each with what it must hold.
@@ -266,15 +310,27 @@ func (b *bench) changed() error {
 	if err != nil {
 		return err
 	}
+	if err := b.setPublished(); err != nil {
+		return err
+	}
+	b.table.Note(fmt.Sprintf("create after %d changes", n), cost.Of())
+	b.limit("- its peak memory (VmHWM)", measure.Size(cost.Peak), limitCreate)
+	b.limit("- its log record", measure.Size(record.Size()), limitRecord)
+	b.limit("- from the log record to its published index", measure.Duration(b.cost.publish), limitPublish.Seconds())
+	return nil
+}
+
+// setPublished notes how long after the newest log record its index was there.
+func (b *bench) setPublished() error {
+	record, err := b.newest("log")
+	if err != nil {
+		return err
+	}
 	index, err := b.newest("index")
 	if err != nil {
 		return err
 	}
 	b.cost.publish = changeTime(index).Sub(changeTime(record))
-	b.table.Note(fmt.Sprintf("create after %d changes", n), cost.Of())
-	b.limit("- its peak memory (VmHWM)", measure.Size(cost.Peak), limitCreate)
-	b.limit("- its log record", measure.Size(record.Size()), limitRecord)
-	b.limit("- from the log record to its published index", measure.Duration(b.cost.publish), limitPublish.Seconds())
 	return nil
 }
 

@@ -9,10 +9,11 @@ import (
 	"time"
 )
 
-// cost is one point of each curve: what a tree of so many files took.
+// cost is one point of each curve: what a tree of so many files, or one with so
+// many generations, took. What was not measured is 0.
 type cost struct {
-	files                                   int
-	create, unchanged, ready, find, publish time.Duration
+	at                                                               int
+	create, changed, unchanged, ready, find, read, versions, publish time.Duration
 }
 
 // curve is one of the measured things.
@@ -22,26 +23,34 @@ type curve struct {
 	of    func(cost) time.Duration
 }
 
-func curves() []curve {
-	return []curve{
+// curvesOf returns the curves of what was measured at one point at least.
+func curvesOf(costs []cost) []curve {
+	all := []curve{
 		{"first create", "#c0392b", func(c cost) time.Duration { return c.create }},
+		{"create after changes", "#c0392b", func(c cost) time.Duration { return c.changed }},
 		{"find through the mount, cold", "#2471a3", func(c cost) time.Duration { return c.find }},
 		{"create, nothing changed", "#b9770e", func(c cost) time.Duration { return c.unchanged }},
 		{"mount ready", "#1e8449", func(c cost) time.Duration { return c.ready }},
 		{"index of changes published", "#7d3c98", func(c cost) time.Duration { return c.publish }},
+		{"versions of a file", "#117a8b", func(c cost) time.Duration { return c.versions }},
+		{"first read of a file, cold", "#5d6d7e", func(c cost) time.Duration { return c.read }},
 	}
+	return slices.DeleteFunc(all, func(curve curve) bool {
+		return !slices.ContainsFunc(costs, func(c cost) bool { return curve.of(c) != 0 })
+	})
 }
 
-// tsv returns a line for each number of files, with seconds.
-func tsv(costs []cost) string {
+// tsv returns a line for each number of what is counted, with seconds.
+func tsv(counted string, costs []cost) string {
 	var b strings.Builder
-	b.WriteString("files")
-	for _, curve := range curves() {
+	b.WriteString(counted)
+	curves := curvesOf(costs)
+	for _, curve := range curves {
 		b.WriteString("\t" + curve.name + ", s")
 	}
 	for _, c := range costs {
-		fmt.Fprintf(&b, "\n%d", c.files)
-		for _, curve := range curves() {
+		fmt.Fprintf(&b, "\n%d", c.at)
+		for _, curve := range curves {
 			fmt.Fprintf(&b, "\t%.4f", curve.of(c).Seconds())
 		}
 	}
@@ -81,26 +90,26 @@ func (a axis) at(v float64) float64 {
 }
 
 // svg draws the curves, both axes logarithmic.
-func svg(costs []cost) string {
-	var files, seconds []float64
+func svg(counted string, costs []cost) string {
+	var counts, seconds []float64
 	for _, c := range costs {
-		files = append(files, float64(c.files))
-		for _, curve := range curves() {
+		counts = append(counts, float64(c.at))
+		for _, curve := range curvesOf(costs) {
 			seconds = append(seconds, curve.of(c).Seconds())
 		}
 	}
-	x := newAxis(files, left, width-right)
+	x := newAxis(counts, left, width-right)
 	y := newAxis(seconds, height-bottom, top)
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13">`+"\n", width, height)
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="white"/>`+"\n", width, height)
-	fmt.Fprintf(&b, `<text x="%g" y="24" font-size="15">Seconds, by the number of files (both logarithmic)</text>`+"\n", left)
+	fmt.Fprintf(&b, `<text x="%g" y="24" font-size="15">Seconds, by the number of %s (both logarithmic)</text>`+"\n", left, counted)
 	grid(&b, x, y)
 	labels := math.Inf(-1)
 	for _, curve := range byHeight(costs) {
 		var points []string
 		for _, c := range costs {
-			px, py := x.at(float64(c.files)), y.at(curve.of(c).Seconds())
+			px, py := x.at(float64(c.at)), y.at(curve.of(c).Seconds())
 			points = append(points, fmt.Sprintf("%.1f,%.1f", px, py))
 			fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`+"\n", px, py, curve.color)
 		}
@@ -116,7 +125,7 @@ func svg(costs []cost) string {
 // byHeight returns the curves from the one that ends highest.
 func byHeight(costs []cost) []curve {
 	last := costs[len(costs)-1]
-	return slices.SortedFunc(slices.Values(curves()), func(a, b curve) int { return cmp.Compare(b.of(last), a.of(last)) })
+	return slices.SortedFunc(slices.Values(curvesOf(costs)), func(a, b curve) int { return cmp.Compare(b.of(last), a.of(last)) })
 }
 
 // grid draws a line and a label for every power of ten.

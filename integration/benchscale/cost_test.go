@@ -11,8 +11,8 @@ import (
 
 func someCosts() []cost {
 	return []cost{
-		{files: 1000, create: time.Second, unchanged: 50 * time.Millisecond, ready: 10 * time.Millisecond, find: 100 * time.Millisecond},
-		{files: 100_000, create: 100 * time.Second, unchanged: 5 * time.Second, ready: 20 * time.Millisecond, find: 10 * time.Second, publish: 12345 * time.Microsecond},
+		{at: 1000, create: time.Second, unchanged: 50 * time.Millisecond, ready: 10 * time.Millisecond, find: 100 * time.Millisecond},
+		{at: 100_000, create: 100 * time.Second, unchanged: 5 * time.Second, ready: 20 * time.Millisecond, find: 10 * time.Second, publish: 12345 * time.Microsecond},
 	}
 }
 
@@ -20,7 +20,7 @@ func TestTSV(t *testing.T) {
 	want := "files\tfirst create, s\tfind through the mount, cold, s\tcreate, nothing changed, s\tmount ready, s\tindex of changes published, s\n" +
 		"1000\t1.0000\t0.1000\t0.0500\t0.0100\t0.0000\n" +
 		"100000\t100.0000\t10.0000\t5.0000\t0.0200\t0.0123\n"
-	if got := tsv(someCosts()); got != want {
+	if got := tsv("files", someCosts()); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
@@ -39,7 +39,7 @@ func TestAxis(t *testing.T) {
 
 // TestSVG wants well-formed XML with every curve and label, within the picture.
 func TestSVG(t *testing.T) {
-	picture := svg(someCosts())
+	picture := svg("files", someCosts())
 	d := xml.NewDecoder(strings.NewReader(picture))
 	elements := map[string]int{}
 	for {

@@ -30,7 +30,11 @@ const (
 	limitRecord     = 300 << 10
 	limitPublish    = 200 * time.Millisecond
 	limitUnchanged  = 2.0 // times find
+	limitCheck      = 2 * time.Second
+	limitVersions   = 5 * time.Millisecond
+	limitSearch     = 3 * time.Second
 	randomReads     = 20_000
+	firstReads      = 50
 	changes         = 1_000
 	repeats         = 3 // of what is quick
 	defaultCacheMiB = 64
@@ -39,6 +43,7 @@ const (
 type options struct {
 	bin      string
 	files    []int
+	history  int // files of the tree with generations; 0 for none
 	cacheMiB int
 	costDir  string // "" for none
 }
@@ -64,8 +69,9 @@ func main() {
 func parse(args []string) (o options, err error) {
 	flags := flag.NewFlagSet("benchscale", flag.ContinueOnError)
 	files := flags.String("files", "1000,10000,100000,1000000", "measure trees of so many `FILES`, multiples of 20; the limits are for 1000000")
+	flags.IntVar(&o.history, "history", 100_000, "measure 1, 30 and 300 generations of a tree of so many `FILES`, a multiple of 20, 0 for none")
 	flags.IntVar(&o.cacheMiB, "cache", defaultCacheMiB, "the cache of the mount, in `MiB`")
-	flags.StringVar(&o.costDir, "cost", "", "write cost.tsv and cost.svg into the directory `DIR`")
+	flags.StringVar(&o.costDir, "cost", "", "write the curves, cost.tsv and cost.svg and the same for generations, into the directory `DIR`")
 	flags.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: benchscale [FLAGS] BIN")
 		flags.PrintDefaults()
@@ -84,6 +90,9 @@ func parse(args []string) (o options, err error) {
 		}
 		o.files = append(o.files, n)
 	}
+	if o.history < 0 || o.history%filesPerDir != 0 || o.history > 0 && o.history < 100*filesPerDir {
+		return o, fmt.Errorf("-history %d: want 0, or a multiple of %d from %d on", o.history, filesPerDir, 100*filesPerDir)
+	}
 	return o, nil
 }
 
@@ -97,27 +106,41 @@ func run(o options) (missed int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	newBench := func(name string, files int) *bench {
+		fmt.Fprintf(os.Stderr, "%s %s: %d files\n", time.Now().Format(time.TimeOnly), name, files)
+		return &bench{options: o, product: product, dir: filepath.Join(scratch, name), files: files}
+	}
+	print := func(title string, b *bench, err error) error {
+		fmt.Printf("\n%s, %d files in %d directories, a cache of %d MiB\n\n", title, b.files, b.files/filesPerDir, o.cacheMiB)
+		missed += b.table.Missed()
+		return errors.Join(err, b.table.Print(os.Stdout, "measured"))
+	}
 	var costs []cost
 	for _, n := range o.files {
-		fmt.Fprintf(os.Stderr, "%s %d files\n", time.Now().Format(time.TimeOnly), n)
-		b := &bench{options: o, product: product, dir: filepath.Join(scratch, strconv.Itoa(n)), files: n}
-		err := b.run()
-		fmt.Printf("\n%d files in %d directories, a cache of %d MiB\n\n", n, n/filesPerDir, o.cacheMiB)
-		if err = errors.Join(err, b.table.Print(os.Stdout, "measured")); err != nil {
+		b := newBench(strconv.Itoa(n), n)
+		if err := print("One generation and another", b, b.size()); err != nil {
 			return missed, fmt.Errorf("%d files: %w", n, err)
 		}
-		missed += b.table.Missed()
 		costs = append(costs, b.cost)
 	}
-	if o.costDir == "" {
-		return missed, nil
+	if err := o.writeCosts("cost", "files", costs); err != nil || o.history == 0 {
+		return missed, err
 	}
-	return missed, writeCosts(o.costDir, costs)
+	b := newBench("history", o.history)
+	costs, err = b.generations()
+	if err := print("Many generations", b, err); err != nil {
+		return missed, fmt.Errorf("generations: %w", err)
+	}
+	return missed, o.writeCosts("cost-generations", "generations", costs)
 }
 
-// writeCosts writes the cost curves as a table and as a picture.
-func writeCosts(dir string, costs []cost) error {
+// writeCosts writes cost curves as a table and as a picture.
+func (o options) writeCosts(name, counted string, costs []cost) error {
+	if o.costDir == "" {
+		return nil
+	}
+	path := filepath.Join(o.costDir, name)
 	return errors.Join(
-		os.WriteFile(filepath.Join(dir, "cost.tsv"), []byte(tsv(costs)), 0o644),
-		os.WriteFile(filepath.Join(dir, "cost.svg"), []byte(svg(costs)), 0o644))
+		os.WriteFile(path+".tsv", []byte(tsv(counted, costs)), 0o644),
+		os.WriteFile(path+".svg", []byte(svg(counted, costs)), 0o644))
 }
