@@ -66,7 +66,7 @@ func (r *Repository) Checkpoint(numbers []uint64) uint64 {
 			continue
 		}
 		kind := record.Header().Kind
-		record.Close()
+		_ = record.Close() // of what was only read
 		if kind == KindCheckpoint {
 			return number
 		}

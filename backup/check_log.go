@@ -223,7 +223,7 @@ func (c *checking) takeCheckpoint(f *recordFacts, began bool) {
 		c.log.parts[p.Name] = p
 	}
 	f.parts = nil
-	if began && before.whole && !(slices.Equal(before.kept(), c.log.kept()) && maps.Equal(before.parts, c.log.parts)) {
+	if began && before.whole && (!slices.Equal(before.kept(), c.log.kept()) || !maps.Equal(before.parts, c.log.parts)) {
 		c.result.DamagedRecords++
 		c.damagef("log record %d, a checkpoint, does not say what the records before it say", f.number)
 	}

@@ -124,7 +124,7 @@ func (s *sweeper) readCheckpoint(db *index.DB) error {
 			return err
 		}
 		want = next.Header().Previous
-		next.Close()
+		_ = next.Close() // of what was only read
 	}
 	record, err := s.repo.OpenRecord(number)
 	if err != nil {
