@@ -17,6 +17,10 @@ const (
 	tightestShare   = 0.99
 )
 
+// leastContent is what a content takes in a checkpoint at least, in stored bytes: its
+// hash, where it lies and where it is needed, does not compress.
+const leastContent = 2 * 32
+
 // shorten makes the log shorter if that is worth it. It comes behind the deletion of
 // parts, so that a checkpoint need not remember the removed ones.
 func (c *compaction) shorten() error {
@@ -82,8 +86,8 @@ func (c *compaction) checkpoint() error {
 }
 
 // checkpointLimit returns the stored bytes below which a checkpoint is worth it, 0
-// where none can be: all generations there ever were are there, or the log has hardly
-// grown since the last one.
+// where none can be: all generations there ever were are there, the log has hardly
+// grown since the last one, or most of it is needed.
 func (c *compaction) checkpointLimit() (int64, error) {
 	stored, last := int64(0), int64(0)
 	for object, err := range c.repo.Store().List("log/") {
@@ -103,7 +107,7 @@ func (c *compaction) checkpointLimit() (int64, error) {
 		return int64(float64(stored) * tightestShare), nil
 	}
 	limit := int64(float64(stored) * checkpointShare)
-	if last > limit {
+	if last > limit || c.usage.index.Live*leastContent > limit {
 		return 0, nil
 	}
 	return limit, nil
