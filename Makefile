@@ -58,7 +58,7 @@ test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
 soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
-	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside' ./integration
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside|TestTenGenerations|TestBorder' ./integration
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)

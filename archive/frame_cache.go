@@ -33,6 +33,8 @@ type frameCache struct {
 	ghostQ list.List // of frameKey, newest in front
 	spare  [][]byte  // buffers to use again
 	closed bool
+
+	counts ReaderCounts
 }
 
 // maxSpare is the number of buffers kept for use again.
@@ -57,19 +59,26 @@ func newFrameCache(limit int64) *frameCache {
 
 // acquire returns the frame of key with a reference for the caller, who has to
 // release it. If decode is true it is not there yet: the caller has to decode
-// it and to call done; everybody else waits for ready.
-func (c *frameCache) acquire(key frameKey) (f *cachedFrame, decode bool, err error) {
+// it and to call done; everybody else waits for ready. What is decoded ahead of
+// a reader is neither a hit nor a miss.
+func (c *frameCache) acquire(key frameKey, ahead bool) (f *cachedFrame, decode bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, false, fmt.Errorf("part %s: reader: %w", key.part, fs.ErrClosed)
 	}
 	if f := c.frames[key]; f != nil {
+		if !ahead {
+			c.counts.Hits++
+		}
 		f.refs.Add(1)
 		if f.hot && f.elem != nil {
 			c.hotQ.MoveToFront(f.elem)
 		}
 		return f, false, nil
+	}
+	if !ahead {
+		c.counts.Misses++
 	}
 	f = &cachedFrame{key: key, ready: make(chan struct{})}
 	f.refs.Store(2)
@@ -127,6 +136,12 @@ func (c *frameCache) done(f *cachedFrame, buf, raw []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f.raw, f.err = raw, err
+	if err == nil {
+		c.counts.Decoded++
+		c.counts.DecodedRaw += int64(len(raw))
+	} else {
+		c.counts.Failed++
+	}
 	switch {
 	case err != nil || c.closed:
 		c.used -= int64(cap(buf))
@@ -193,6 +208,15 @@ func (c *frameCache) release(f *cachedFrame) {
 	c.mu.Lock()
 	c.keepSpare(f.raw)
 	c.mu.Unlock()
+}
+
+// snapshot returns what was counted, and what the cache holds now.
+func (c *frameCache) snapshot() ReaderCounts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	counts := c.counts
+	counts.Cached = c.used
+	return counts
 }
 
 // close drops every frame. Those in use stay valid until they are released.

@@ -98,7 +98,7 @@ func (a *prefetcher) work() {
 		if !ok {
 			return
 		}
-		f, err := a.reader.Frame(job.part, job.rawOffset)
+		f, err := a.reader.frame(job.part, job.rawOffset, true)
 		if err == nil {
 			f.Release()
 		}

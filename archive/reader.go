@@ -100,8 +100,24 @@ type Frame struct {
 // Release gives the frame back. It must be called once.
 func (f Frame) Release() { f.cache.release(f.frame) }
 
+// ReaderCounts are what a Reader has done since it was made.
+type ReaderCounts struct {
+	Hits       int64 // frames asked for that were in the cache, or being decoded
+	Misses     int64 // frames asked for that had to be read and decoded first
+	Decoded    int64 // frames read, verified and decoded, ahead of readers too
+	DecodedRaw int64 // raw bytes of those
+	Failed     int64 // frames that could not be read, verified or decoded
+	Cached     int64 // bytes that the cache takes now
+}
+
+// Counts returns what was done so far. A consistent picture: all of one moment.
+func (r *Reader) Counts() ReaderCounts { return r.frames.snapshot() }
+
 // Frame returns the frame of p that holds the raw byte at rawOffset.
-func (r *Reader) Frame(p Part, rawOffset int64) (Frame, error) {
+func (r *Reader) Frame(p Part, rawOffset int64) (Frame, error) { return r.frame(p, rawOffset, false) }
+
+// frame is Frame, ahead of a reader or for one.
+func (r *Reader) frame(p Part, rawOffset int64, ahead bool) (Frame, error) {
 	refs, err := r.table(&p)
 	if err != nil {
 		return Frame{}, err
@@ -110,7 +126,7 @@ func (r *Reader) Frame(p Part, rawOffset int64) (Frame, error) {
 	if err != nil {
 		return Frame{}, err
 	}
-	f, decode, err := r.frames.acquire(frameKey{p.Name, int32(i)})
+	f, decode, err := r.frames.acquire(frameKey{p.Name, int32(i)}, ahead)
 	if err != nil {
 		return Frame{}, err
 	}

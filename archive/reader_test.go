@@ -425,6 +425,40 @@ func TestReaderPrefetch(t *testing.T) {
 	small.Close()
 }
 
+// What is decoded ahead is found by who reads: no miss.
+func TestReaderCounts(t *testing.T) {
+	s := newMemStore()
+	pp := pack(t, s, PackerOptions{FrameRaw: testFrame}, []sample{sampleOf("big", noise(8*testFrame, 1))})[0]
+	r := NewReader(s, 100*testFrame)
+	defer r.Close()
+	want := func(hits, misses, decoded, failed int64) {
+		t.Helper()
+		c := r.Counts()
+		if c.Hits != hits || c.Misses != misses || c.Decoded != decoded || c.Failed != failed || c.DecodedRaw != decoded*testFrame || c.Cached < c.DecodedRaw {
+			t.Errorf("%+v, want %d hits, %d misses, %d decoded, %d failed", c, hits, misses, decoded, failed)
+		}
+	}
+	read := func(frame int64) error { return r.ReadAt(pp.Part, make([]byte, testFrame), frame*testFrame) }
+	if err := errors.Join(read(0), read(0)); err != nil {
+		t.Fatal(err)
+	}
+	want(1, 1, 1, 0)
+	r.Prefetch(pp.Part, testFrame, 2*testFrame)
+	r.ahead.wg.Wait()
+	want(1, 1, 3, 0)
+	if err := errors.Join(read(1), read(2)); err != nil {
+		t.Fatal(err)
+	}
+	want(3, 1, 3, 0)
+	s.objects[pp.Part.StoreName()][pp.Part.Stored/2] ^= 1 // in frame 4
+	for range 2 {
+		if err := read(4); !isDamage(err) {
+			t.Fatal(err)
+		}
+	}
+	want(3, 3, 3, 2)
+}
+
 // checkPrefetched makes sure that these frames of a part are in the cache, and
 // no other.
 func checkPrefetched(t *testing.T, r *Reader, p Part, want ...int32) {

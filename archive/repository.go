@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -87,6 +88,9 @@ func makeEmptyDir(dir string) error {
 	if err == nil {
 		return SyncDir(filepath.Dir(dir))
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make the repository: %w: make %s first", err, filepath.Dir(dir))
+	}
 	if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make the repository: %w", err)
 	}
@@ -128,6 +132,8 @@ func Open(dir string) (*Repository, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, fmt.Errorf("%s: not a directory: give that of a repository", dir)
 	case err != nil:
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}

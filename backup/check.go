@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/backupfs/backupfs/archive"
@@ -73,6 +74,7 @@ type CheckResult struct {
 	NotStored      int64          `json:"not_stored"`       // paths of Against that are not in the generation
 	Differ         int64          `json:"differ"`           // paths that differ although they look unchanged
 	Uncompared     int64          `json:"uncompared"`       // paths of Against that could not be read
+	Seconds        float64        `json:"seconds"`
 }
 
 // DamagedPart is a part that is damaged, and what that hits.
@@ -148,10 +150,12 @@ func Check(ctx context.Context, repo *archive.Repository, o CheckOptions) (Check
 	}
 	c := &checking{ctx: ctx, repo: repo, options: o, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}}
 	c.result.DamagedParts = []*DamagedPart{}
+	started := time.Now()
 	err := c.run()
 	if c.db != nil {
 		_ = c.db.Close() // of what was only read
 	}
+	c.result.Seconds = time.Since(started).Seconds()
 	return c.result, err
 }
 

@@ -3,6 +3,7 @@ package backup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -67,9 +68,9 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		d.entries = nil
 	} else if e.dev != device && kernelFileSystem(fileSystem(d.fd)) {
 		d.entries = nil
-		if !s.all {
-			s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
-		}
+		s.leavesBelow(path, func(leaf string) { c.problem(leaf, errKernelFile) })
+	} else {
+		c.missing(d, path, s)
 	}
 	d.entries = c.included(d, path, s)
 	return c.children(d, e, path, s)
@@ -78,6 +79,19 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 var errKernelFile = errors.New("is made up by the kernel when it is read: not backed up")
 
 var errVanished = errors.New("vanished, or was replaced, while it was backed up")
+
+// missing reports the given paths that are not there in a directory of which all
+// is selected. Elsewhere the attempt to look at them says so.
+func (c *creation) missing(d *scanned, path string, s *selection) {
+	if !s.all {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.children)) {
+		if !slices.ContainsFunc(d.entries, func(e scannedEntry) bool { return e.name == name }) {
+			s.children[name].leaves(join(path, name), func(leaf string) { c.problem(leaf, unix.ENOENT) })
+		}
+	}
+}
 
 // leftOut returns why a directory is not part of any backup, "" if it is.
 func (c *creation) leftOut(d *scanned, e *scannedEntry, device uint64) string {
@@ -164,6 +178,7 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 		return c.unreadable(path, unix.ENOTDIR, old, s)
 	}
 	c.matched = true
+	s.leavesBelow(path, func(leaf string) { c.problem(leaf, unix.ENOTDIR) })
 	return c.file(d.fd, e, path, old)
 }
 

@@ -83,7 +83,7 @@ func (c *creation) readData(fd int, st inode, entry *archive.Entry) error {
 	if st.Size == 0 {
 		return nil
 	}
-	ranges, err := dataRanges(fd, st)
+	ranges, err := dataRanges(fd, st.Size)
 	if err != nil {
 		return err
 	}
@@ -171,20 +171,17 @@ type byteRange struct {
 	start, end int64
 }
 
-// dataRanges returns the ranges of a file that are not holes. A file that has
-// all its blocks is not asked.
-func dataRanges(fd int, st inode) ([]byteRange, error) {
-	if st.blocks*512 >= st.Size {
-		return []byteRange{{0, st.Size}}, nil
-	}
+// dataRanges returns the ranges of a file that are not holes. The number of its
+// blocks does not tell that it has none: those of large extended attributes count.
+func dataRanges(fd int, size int64) ([]byteRange, error) {
 	var ranges []byteRange
-	for end := int64(0); end < st.Size; {
+	for end := int64(0); end < size; {
 		start, err := unix.Seek(fd, end, unix.SEEK_DATA)
 		if err == unix.ENXIO { // nothing but a hole up to the end
 			break
 		}
 		if err == unix.EINVAL || err == unix.ENOTSUP { // the file system cannot tell
-			return []byteRange{{0, st.Size}}, nil
+			return []byteRange{{0, size}}, nil
 		}
 		if err != nil {
 			return nil, err
@@ -193,10 +190,10 @@ func dataRanges(fd int, st inode) ([]byteRange, error) {
 			return nil, err
 		}
 		if err == unix.ENXIO { // it shrank behind our back
-			end = st.Size
+			end = size
 		}
-		if start < st.Size {
-			ranges = append(ranges, byteRange{start, min(end, st.Size)})
+		if start < size {
+			ranges = append(ranges, byteRange{start, min(end, size)})
 		}
 	}
 	return ranges, nil

@@ -329,6 +329,7 @@ func (c *creation) compare() (err error) {
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
 	c.matched = false
+	c.options.Progress.files.Store(1) // the root
 	c.options.hooks.reach("base chosen")
 	c.packers = [temperatures]*archive.Packer{}
 	if err := c.walk(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
 
@@ -19,6 +20,26 @@ import (
 type ExportOptions struct {
 	Paths []string          // with all below them, as index.View.Resolve takes them; none means all
 	Note  func(text string) // called for what a tar stream cannot hold; nil means nobody
+
+	Progress *ExportProgress // updated meanwhile; nil means nobody looks
+}
+
+// ExportProgress tells how far an export is. It is safe for concurrent use.
+type ExportProgress struct {
+	done, total atomic.Int64
+	path        atomic.Pointer[string]
+}
+
+// Bytes returns the raw bytes of the files that were exported, each link counted
+// and holes included, and of all that will be (0: not known, as it is of paths).
+func (p *ExportProgress) Bytes() (done, total int64) { return p.done.Load(), p.total.Load() }
+
+// Path returns the path that is worked on.
+func (p *ExportProgress) Path() string {
+	if path := p.path.Load(); path != nil {
+		return *path
+	}
+	return ""
 }
 
 const (
@@ -32,11 +53,17 @@ const (
 // and noted. After an error the stream has no end-of-archive blocks, so that
 // nobody takes it for complete.
 func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *index.DB, g index.Generation, o ExportOptions) error {
+	if o.Progress == nil {
+		o.Progress = new(ExportProgress)
+	}
+	if len(o.Paths) == 0 {
+		o.Progress.total.Store(g.Raw)
+	}
 	reader := archive.NewReader(repo.Store(), exportCache)
 	defer reader.Close()
 	out := bufio.NewWriterSize(w, exportBuffer)
 	x := &export{ctx: ctx, db: db, view: db.At(g.Number), reader: reader, out: out, tar: tar.NewWriter(out),
-		note: o.Note, links: make(map[index.Ino]string), buffer: make([]byte, exportBuffer)}
+		note: o.Note, progress: o.Progress, links: make(map[index.Ino]string), buffer: make([]byte, exportBuffer)}
 	if err := x.paths(g.Root, o.Paths); err != nil {
 		return err
 	}
@@ -48,15 +75,16 @@ func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *inde
 
 // export is an Export that is going on.
 type export struct {
-	ctx    context.Context
-	db     *index.DB
-	view   index.View
-	reader *archive.Reader
-	out    io.Writer   // where tar writes to
-	tar    *tar.Writer // with all of out's members ended
-	note   func(text string)
-	links  map[index.Ino]string // first name of each inode with several links
-	buffer []byte
+	ctx      context.Context
+	db       *index.DB
+	view     index.View
+	reader   *archive.Reader
+	out      io.Writer   // where tar writes to
+	tar      *tar.Writer // with all of out's members ended
+	note     func(text string)
+	progress *ExportProgress
+	links    map[index.Ino]string // first name of each inode with several links
+	buffer   []byte
 }
 
 // paths writes paths in their order, each once.
@@ -64,7 +92,7 @@ func (x *export) paths(root index.DirID, paths []string) error {
 	for _, path := range outermost(paths) {
 		e, err := x.view.Resolve(root, path)
 		if err != nil {
-			return fmt.Errorf("/%s: %w", Printable(path), err)
+			return PathError(path, err)
 		}
 		if err := x.entry(path, e); err != nil {
 			return err
@@ -101,8 +129,13 @@ func (x *export) entry(path string, e index.Dirent) error {
 	if err := x.ctx.Err(); err != nil {
 		return err
 	}
+	x.progress.path.Store(&path)
+	done := x.progress.done.Load()
 	if err := x.member(path, e); err != nil {
 		return fmt.Errorf("/%s: %w", Printable(path), err)
+	}
+	if e.Attr.Type == archive.TypeFile {
+		x.progress.done.Store(done + e.Attr.Size) // holes and further links, too
 	}
 	entries, err := list(x.view, e.Dir)
 	if err != nil {
@@ -218,6 +251,7 @@ func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
 		}
 		offset += int64(len(b))
 		n -= int64(len(b))
+		x.progress.done.Add(int64(len(b)))
 	}
 	return nil
 }

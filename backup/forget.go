@@ -116,7 +116,7 @@ func (f *forgetting) decide(db *index.DB) ([]Decision, error) {
 		return f.byName(gens)
 	}
 	if s := f.options.Source; s != nil && len(index.OfSource(gens, *s)) == 0 {
-		return nil, fmt.Errorf("%w of the source %q", index.ErrNoGeneration, *s)
+		return nil, fmt.Errorf("%w of the source %q: `mkbackup list` shows those there are", index.ErrNoGeneration, *s)
 	}
 	var list []Decision
 	for _, source := range sources(gens) {

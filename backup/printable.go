@@ -1,8 +1,12 @@
 package backup
 
 import (
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/backupfs/backupfs/index"
 )
 
 // Printable returns a path as messages show it: as it is, or quoted where that
@@ -13,4 +17,13 @@ func Printable(path string) string {
 		return path
 	}
 	return quoted
+}
+
+// PathError says of which path of a generation an error is, and what to do where
+// the generation has no such path. The path has no leading "/".
+func PathError(path string, err error) error {
+	if errors.Is(err, index.ErrNotFound) {
+		return fmt.Errorf("/%s: the generation has no such path: `mkbackup history` tells which ones have it", Printable(path))
+	}
+	return fmt.Errorf("/%s: %w", Printable(path), err)
 }

@@ -93,6 +93,11 @@ func (s *selection) leaves(path string, yield func(path string)) {
 	if s.given {
 		yield(path)
 	}
+	s.leavesBelow(path, yield)
+}
+
+// leavesBelow yields those below it.
+func (s *selection) leavesBelow(path string, yield func(path string)) {
 	for _, name := range slices.Sorted(maps.Keys(s.children)) {
 		s.children[name].leaves(join(path, name), yield)
 	}

@@ -54,7 +54,6 @@ func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
 type inode struct {
 	archive.Attr
 	dev             uint64 // device that holds it
-	blocks          int64  // allocated, in units of 512 bytes
 	noDump, mounted bool   // has the attribute nodump; is the root of a mount
 }
 
@@ -101,7 +100,6 @@ func inodeOf(st *unix.Statx_t) (inode, error) {
 			Nlink: max(st.Nlink, 1),
 		},
 		dev:     unix.Mkdev(st.Dev_major, st.Dev_minor),
-		blocks:  int64(st.Blocks),
 		noDump:  st.Attributes&unix.STATX_ATTR_NODUMP != 0,
 		mounted: st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
 	}

@@ -58,7 +58,12 @@ func (m *Mount) newServer() *server {
 
 // store stores a file's content in the kernel's page cache.
 func (s *server) store(node uint64, offset int64, data []byte) fuse.Status {
-	return s.fuse.InodeNotifyStoreCache(node, offset, data)
+	status := s.fuse.InodeNotifyStoreCache(node, offset, data)
+	if status.Ok() {
+		s.m.counters.pushes.Add(1)
+		s.m.counters.pushedRaw.Add(int64(len(data)))
+	}
+	return status
 }
 
 // show makes a server show a snapshot, if it may: what has, or may have,

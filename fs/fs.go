@@ -62,6 +62,7 @@ type Mount struct {
 	pinned     index.Generation // the only one to show; Number 0: all
 	parts      *parts
 	log        *logger
+	counters   counters
 	marks      *marks
 	paths      *paths
 

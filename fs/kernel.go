@@ -198,6 +198,8 @@ func checkMountpoint(mountpoint, repository string) error {
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
 		return fmt.Errorf("%s: a mount whose program is gone: unmount it first", mountpoint)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("mount point: %w: make it first", err)
 	case err != nil:
 		return fmt.Errorf("mount point: %w", err)
 	case !info.IsDir():

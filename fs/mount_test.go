@@ -718,10 +718,13 @@ func TestDamage(t *testing.T) {
 	if _, err := f.WriteAt([]byte{0x55, 0xaa, 0x55, 0xaa}, 100<<10); err != nil { // in f1
 		t.Fatal(err)
 	}
-	mnt, log := mount(t, r, fs.Options{})
+	mnt, log, m := mounted(t, r, fs.Options{})
 	for range 3 {
 		_, err = os.ReadFile(mnt + "/latest/f1")
 		wantErrno(t, "the damaged file", err, unix.EIO)
+	}
+	if counted := m.Metrics(); counted.Failures < 3 || counted.Frames.Failed < 3 {
+		t.Errorf("%+v after three I/O errors", counted)
 	}
 	for _, i := range []int{0, 2, 3} {
 		wantContent(t, fmt.Sprintf("%s/latest/f%d", mnt, i), noise(uint64(i)))
@@ -963,10 +966,11 @@ func TestDamagedRecordIsLoggedOnce(t *testing.T) {
 	d := r.begin("")
 	d.file("f", "x")
 	d.commit("2026-11-21T03:00:00Z")
-	mnt, log := mount(t, r, fs.Options{})
+	mnt, log, m := mounted(t, r, fs.Options{})
 	if err := os.WriteFile(r.Dir()+"/log/000000000002.jsonl.zst", []byte("garbage"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "failures are not counted", func() bool { return m.Metrics().RefreshFailures >= 2 })
 	time.Sleep(2200 * time.Millisecond) // three attempts
 	said := log.all()
 	if len(said) != 1 || !strings.Contains(said[0], "new generations are not shown") || !strings.Contains(said[0], "record 2") {

@@ -146,6 +146,7 @@ func (m *Mount) kindOf(number uint64) (archive.Kind, error) {
 }
 
 func (m *Mount) failRefresh(err error) {
+	m.counters.refreshFailures.Add(1)
 	r := &m.refreshes
 	if r.retry == 0 {
 		m.log.print("new generations are not shown: %v", err)

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -123,6 +124,7 @@ func (s *server) withInode(f func(db *index.DB) error) error {
 
 // fail logs an error and returns what the kernel is told.
 func (s *server) fail(op string, node uint64, err error) fuse.Status {
+	s.m.counters.failures.Add(1)
 	s.m.log.once("%s of inode %d failed: %v (find %s -inum %d: its names)", op, node, err, s.m.mountpoint, node)
 	return fuse.EIO
 }
@@ -321,6 +323,8 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	case err != nil:
 		return nil, s.failRead(in.NodeId, err)
 	}
+	s.m.counters.reads.Add(1)
+	s.m.counters.readRaw.Add(int64(r.Size()))
 	if in.Offset == 0 {
 		s.pusher.read(ino)
 	}
@@ -419,7 +423,7 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 	if !status.Ok() {
 		return 0, status
 	}
-	if !ino.HasXattrs() || hidden(name, h.Caller) {
+	if !ino.HasXattrs() {
 		return 0, errNoAttr
 	}
 	var value string
@@ -456,12 +460,14 @@ func (s *server) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (ui
 	case err != nil:
 		return 0, s.fail("listxattr", h.NodeId, err)
 	}
+	trusted := func(x archive.Xattr) bool { return strings.HasPrefix(x.Name, "trusted.") }
+	if slices.ContainsFunc(xattrs, trusted) && !administers(h.Caller) {
+		xattrs = slices.DeleteFunc(xattrs, trusted)
+	}
 	var names strings.Builder
 	for _, x := range xattrs {
-		if !hidden(x.Name, h.Caller) {
-			names.WriteString(x.Name)
-			names.WriteByte(0)
-		}
+		names.WriteString(x.Name)
+		names.WriteByte(0)
 	}
 	return reply(dest, names.String())
 }
@@ -485,12 +491,6 @@ func (s *server) xattrInode(node uint64) (index.Ino, fuse.Status) {
 		return 0, s.fail("getxattr", node, err)
 	}
 	return dir.Ino, fuse.OK
-}
-
-// hidden reports whether only root may see an extended attribute, and the
-// caller is not root.
-func hidden(name string, caller fuse.Caller) bool {
-	return caller.Uid != 0 && strings.HasPrefix(name, "trusted.")
 }
 
 // reply copies an answer into the buffer that the caller has for it, which is

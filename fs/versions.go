@@ -66,6 +66,7 @@ func (s *server) historyIn(snap *snapshot, p *pathNode) (history, fuse.Status) {
 }
 
 func (s *server) failVersions(op, path string, err error) fuse.Status {
+	s.m.counters.failures.Add(1)
 	s.m.log.once("%s of %s/%q failed: %v", op, versionsName, path, err)
 	return fuse.EIO
 }
@@ -180,8 +181,9 @@ type guard struct {
 
 // guard returns the rights to a directory below ".versions": those that hold in
 // every generation where its path is a directory, so that nobody gets around
-// what was closed to him at any time. Where owners or ACLs differ, they hold for
-// root alone.
+// what was closed to him at any time. Where owners or ACLs differ, only who passes
+// over all rights may enter, as root usually does. Rights to write stay: they gain nobody anything, but an ACL whose mask
+// leaves no other right counts for nothing in Linux where the mask is empty.
 func (s *server) guard(h history) (guard, error) {
 	all := guard{owner: s.m.owner, mode: 0o555}
 	first := true
@@ -193,12 +195,15 @@ func (s *server) guard(h history) (guard, error) {
 		if err != nil && !errors.Is(err, index.ErrNotFound) {
 			return guard{}, err
 		}
-		g := guard{owner: fuse.Owner{Uid: v.Attr.UID, Gid: v.Attr.GID}, mode: v.Attr.Mode & 0o555, acl: acl}
-		if !first && (g.owner != all.owner || g.acl != all.acl) {
-			return guard{owner: s.m.owner, mode: 0o500}, nil
+		g := guard{owner: fuse.Owner{Uid: v.Attr.UID, Gid: v.Attr.GID}, mode: v.Attr.Mode & 0o777, acl: acl}
+		switch {
+		case first:
+			all, first = g, false
+		case g.owner != all.owner || g.acl != all.acl || g.acl != "" && g.mode != all.mode:
+			return guard{owner: s.m.owner}, nil
+		default:
+			all.mode &= g.mode
 		}
-		g.mode &= all.mode
-		all, first = g, false
 	}
 	return all, nil
 }

@@ -5,6 +5,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -170,6 +171,8 @@ func TestVersionsRights(t *testing.T) {
 	// user::rwx, user:1002:r-x, group::---, mask::r-x, other::---
 	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\xea\x03\x00\x00" +
 		"\x04\x00\x00\x00\xff\xff\xff\xff\x10\x00\x05\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
+	masked := strings.Replace(acl, "\x10\x00\x05", "\x10\x00\x02", 1)   // mask::-w- leaves nothing of bob's rights
+	masked = strings.Replace(masked, "\x20\x00\x00", "\x20\x00\x05", 1) // other::r-x
 	r := newRepo(t)
 	generation(r, "", 1, func(d *draft) {
 		for _, dir := range []string{"always", "opened", "passed-on"} {
@@ -178,6 +181,8 @@ func TestVersionsRights(t *testing.T) {
 		}
 		d.dir("acl", owned(alice, 0o750), func(e *archive.Entry) { e.Xattrs = []archive.Xattr{{Name: "system.posix_acl_access", Value: acl}} })
 		d.file("acl/file", "acl")
+		d.dir("masked", owned(alice, 0o725), func(e *archive.Entry) { e.Xattrs = []archive.Xattr{{Name: "system.posix_acl_access", Value: masked}} })
+		d.file("masked/file", "masked")
 		d.dir("open", owned(alice, 0o755))
 		d.file("open/file", "open")
 		d.dir("now", owned(alice, 0o755))
@@ -194,7 +199,7 @@ func TestVersionsRights(t *testing.T) {
 		dir        string
 		alice, bob bool
 	}{
-		{"always", true, false}, {"now", true, false}, {"opened", true, false}, {"passed-on", false, false}, {"open", true, true}, {"acl", true, true},
+		{"always", true, false}, {"now", true, false}, {"opened", true, false}, {"passed-on", false, false}, {"open", true, true}, {"acl", true, true}, {"masked", true, false},
 	} {
 		file := filepath.Join(at, c.dir, "file", name(1))
 		wantContent(t, file, c.dir) // root may
@@ -212,10 +217,10 @@ func TestVersionsRights(t *testing.T) {
 			})
 		}
 	}
-	if st := stat(t, filepath.Join(at, "opened")); st.Mode != unix.S_IFDIR|0o500 || st.Uid != alice {
+	if st := stat(t, filepath.Join(at, "opened")); st.Mode != unix.S_IFDIR|0o700 || st.Uid != alice {
 		t.Errorf("a directory that was opened: %+v", st)
 	}
-	if st := stat(t, filepath.Join(at, "passed-on")); st.Mode != unix.S_IFDIR|0o500 || st.Uid != 0 {
+	if st := stat(t, filepath.Join(at, "passed-on")); st.Mode != unix.S_IFDIR || st.Uid != 0 {
 		t.Errorf("a directory that was passed on: %+v", st)
 	}
 	log.wantNone(t)
@@ -241,7 +246,7 @@ func TestVersionsForgottenPaths(t *testing.T) {
 			dir := fmt.Sprintf("dir%02d", n)
 			wantContent(t, filepath.Join(at, dir, "sub/file", name(1)), dir)
 			wantContent(t, filepath.Join(at, dir, name(1), "sub/file"), dir)
-			if st := stat(t, filepath.Join(at, dir, "sub")); st.Mode != unix.S_IFDIR|0o555 {
+			if st := stat(t, filepath.Join(at, dir, "sub")); st.Mode != unix.S_IFDIR|0o755 {
 				t.Errorf("%s: %+v", dir, st)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
@@ -34,6 +35,30 @@ type Options struct {
 	// when it was opened is not hashed again where it is still the same file,
 	// unchanged. It may be closed as soon as Open has returned.
 	Previous *DB
+	// Progress is updated while records of the log are added; nil means nobody looks.
+	Progress *Progress
+}
+
+// Progress tells how far an index is brought up to the log. It is safe for
+// concurrent use.
+type Progress struct{ done, total, lines atomic.Int64 }
+
+// Records returns how many records are in the index, and how many will be.
+func (p *Progress) Records() (done, total int64) { return p.done.Load(), p.total.Load() }
+
+// Lines returns the lines read of all records so far.
+func (p *Progress) Lines() int64 { return p.lines.Load() }
+
+// lineCounter is a record of which it counts the lines that are read.
+type lineCounter struct {
+	record
+	lines *atomic.Int64
+}
+
+// Next implements record.
+func (c lineCounter) Next() (archive.Line, error) {
+	c.lines.Add(1)
+	return c.record.Next()
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -67,6 +92,9 @@ func Rebuild(r *archive.Repository, o Options) (*DB, error) {
 func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
+	}
+	if o.Progress == nil {
+		o.Progress = new(Progress)
 	}
 	trusted, err := ownersOf(r.Dir())
 	if err != nil {
@@ -428,6 +456,7 @@ func copyFile(from, to string) error {
 // is damaged, an older one, or the first records, may still be there: problem is
 // then what is wrong with the newest.
 func (p *opener) begin(dir string) (b *builder, problem, err error) {
+	p.Progress.total.Store(int64(p.records[len(p.records)-1]))
 	for before := p.records; ; {
 		number := p.r.Checkpoint(before)
 		if b, err = newBuilder(dir, nil, 0); err != nil || number == 0 {
@@ -462,11 +491,14 @@ func emptyDir(dir string) error {
 
 // catchUp applies the log up to the record last.
 func (p *opener) catchUp(b *builder, last uint64) error {
+	p.Progress.total.Store(int64(last))
 	for b.number < last {
+		p.Progress.done.Store(int64(b.number))
 		if err := p.applyRecord(b, b.number+1); err != nil {
 			return err
 		}
 	}
+	p.Progress.done.Store(int64(last))
 	return nil
 }
 
@@ -482,7 +514,7 @@ func (p *opener) applyRecord(b *builder, number uint64) error {
 	if err != nil {
 		return err
 	}
-	err = b.apply(r)
+	err = b.apply(lineCounter{r, &p.Progress.lines})
 	if closeErr := r.Close(); err == nil {
 		err = closeErr
 	}

@@ -196,17 +196,33 @@ func TestUnreadableRepository(t *testing.T) {
 func TestMissingPathIsNamed(t *testing.T) {
 	src := tempDir(t)
 	createTree(t, src, []treetest.Node{{Path: "a/file", Data: []byte("a")}, {Path: "b/file", Data: []byte("b")}})
-	r := newRepo(t)
-	s, res := r.createExit(3, "--root", src, "/a", "/missing", "/b")
-	if s.Errors != 1 {
-		t.Errorf("summary: %d errors, want 1", s.Errors)
+	for _, c := range []struct {
+		missing []string
+		others  []string // given as well
+	}{
+		{[]string{"/missing"}, []string{"/a", "/b"}},
+		{[]string{"/a/missing"}, []string{"/a", "/b"}}, // below another given path
+		{[]string{"/a/missing/deep", "/a/missing", "/missing"}, []string{"/"}},
+		{[]string{"/a/missing", "/a/missing-too"}, []string{"/a/file", "/b"}},
+		{[]string{"/a/file/below"}, []string{"/a", "/b"}}, // below what is no directory
+		{[]string{"/a/file/below"}, []string{"/a/file", "/b"}},
+	} {
+		t.Run(strings.Join(c.missing, " "), func(t *testing.T) {
+			r := newRepo(t)
+			s, res := r.createExit(3, append(append([]string{"--root", src}, c.missing...), c.others...)...)
+			if s.Errors != int64(len(c.missing)) {
+				t.Errorf("summary: %d errors, want %d", s.Errors, len(c.missing))
+			}
+			for _, path := range c.missing {
+				if n := strings.Count(res.stderr, "mkbackup: "+path+": "); n != 1 {
+					t.Errorf("%s is named %d times: %s", path, n, res.stderr)
+				}
+			}
+			m := r.mount()
+			wantContent(t, m.at(s.Generation, "a", "file"), "a")
+			wantContent(t, m.at(s.Generation, "b", "file"), "b")
+		})
 	}
-	if n := strings.Count(res.stderr, "/missing"); n != 1 {
-		t.Errorf("the missing path is named %d times: %s", n, res.stderr)
-	}
-	m := r.mount()
-	wantContent(t, m.at(s.Generation, "a", "file"), "a")
-	wantContent(t, m.at(s.Generation, "b", "file"), "b")
 }
 
 // TestPathThatIsNotEntered asks for a path on a file system that is never backed
@@ -215,9 +231,11 @@ func TestPathThatIsNotEntered(t *testing.T) {
 	src := tempDir(t)
 	write(t, filepath.Join(src, "file"), "x")
 	r := newRepo(t)
-	s, res := r.createExit(3, src, "/proc/version")
-	if s.Errors != 1 || strings.Count(res.stderr, "/proc/version") != 1 {
-		t.Errorf("%d errors, want 1, and the path named once: %q", s.Errors, res.stderr)
+	for _, paths := range [][]string{{src, "/proc/version"}, {src, "/proc", "/proc/version"}} {
+		s, res := r.createExit(3, paths...)
+		if s.Errors != 1 || strings.Count(res.stderr, "/proc/version") != 1 {
+			t.Errorf("%q: %d errors, want 1, and the path named once: %q", paths, s.Errors, res.stderr)
+		}
 	}
 }
 
@@ -682,5 +700,37 @@ func TestDamagedPartGivesEIO(t *testing.T) {
 	}
 	if broken == 0 || broken > 4 {
 		t.Errorf("%d of 20 files cannot be read after one byte was damaged", broken)
+	}
+}
+
+// TestErrorsNameTheRemedy: what to do is in the message.
+func TestErrorsNameTheRemedy(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	none, file := filepath.Join(tempDir(t), "none"), filepath.Join(src, "file")
+	full := tmpfs(t, 1<<20)
+	for _, test := range []struct {
+		args      []string
+		code      int
+		name, say string
+	}{
+		{[]string{mkbackup, "init", none + "/repo"}, 1, none, "make " + none + " first"},
+		{[]string{mkbackup, "list", file}, 1, file, "not a directory"},
+		{[]string{mkbackup, "ls", r.dir, "latest", "/none"}, 1, "/none", "mkbackup history"},
+		{[]string{mkbackup, "export", r.dir, "latest", "none"}, 1, "/none", "mkbackup history"},
+		{[]string{mkbackup, "ls", r.dir, "2001"}, 1, "2001", "mkbackup list"},
+		{[]string{mkbackup, "forget", r.dir}, 2, "generations", "--keep-daily 7"},
+		{[]string{mkbackup, "forget", r.dir, "--keep-last=1", "--source=none"}, 1, "none", "mkbackup list"},
+		{[]string{mkbackup, "run", none + "/x.conf"}, 2, none, "example.conf"},
+		{[]string{backupfs, r.dir, none}, 1, none, "make it first"},
+		{[]string{"sh", "-c", `"$1" init "$2" && "$1" create "$2" "$3"`, "sh", mkbackup, full + "/repo", mkbackup}, 1, "no space left", "make room"},
+	} {
+		res := runCmd(t, exec.Command(test.args[0], test.args[1:]...))
+		if res.code != test.code {
+			t.Errorf("%q: exit code %d, want %d", test.args, res.code, test.code)
+		}
+		wantOneLine(t, res.stderr, test.name, test.say)
 	}
 }

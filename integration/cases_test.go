@@ -163,6 +163,8 @@ func sparseCases() []treetest.Node {
 		{Path: "sparse/small-hole", Size: 100},
 		{Path: "sparse/many", Size: 10 << 20, Extents: []treetest.Extent{data(1<<20, 8192), data(3<<20, 4096), data(5<<20, 12288), data(9<<20, 4096)}},
 		{Path: "sparse/odd-end", Size: 3<<20 + 1234, Extents: []treetest.Extent{data(1<<20, 4096)}},
+		// The block of the attribute makes up for the hole in st_blocks.
+		{Path: "sparse/no-blocks-missing", Size: 3*4096 + 100, Extents: []treetest.Extent{data(0, 3*4096)}, Xattrs: map[string]string{"user.large": strings.Repeat("x", 2000)}},
 		{Path: "sparse/zeros-not-hole", Data: make([]byte, 200_000)},
 	}
 }

@@ -56,19 +56,19 @@ func TestCheckLastLine(t *testing.T) {
 	run(t, mkbackup, "init", r.dir)
 	r.all(src)
 	r.all(src)
-	size := regexp.MustCompile(`[0-9]+ KiB`)
+	size, length := regexp.MustCompile(`[0-9]+ KiB`), regexp.MustCompile(`, [0-9.ms]+\n$`)
 	for _, c := range []struct {
 		args []string
 		want string
 	}{
-		{nil, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them)\n"},
-		{[]string{"--read-data"}, "OK: 2 generations, 1 part, N KiB read and verified\n"},
-		{[]string{"--read-data-subset", "100%"}, "OK: 2 generations, 1 part, N KiB read and verified\n"},
-		{[]string{"--against", src}, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them); 4 paths compared with " + src + ": 0 changed since, 0 not in the backup\n"},
+		{nil, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them), T\n"},
+		{[]string{"--read-data"}, "OK: 2 generations, 1 part, N KiB read and verified, T\n"},
+		{[]string{"--read-data-subset", "100%"}, "OK: 2 generations, 1 part, N KiB read and verified, T\n"},
+		{[]string{"--against", src}, "OK: 2 generations, 1 part of N KiB there (structure; --read-data reads them); 4 paths compared with " + src + ": 0 changed since, 0 not in the backup, T\n"},
 		{[]string{"-q"}, ""},
 	} {
 		res := r.mkbackup("check", c.args...)
-		if got := size.ReplaceAllString(res.stdout, "N KiB"); res.code != 0 || got != c.want {
+		if got := length.ReplaceAllString(size.ReplaceAllString(res.stdout, "N KiB"), ", T\n"); res.code != 0 || got != c.want {
 			t.Errorf("check %q: exit code %d, %q, want %q\n%s", c.args, res.code, got, c.want, res.stderr)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,47 +130,73 @@ func TestOneChangedFileOfTenThousand(t *testing.T) {
 	wantTree(t, "mount", readTree(t, src), m.at(s.Generation), treetest.Options{})
 }
 
-// TestTenGenerations edits a tree ten times and compares every generation with
-// a copy of the source at that time, in the end and after a reindex.
+// TestTenGenerations edits trees at random, ten times each, and compares every
+// generation with what the source was then: in a mount that was there before the
+// first one, and with an index made anew, which must give the same inode numbers. The
+// number of a tree is its seed: SOAK=1 go test -run 'TestTenGenerations/seed_57$'.
 func TestTenGenerations(t *testing.T) {
-	for _, seed := range []uint64{1, 2, 3} {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { tenGenerations(t, seed) })
+	seeds := uint64(8)
+	if soak() {
+		seeds = 100
 	}
+	edits, entries := 0, 0
+	for seed := uint64(1); seed <= seeds; seed++ {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			did, compared := tenGenerations(t, seed)
+			edits, entries = edits+did, entries+compared
+		})
+	}
+	t.Logf("%d trees, %d generations, %d edits; %d entries compared", seeds, 10*seeds, edits, entries)
 }
 
-func tenGenerations(t *testing.T, seed uint64) {
+// tenGenerations returns how many edits it made, and how many entries of
+// generations it compared.
+func tenGenerations(t *testing.T, seed uint64) (did, compared int) {
 	src := tempDir(t)
-	createTree(t, src, treetest.Random(seed, treetest.RandomOptions{Owners: true, MaxSize: 200_000}))
-	createTree(t, src, []treetest.Node{{Path: "large", Seed: seed, Size: 5 << 20}})
+	createTree(t, src, treetest.Random(seed, treetest.RandomOptions{Owners: true, Dirs: 12, Files: 80}))
+	createTree(t, src, []treetest.Node{{Path: "large", Seed: seed, Size: 3 << 20}})
 	r := newRepo(t, "--part-size", "1MiB")
+	m := r.mount()
 	editor := treetest.NewEditor(src, seed)
-	want := map[string]*treetest.Tree{}
-	var edits []string
+	var names, edits []string
+	var want []*treetest.Tree
 	for n := range 10 {
 		s := r.all(src)
-		want[s.Generation] = readTree(t, src)
-		lines, err := editor.Edit(30)
+		names, want = append(names, s.Generation), append(want, readTree(t, src))
+		lines, err := editor.Edit(25)
 		must(t, err)
 		for _, line := range lines {
 			edits = append(edits, fmt.Sprintf("before generation %d: %s", n+2, strings.ReplaceAll(line, src, "")))
 		}
 	}
-	compare := func(what string) {
-		m := r.on(t).mount()
-		for name, tree := range want {
-			wantTree(t, what+" "+name, tree, m.path(name), treetest.Options{Holes: true})
+	compare := func(m *fuseMount, what string) (all []*treetest.Tree) {
+		for i, name := range names {
+			got := readTree(t, m.path(name))
+			wantEqual(t, fmt.Sprintf("%s, generation %d", what, i+1), want[i], got, treetest.Options{Holes: true})
+			all, compared = append(all, got), compared+len(got.Entries)
 		}
-		m.stop()
+		return all
 	}
-	compare("generation")
-	must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
-	compare("without the index, generation")
-	if got := r.generations(); len(got) != len(want) {
-		t.Errorf("list gives %q, want %d generations", got, len(want))
+	waitFor(t, time.Minute, "the last generation", func() bool { _, err := os.Lstat(m.path(names[9])); return err == nil })
+	before := compare(m, "mount")
+	if res := r.mkbackup("reindex"); res.code != 0 {
+		t.Fatalf("reindex: exit code %d\n%s", res.code, res.stderr)
+	}
+	after := compare(r.on(t).mount(), "after reindex")
+	for i := range names {
+		for path, e := range before[i].Entries {
+			if a := after[i].Entries[path]; a != nil && a.Inode != e.Inode {
+				t.Errorf("after reindex, generation %d: %q has inode %d, before %d", i+1, path, a.Inode, e.Inode)
+			}
+		}
+	}
+	if got := r.generations(); !slices.Equal(got, names) {
+		t.Errorf("list gives %q, want %q", got, names)
 	}
 	if t.Failed() {
 		t.Logf("edits:\n%s", strings.Join(edits, "\n"))
 	}
+	return len(edits), compared
 }
 
 // TestFortyGenerations makes so many that indexes are cloned, merged and

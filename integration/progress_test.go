@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +69,9 @@ func TestProgress(t *testing.T) {
 	if again := onTerminal(t, r.command("create", "--root", src, "/")); !strings.Contains(again, "%") {
 		t.Errorf("a second generation shows no share of the first: %q", tail(again))
 	}
+	if regexp.MustCompile("\x1b\\[[0-9;]*m").MatchString(shown) {
+		t.Errorf("colours are shown, whatever NO_COLOR says: %q", tail(shown))
+	}
 	for flags, want := range map[string]bool{"": false, "--progress always": true, "--progress never": false, "-q": false} {
 		res := r.mkbackup("create", append([]string{"--checksum", "--root", src, "/"}, strings.Fields(flags)...)...)
 		if res.code != 0 {
@@ -79,6 +83,9 @@ func TestProgress(t *testing.T) {
 		if !want && res.stderr != "" {
 			t.Errorf("with %q: says %q", flags, res.stderr)
 		}
+	}
+	if res := r.mkbackup("create", "--progress", "always", "--root", src, "/"); !regexp.MustCompile(`^mkbackup: [0-9.ms]+, 100%: 2,022 files, .*\n$`).MatchString(res.stderr) {
+		t.Errorf("progress without a terminal is no line of text: %q", res.stderr)
 	}
 	if shown := onTerminal(t, r.command("create", "-q", "--root", src, "/")); shown != "" {
 		t.Errorf("-q on a terminal shows %q", shown)
@@ -118,5 +125,38 @@ func TestDryRunChangesNothing(t *testing.T) {
 	}
 	if after := shell(t, `cd "$1"; find . -type f -exec sha256sum {} + | sort`, r.dir); after != before {
 		t.Errorf("a dry run changed the repository:\n%s", firstDifference(before, after))
+	}
+}
+
+// TestProgressOfExportAndReindex shows bars on a terminal. They are drawn five
+// times a second, so reading is made to take a while.
+func TestProgressOfExportAndReindex(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "large", Seed: 96, Size: 50 << 20}})
+	r := newRepo(t)
+	for range 20 {
+		r.all(src)
+	}
+	for _, test := range []struct {
+		command, call, delay string
+		args, want           []string
+	}{
+		{"export", "pread64", "50000", []string{"latest"}, []string{"export: ", "%", "B/s", "large"}},
+		{"reindex", "openat", "20000", nil, []string{"reindex: ", "%", " of 20 log records, "}},
+	} {
+		cmd := r.command(test.command, test.args...)
+		slow := exec.Command("strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=" + test.call, "-e", "inject=" + test.call + ":delay_enter=" + test.delay}, cmd.Args...)...)
+		shown := onTerminal(t, slow)
+		for _, want := range test.want {
+			if !strings.Contains(shown, want) {
+				t.Errorf("the bar of %s shows no %q: %q", test.command, want, tail(shown))
+			}
+		}
+	}
+	for _, args := range [][]string{{"export", r.dir, "latest", "--progress", "always"}, {"export", r.dir, "latest", "/large", "--progress", "always"}} {
+		res := runCmd(t, exec.Command("sh", append([]string{"-c", `exec "$@" >/dev/null`, "sh", mkbackup}, args...)...))
+		if res.code != 0 || !strings.Contains(res.stderr, "export: 50 MiB, ") {
+			t.Errorf("%q: exit code %d, %q", args, res.code, res.stderr)
+		}
 	}
 }

@@ -24,6 +24,7 @@ type config struct {
 	foreground bool
 	cache      size
 	mount      []string // values of -o
+	metrics    string   // address and port where metrics are served; "" for none
 	file       string   // name or path of a configuration file; "" for none
 }
 
@@ -33,10 +34,11 @@ func (c *config) define(flags *pflag.FlagSet) {
 	flags.BoolVarP(&c.foreground, "foreground", "f", false, "stay in the foreground and log to stderr; tell systemd when ready")
 	flags.StringVar(&c.Source, "source", "", "show only the source `NAME`, its generations at the root")
 	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
-	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, source and cache size from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
+	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, and what else [mount] says, from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
 	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
+	flags.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics by HTTP at `[ADDR]:PORT`, path /metrics;\nwithout ADDR at 127.0.0.1")
 	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")
-	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\ncache-size=, noexec, allow_other, and noallow_other, which is\n--private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
+	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\ncache-size=, metrics-listen=, noexec, allow_other, and noallow_other, which is\n--private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
 }
 
 // complete checks the command line and makes its paths absolute.
@@ -67,6 +69,11 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 		c.Private = true
 	}
 	c.CacheSize = int64(c.cache)
+	if c.metrics != "" || flags.Changed("metrics-listen") {
+		if c.metrics, err = metricsAddress(c.metrics); err != nil {
+			return usageError{err}
+		}
+	}
 	if c.repository, err = filepath.Abs(args[0]); err != nil {
 		return err
 	}
@@ -95,6 +102,9 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 	if !flags.Changed("source") {
 		c.Source = f.Mount.Source
 	}
+	if !flags.Changed("metrics-listen") {
+		c.metrics = f.Mount.MetricsListen
+	}
 	return []string{f.Repository, f.Mount.Point}, nil
 }
 
@@ -109,6 +119,8 @@ func (c *config) mountOption(option string, allowOther *bool) error {
 		c.Generation = value
 	case hasValue && key == "cache-size":
 		return c.cache.Set(value)
+	case hasValue && value != "" && key == "metrics-listen":
+		c.metrics = value
 	case option == "private" || option == "noallow_other":
 		c.Private = true
 	case option == "allow_other":

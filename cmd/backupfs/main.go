@@ -113,4 +113,5 @@ In /etc/fstab:
 const examples = `  backupfs /srv/backup /backups
   backupfs -f --cache-size 1GiB /srv/backup /backups
   backupfs --generation latest --source web1 /srv/backup /mnt
+  backupfs --metrics-listen 127.0.0.1:9750 /srv/backup /backups
   cp -a /backups/2026-11-22/home/me/letter.txt .`

@@ -46,11 +46,17 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		return err
 	}
 	defer func() { _ = repository.Close() }() // nothing was written to it but an index, which is published
+	metrics, err := listenMetrics(c.metrics)
+	if err != nil {
+		return err
+	}
+	defer metrics.close()
 	c.Log = log
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
 		return err
 	}
+	metrics.serve(mount, log)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	ended := make(chan struct{})

@@ -18,9 +18,8 @@ import (
 type checkFlags struct {
 	backup.CheckOptions
 	subset   string
-	progress string
-	json     bool
-	quiet    bool
+	metrics  metricsFile
+	progress progressFlags
 	verbose  bool
 }
 
@@ -38,7 +37,7 @@ part, compares each content with its hash, and the index with one that is derive
 from the log anew.
 
 For each damaged part it says where, and which files of which generations cannot
-be read because of it; every other file can. Nothing is changed, unless --repair
+be read because of it (--json all of them); every other file can. Nothing is changed, unless --repair
 says so, and no byte of data ever.
 
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
@@ -48,7 +47,11 @@ usage; 4 there is damage; 130, 143 interrupted.`,
   mkbackup check /srv/backup --against / --source web1`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
-		RunE:              func(cmd *cobra.Command, args []string) error { return check(cmd, args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "check", repository: args[0], source: f.Source}, func(o *outcome) error {
+				return check(cmd, args[0], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.ReadData, "read-data", false, "read, decode and verify every part")
@@ -56,15 +59,15 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 	flags.StringVar(&f.Against, "against", "", "compare the newest generation with `DIR`, contents included; DIR is what --root was, or /")
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
 	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing")
-	flags.BoolVar(&f.json, "json", false, "print the result in JSON, as the last line, with all files that are hit")
-	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only damage")
+	addMetricsFlag(flags, &f.metrics)
+	addJSONProgressFlags(flags, &f.progress)
+	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only damage")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print all files that are hit, and all that are not in the backup")
 	return cmd
 }
 
-func check(cmd *cobra.Command, dir string, f checkFlags) error {
-	if err := checkProgress(f.progress); err != nil {
+func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
+	if err := f.progress.check(); err != nil {
 		return err
 	}
 	if f.Source != "" && f.Against == "" {
@@ -83,11 +86,13 @@ func check(cmd *cobra.Command, dir string, f checkFlags) error {
 		f.Subset = nextSubset(repo, length)
 	}
 	f.Progress = new(backup.CheckProgress)
-	bar := newBar(f.progress, f.quiet, checkState(f.Progress))
-	f.report(bar)
-	bar.start()
+	progress := newProgress(f.progress, checkState(f.Progress))
+	f.report(progress)
+	progress.start()
 	result, err := backup.Check(cmd.Context(), repo, f.CheckOptions)
-	bar.stop()
+	progress.stop()
+	o.errors = int64(result.Damages) + result.Differ + result.Uncompared
+	o.detail("last_success_read_bytes", result.ReadBytes)
 	f.printHits(os.Stderr, result.DamagedParts)
 	if err != nil {
 		return incomplete(result, err)
@@ -95,7 +100,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags) error {
 	if length != 0 {
 		rememberSubset(repo, f.Subset)
 	}
-	return f.finish(cmd.OutOrStdout(), result)
+	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
 }
 
 // subsetLength reads --read-data-subset; 0 is no subset.
@@ -114,22 +119,23 @@ func (f *checkFlags) subsetLength() (uint64, error) {
 	return length, nil
 }
 
-func (f *checkFlags) report(bar *bar) {
-	f.Damage = func(text string) { bar.print(os.Stderr, "mkbackup: damage: "+text) }
-	if !f.quiet {
-		f.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+func (f *checkFlags) report(p *progress) {
+	f.Damage = func(text string) { p.warn("damage: "+text, message{Event: "damage", Text: text}) }
+	if !f.progress.quiet {
+		f.Note = p.note
 	}
 	f.Difference = func(d backup.Difference) {
-		line := fmt.Sprintf("/%s: %s", display(d.Path), d.What)
+		path := "/" + display(d.Path)
+		line := path + ": " + d.What
 		switch {
 		case d.Kind == backup.Silent:
-			bar.print(os.Stderr, "mkbackup: damage: "+line+", although it looks unchanged")
+			p.warn("damage: "+line+", although it looks unchanged", message{"damage", path, d.What})
 		case d.Kind == backup.Uncompared:
-			bar.print(os.Stderr, "mkbackup: "+line)
-		case d.Kind == backup.Since && !f.quiet:
-			bar.print(os.Stdout, "changed since: "+line)
+			p.warn(line, message{"problem", path, d.What})
+		case d.Kind == backup.Since && !f.progress.quiet:
+			p.tell("changed since: "+line, message{"changed_since", path, d.What})
 		case d.Kind == backup.NotStored && f.verbose:
-			bar.print(os.Stdout, line)
+			p.tell(line, message{"not_stored", path, d.What})
 		}
 	}
 }
@@ -170,18 +176,21 @@ func span(source string, gens []index.Generation) string {
 }
 
 // finish prints the result and says how it is to be judged.
-func (f *checkFlags) finish(w io.Writer, r backup.CheckResult) error {
+func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) error {
 	damaged := r.Damaged()
 	verdict := verdict(r, f.CheckOptions)
 	var err error
 	switch {
-	case f.json:
-		err = json.NewEncoder(w).Encode(r)
-	case damaged || !f.quiet:
+	case f.progress.json:
+		err = json.NewEncoder(w).Encode(struct {
+			Event string `json:"event,omitempty"`
+			backup.CheckResult
+		}{event, r})
+	case damaged || !f.progress.quiet:
 		_, err = fmt.Fprintln(w, verdict)
 	}
 	switch {
-	case damaged && f.json:
+	case damaged && f.progress.json:
 		return &exitError{exitDamage, verdict}
 	case damaged:
 		return &exitError{exitDamage, ""}
@@ -252,5 +261,5 @@ func extent(r backup.CheckResult, o backup.CheckOptions) string {
 		text += fmt.Sprintf("; %s compared with %s: %s changed since, %s not in the backup", plural(r.Compared, "path"), o.Against,
 			humanize.Comma(r.Changed), humanize.Comma(r.NotStored))
 	}
-	return text
+	return text + ", " + took(r.Seconds)
 }

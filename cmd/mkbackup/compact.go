@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -19,9 +18,8 @@ type compactFlags struct {
 	backup.CompactOptions
 	maxDead  string
 	limit    string
-	progress string
-	json     bool
-	quiet    bool
+	metrics  metricsFile
+	progress progressFlags
 }
 
 func compactCommand() *cobra.Command {
@@ -44,20 +42,24 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 130, 143 interrupted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
-		RunE:              func(cmd *cobra.Command, args []string) error { return compact(cmd, args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "compact", repository: args[0]}, func(o *outcome) error {
+				return compact(cmd, args[0], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")
 	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB")
 	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
-	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
-	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	addMetricsFlag(flags, &f.metrics)
+	addJSONProgressFlags(flags, &f.progress)
+	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only problems")
 	return cmd
 }
 
-func compact(cmd *cobra.Command, dir string, f compactFlags) error {
+func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	if err := f.complete(cmd.Flags().Changed("time-limit")); err != nil {
 		return err
 	}
@@ -66,18 +68,24 @@ func compact(cmd *cobra.Command, dir string, f compactFlags) error {
 		return err
 	}
 	defer repo.Close()
-	bar := newBar(f.progress, f.quiet, compactState(f.Progress))
-	f.Problem = func(err error) { bar.print(os.Stderr, fmt.Sprintf("mkbackup: damage: %v", err)) }
-	if !f.quiet {
-		f.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	progress := newProgress(f.progress, compactState(f.Progress))
+	f.Problem = func(err error) {
+		progress.warn(fmt.Sprintf("damage: %v", err), message{Event: "damage", Text: err.Error()})
 	}
-	bar.start()
+	if !f.progress.quiet {
+		f.Note = progress.note
+	}
+	progress.start()
 	summary, err := backup.Compact(cmd.Context(), repo, f.CompactOptions)
-	bar.stop()
+	progress.stop()
 	if err != nil {
 		return err
 	}
-	if err := f.print(cmd.OutOrStdout(), summary); err != nil {
+	o.errors = int64(summary.Damaged)
+	o.detail("last_success_stored_bytes", summary.NewBytes)
+	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
+	o.measure(repo, true)
+	if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary); err != nil {
 		return err
 	}
 	if summary.Damaged > 0 {
@@ -105,14 +113,20 @@ func (f *compactFlags) complete(timeLimited bool) error {
 	if timeLimited && f.TimeLimit <= 0 {
 		return &exitError{exitUsage, fmt.Sprintf("bad --time-limit %s: give it as 90m or 2h", f.TimeLimit)}
 	}
-	return checkProgress(f.progress)
+	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
+		return err
+	}
+	return f.progress.check()
 }
 
-func (f *compactFlags) print(w io.Writer, s backup.CompactSummary) error {
-	if f.json {
-		return json.NewEncoder(w).Encode(s)
+func (f *compactFlags) print(w io.Writer, event string, s backup.CompactSummary) error {
+	if f.progress.json {
+		return json.NewEncoder(w).Encode(struct {
+			Event string `json:"event,omitempty"`
+			backup.CompactSummary
+		}{event, s})
 	}
-	if f.quiet {
+	if f.progress.quiet {
 		return nil
 	}
 	_, err := fmt.Fprintln(w, strings.Join(f.words(s), "\n"))

@@ -18,10 +18,9 @@ import (
 type createFlags struct {
 	backup.CreateOptions
 	gentle   gentle
+	metrics  metricsFile
+	progress progressFlags
 	time     string
-	progress string
-	json     bool
-	quiet    bool
 	verbose  bool
 }
 
@@ -55,7 +54,11 @@ some files could not be read or changed while they were read; 130, 143 interrupt
   mkbackup create /srv/backup /home --nice 19 --ionice idle --read-rate 20MiB --threads 1`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: completeArgs(files),
-		RunE:              func(cmd *cobra.Command, args []string) error { return create(cmd, args[0], args[1:], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "create", repository: args[0], source: f.Source}, func(o *outcome) error {
+				return create(cmd, args[0], args[1:], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that this is a generation of")
@@ -65,14 +68,14 @@ some files could not be read or changed while they were read; 130, 143 interrupt
 	addGentleFlags(flags, &f.gentle, &f.CreateOptions)
 	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
-	flags.BoolVar(&f.json, "json", false, "print a summary in JSON, as the last line")
-	flags.StringVar(&f.progress, "progress", "auto", "show progress: `auto`, always or never")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	addMetricsFlag(flags, &f.metrics)
+	addJSONProgressFlags(flags, &f.progress)
+	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only problems")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print a line for each path that changed: + new, M changed, - gone, ! excluded, and why")
 	return cmd
 }
 
-func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error {
+func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *outcome) error {
 	if err := f.complete(paths); err != nil {
 		return err
 	}
@@ -84,18 +87,20 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags) error
 	if err := f.gentle.apply(f.Threads); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 && !f.quiet {
+	if os.Geteuid() != 0 && !f.progress.quiet {
 		note("not root: files of others that you may not read are named and left out, and trusted.* attributes are not seen")
 	}
-	bar := newBar(f.progress, f.quiet, createState(f.Progress))
-	f.Events = f.events(bar)
-	bar.start()
+	progress := newProgress(f.progress, createState(f.Progress))
+	f.Events = f.events(progress)
+	progress.start()
 	summary, err := backup.Create(cmd.Context(), repo, f.CreateOptions)
-	bar.stop()
+	progress.stop()
 	if err != nil {
 		return err
 	}
-	f.print(cmd.OutOrStdout(), summary)
+	o.created(summary)
+	o.measure(repo, false)
+	f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary)
 	if summary.Errors > 0 {
 		return &exitError{exitIncomplete, plural(summary.Errors, "problem") + " with files, named above; everything else is committed"}
 	}
@@ -114,7 +119,10 @@ func (f *createFlags) complete(paths []string) error {
 		}
 		f.Time = t
 	}
-	if err := checkProgress(f.progress); err != nil {
+	if err := f.progress.check(); err != nil {
+		return err
+	}
+	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
 		return err
 	}
 	if !archive.ValidSourceName(f.Source) {
@@ -135,28 +143,24 @@ func (f *createFlags) complete(paths []string) error {
 	return nil
 }
 
-func checkProgress(when string) error {
-	if when != "auto" && when != "always" && when != "never" {
-		return &exitError{exitUsage, fmt.Sprintf("bad --progress %q: it is auto, always or never", when)}
-	}
-	return nil
-}
-
-func (f *createFlags) events(bar *bar) backup.Events {
+func (f *createFlags) events(p *progress) backup.Events {
 	e := backup.Events{
 		Problem: func(path string, err error) {
-			bar.print(os.Stderr, fmt.Sprintf("mkbackup: /%s: %v", display(path), err))
+			path = "/" + display(path)
+			p.warn(fmt.Sprintf("%s: %v", path, err), message{"problem", path, err.Error()})
 		},
 	}
-	if !f.quiet {
-		e.Note = func(text string) { bar.print(os.Stderr, "mkbackup: "+text) }
+	if !f.progress.quiet {
+		e.Note = p.note
 	}
 	if f.verbose {
 		e.Excluded = func(path string, why error) {
-			bar.print(os.Stdout, fmt.Sprintf("! /%s: %v", display(path), why))
+			path = "/" + display(path)
+			p.tell(fmt.Sprintf("! %s: %v", path, why), message{"excluded", path, why.Error()})
 		}
 		e.Change = func(change backup.Change, path string) {
-			bar.print(os.Stdout, fmt.Sprintf("%c /%s", change, display(path)))
+			path = "/" + display(path)
+			p.tell(fmt.Sprintf("%c %s", change, path), message{"change", path, string(change)})
 		}
 	}
 	return e
@@ -172,12 +176,15 @@ func display(path string) string {
 
 func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
 
-func (f *createFlags) print(w io.Writer, s backup.Summary) {
-	if f.json {
-		_ = json.NewEncoder(w).Encode(s)
+func (f *createFlags) print(w io.Writer, event string, s backup.Summary) {
+	if f.progress.json {
+		_ = json.NewEncoder(w).Encode(struct {
+			Event string `json:"event,omitempty"`
+			backup.Summary
+		}{event, s})
 		return
 	}
-	if f.quiet {
+	if f.progress.quiet {
 		return
 	}
 	counts := fmt.Sprintf("%s new, %s changed, %s gone, %s unchanged", humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged))
@@ -204,6 +211,11 @@ func plural(n int64, noun string) string {
 	return humanize.Comma(n) + " " + noun + "s"
 }
 
+// took says how long something took, as exactly as anybody wants to know.
 func took(seconds float64) string {
-	return time.Duration(seconds * float64(time.Second)).Round(10 * time.Millisecond).String()
+	grain := 10 * time.Millisecond
+	if seconds >= 60 {
+		grain = time.Second
+	}
+	return time.Duration(seconds * float64(time.Second)).Round(grain).String()
 }

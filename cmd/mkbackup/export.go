@@ -12,7 +12,8 @@ import (
 )
 
 func exportCommand() *cobra.Command {
-	return &cobra.Command{
+	var f progressFlags
+	cmd := &cobra.Command{
 		Use:   "export REPO GEN [PATH...]",
 		Short: "Write a generation to standard output as a tar stream",
 		Long: `Write a generation, or PATHs of it with all below them, to standard output as a PAX
@@ -35,6 +36,9 @@ GEN is what "mkbackup ls" takes.`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: completeArgs(generations, paths),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			if term.IsTerminal(int(os.Stdout.Fd())) {
 				return &exitError{exitUsage, "standard output is a terminal: send the archive to a file or a program"}
 			}
@@ -47,8 +51,15 @@ GEN is what "mkbackup ls" takes.`,
 				if err != nil {
 					return err
 				}
-				return backup.Export(cmd.Context(), os.Stdout, repo, db, g, backup.ExportOptions{Paths: paths, Note: note})
+				counts := new(backup.ExportProgress)
+				progress := newProgress(f, exportState(counts))
+				progress.start()
+				defer progress.stop()
+				return backup.Export(cmd.Context(), os.Stdout, repo, db, g, backup.ExportOptions{Paths: paths, Note: progress.note, Progress: counts})
 			})
 		},
 	}
+	addProgressFlag(cmd.Flags(), &f)
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show no progress; print only problems, and what is left out")
+	return cmd
 }

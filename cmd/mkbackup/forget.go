@@ -17,10 +17,11 @@ import (
 
 type forgetFlags struct {
 	backup.ForgetOptions
-	source string
-	within string
-	json   bool
-	quiet  bool
+	source  string
+	within  string
+	metrics metricsFile
+	json    bool
+	quiet   bool
 }
 
 func forgetCommand() *cobra.Command {
@@ -46,7 +47,11 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
   mkbackup forget /srv/backup 2026-11-22T03-00-00Z web1/latest~3`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeArgs(generations),
-		RunE:              func(cmd *cobra.Command, args []string) error { return forget(cmd, args[0], args[1:], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.metrics.record(cmd.Context(), outcome{command: "forget", repository: args[0], source: f.source}, func(o *outcome) error {
+				return forget(cmd, args[0], args[1:], f, o)
+			})
+		},
 	}
 	flags := cmd.Flags()
 	r := &f.Rules
@@ -59,12 +64,13 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
 	flags.StringVar(&f.within, "keep-within", "", "keep all within this `TIME` before the source's latest: 14d, 36h, 1y6m")
 	flags.StringVar(&f.source, "source", "", "apply the rules to the source `NAME` only")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be dropped, and which rule keeps what; change nothing")
+	addMetricsFlag(flags, &f.metrics)
 	flags.BoolVar(&f.json, "json", false, "print the result in JSON, as the last line")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
 	return cmd
 }
 
-func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags) error {
+func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags, o *outcome) error {
 	if err := f.complete(cmd.Flags(), names); err != nil {
 		return err
 	}
@@ -77,6 +83,8 @@ func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags) error
 	if err != nil {
 		return err
 	}
+	o.detail("last_success_forgotten_generations", int64(len(result.Dropped())))
+	o.measure(repo, true)
 	switch {
 	case f.json:
 		return forgetJSON(cmd.OutOrStdout(), result, f.DryRun)
@@ -108,12 +116,15 @@ func (f *forgetFlags) complete(flags *pflag.FlagSet, names []string) error {
 	if bad != nil {
 		return bad
 	}
+	if err := f.metrics.refuseDryRun(f.DryRun); err != nil {
+		return err
+	}
 	if flags.Changed("source") {
 		f.Source = &f.source
 	}
 	switch {
 	case len(names) == 0 && f.Rules.None():
-		return &exitError{exitUsage, "neither a generation nor a --keep rule is given: nothing says what to drop"}
+		return &exitError{exitUsage, "nothing says what to drop: name generations, or give rules as --keep-daily 7"}
 	case len(names) > 0 && !f.Rules.None():
 		return &exitError{exitUsage, "generations and --keep rules are both given: drop them one after the other"}
 	case len(names) > 0 && f.Source != nil:

@@ -49,7 +49,7 @@ func ls(w io.Writer, db *index.DB, g index.Generation, name string, asJSON bool)
 	view := db.At(g.Number)
 	entry, err := view.Resolve(g.Root, cleanPath(name))
 	if err != nil {
-		return fmt.Errorf("%s: %s: %w", g.Name, backup.Printable(name), err)
+		return fmt.Errorf("%s: %w", g.Name, backup.PathError(cleanPath(name), err))
 	}
 	show := showLine
 	if asJSON {

@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -36,51 +36,68 @@ func (e *exitError) Error() string { return e.text }
 
 func main() {
 	debug.SetGCPercent(50) // the memory of a backed-up server belongs to its own work
-	ctx, interrupted := withSignals()
+	ctx := withSignals()
 	err := command().ExecuteContext(ctx)
-	code := exitCode(err)
-	if caught := interrupted(); caught != 0 && err != nil {
-		code = exitSignal + int(caught)
-		err = fmt.Errorf("interrupted by %s: nothing half-done remains", caught)
+	code := exitCode(ctx, err)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	if err != nil && err.Error() != "" {
-		fmt.Fprintln(os.Stderr, "mkbackup:", err)
+		fmt.Fprintln(os.Stderr, "mkbackup:", err.Error()+remedy(err))
 	}
 	os.Exit(code)
 }
 
-func exitCode(err error) int {
+// remedy says what to do about an error that does not say so itself because it is
+// the system's.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return ": make room there and run it again"
+	case errors.Is(err, fs.ErrPermission) && errors.As(err, new(*fs.PathError)):
+		return ": run it as root, or as the owner"
+	case errors.Is(err, syscall.EROFS):
+		return ": it is mounted read-only"
+	}
+	return ""
+}
+
+// exitCode returns the exit code of a command that ended with err. The context is
+// that of withSignals.
+func exitCode(ctx context.Context, err error) int {
 	var exit *exitError
+	var signal interrupt
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(context.Cause(ctx), &signal):
+		return exitSignal + int(signal)
 	case errors.As(err, &exit):
 		return exit.code
 	}
 	return exitFailed
 }
 
-// withSignals returns a context that ends with the first SIGINT or SIGTERM, and
-// a function that tells which it was, 0 for none. A second one kills at once.
-func withSignals() (context.Context, func() syscall.Signal) {
-	ctx, cancel := context.WithCancel(context.Background())
+// interrupt is the signal that ended a run.
+type interrupt syscall.Signal
+
+// Error implements error.
+func (i interrupt) Error() string {
+	return fmt.Sprintf("interrupted by %s: nothing half-done remains", syscall.Signal(i))
+}
+
+// withSignals returns a context that ends with the first SIGINT or SIGTERM, its
+// cause an interrupt. A second one kills at once.
+func withSignals() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	var mutex sync.Mutex
-	var caught syscall.Signal
 	go func() {
-		s := <-signals
-		mutex.Lock()
-		caught, _ = s.(syscall.Signal)
-		mutex.Unlock()
+		caught, _ := (<-signals).(syscall.Signal)
 		signal.Reset()
-		cancel()
+		cancel(interrupt(caught))
 	}()
-	return ctx, func() syscall.Signal {
-		mutex.Lock()
-		defer mutex.Unlock()
-		return caught
-	}
+	return ctx
 }
 
 func command() *cobra.Command {

@@ -35,6 +35,9 @@ func book() manual.Book {
 *REPO*/index/
 : Derived from the log; can be deleted at any time.
 
+*/etc/backupfs/NAME.conf*
+: What **mkbackup run NAME** does.
+
 *REPO*/tmp/
 : Unpublished work of programs that run, and of those that were killed; the next run removes it.
 `}, manual.Section{Title: "ENVIRONMENT", Text: `

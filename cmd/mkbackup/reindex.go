@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,8 +13,18 @@ import (
 	"github.com/backupfs/backupfs/index"
 )
 
+// reindexed is what reindex has done, in JSON.
+type reindexed struct {
+	Event       string  `json:"event,omitempty"`
+	Records     uint64  `json:"records"`
+	Generations int     `json:"generations"`
+	Lost        uint64  `json:"lost_records"` // that the log has lost from its end
+	Seconds     float64 `json:"seconds"`
+}
+
 func reindexCommand() *cobra.Command {
-	return &cobra.Command{
+	var f progressFlags
+	cmd := &cobra.Command{
 		Use:   "reindex REPO",
 		Short: "Rebuild the index from the log",
 		Long: `Rebuild the index from the log, and put it in the place of the one that is there.
@@ -25,18 +37,28 @@ lost its last records.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
 			repo, err := archive.Open(args[0])
 			if err != nil {
 				return err
 			}
 			defer repo.Close()
-			return reindex(cmd.OutOrStdout(), repo)
+			return reindex(cmd.OutOrStdout(), repo, f)
 		},
 	}
+	addJSONProgressFlags(cmd.Flags(), &f)
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print only problems")
+	return cmd
 }
 
-func reindex(w io.Writer, repo *archive.Repository) error {
-	db, err := index.Rebuild(repo, index.Options{Log: notef})
+func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
+	began, counts := time.Now(), new(index.Progress)
+	progress := newProgress(f, reindexState(counts))
+	progress.start()
+	db, err := index.Rebuild(repo, index.Options{Progress: counts, Log: func(format string, a ...any) { progress.note(fmt.Sprintf(format, a...)) }})
+	progress.stop()
 	if err != nil {
 		return fmt.Errorf("the index stays as it was, `mkbackup check` says what can be read: %w", err)
 	}
@@ -55,16 +77,28 @@ func reindex(w io.Writer, repo *archive.Repository) error {
 	}
 	if lost > 0 {
 		note(fmt.Sprintf("damage: an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", lost, db.Number()))
+		lost -= db.Number()
 	}
 	records := db.Number()
 	if begins := db.Begins(); begins > 0 {
 		records -= begins - 1
 	}
-	if _, err := fmt.Fprintf(w, "index rebuilt from %d log records: %d generations\n", records, len(gens)); err != nil {
+	done := reindexed{progress.summaryEvent(), records, len(gens), lost, time.Since(began).Seconds()}
+	if err := done.print(w, f); err != nil {
 		return err
 	}
 	if lost > 0 {
 		return &exitError{exitDamage, ""}
 	}
 	return nil
+}
+
+func (r reindexed) print(w io.Writer, f progressFlags) (err error) {
+	switch {
+	case f.json:
+		return json.NewEncoder(w).Encode(r)
+	case !f.quiet:
+		_, err = fmt.Fprintf(w, "index rebuilt from %s: %s, %s\n", plural(int64(r.Records), "log record"), plural(int64(r.Generations), "generation"), took(r.Seconds))
+	}
+	return err
 }

@@ -21,6 +21,7 @@ const exitVariable = "BACKUPFS_EXIT"
 
 func runCommand() *cobra.Command {
 	var dryRun bool
+	var metrics metricsFile
 	cmd := &cobra.Command{
 		Use:   "run NAME",
 		Short: "Do all that a configuration file says: back up, forget, compact, check",
@@ -52,13 +53,19 @@ key or value in the file is a usage error, 2, with its line.`,
 			if err != nil {
 				return &exitError{exitUsage, err.Error()}
 			}
+			if cmd.Flags().Changed("metrics") {
+				c.Metrics = string(metrics)
+			}
 			if dryRun {
 				return printSteps(cmd, c)
 			}
-			return runSteps(cmd.Context(), c)
+			return metricsFile(c.Metrics).record(cmd.Context(), outcome{command: "run", repository: c.Repository}, func(o *outcome) error {
+				return runSteps(cmd.Context(), c, o)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the steps; do nothing")
+	addMetricsFlag(cmd.Flags(), &metrics)
 	return cmd
 }
 
@@ -139,8 +146,8 @@ func steps(c config.Config) []step {
 		add(phaseCreate, createArgs(c, b))
 	}
 	add(phaseAfter, c.Hooks.After...)
-	if rules := forgetArgs(c.Forget); len(rules) > 0 {
-		add(phaseForget, append([]string{"forget", c.Repository}, rules...))
+	if c.Forget != (config.Forget{}) {
+		add(phaseForget, forgetArgs(c))
 	}
 	if c.Compact.MaxDead.String() != "" {
 		add(phaseCompact, compactArgs(c))
@@ -195,11 +202,12 @@ func createArgs(c config.Config, b config.Backup) config.Command {
 	f.text("ionice", c.Priority.IONice)
 	f.text("read-rate", c.Priority.ReadRate.String())
 	f.number("threads", c.Priority.Threads)
+	f.text("metrics", c.Metrics)
 	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
 }
 
-func forgetArgs(r config.Forget) config.Command {
-	var f flagList
+func forgetArgs(c config.Config) config.Command {
+	f, r := flagList{"forget", c.Repository}, c.Forget
 	f.number("keep-last", r.KeepLast)
 	f.number("keep-hourly", r.KeepHourly)
 	f.number("keep-daily", r.KeepDaily)
@@ -207,6 +215,7 @@ func forgetArgs(r config.Forget) config.Command {
 	f.number("keep-monthly", r.KeepMonthly)
 	f.number("keep-yearly", r.KeepYearly)
 	f.text("keep-within", r.KeepWithin)
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
@@ -215,12 +224,14 @@ func compactArgs(c config.Config) config.Command {
 	f.text("max-dead", c.Compact.MaxDead.String())
 	f.text("time-limit", c.Compact.TimeLimit.String())
 	f.text("limit", c.Compact.Limit.String())
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
 func checkArgs(c config.Config) config.Command {
 	f := flagList{"check", c.Repository}
 	f.text("read-data-subset", c.Check.ReadDataSubset.String())
+	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
@@ -255,12 +266,13 @@ func quoted(argv []string) string {
 type runner struct {
 	repository string
 	program    string // this one
+	failures   int64  // steps that failed
 	code       int    // exit code of the first step that failed, 0: none did
 	failed     string // that step
 	skip       bool   // a hook before, or a backup, failed: what would drop old data is not done
 }
 
-func runSteps(ctx context.Context, c config.Config) error {
+func runSteps(ctx context.Context, c config.Config, o *outcome) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -271,6 +283,7 @@ func runSteps(ctx context.Context, c config.Config) error {
 			r.run(ctx, s)
 		}
 	}
+	o.errors = r.failures
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -303,6 +316,9 @@ func (r *runner) run(ctx context.Context, s step) {
 	}
 	if code == 0 {
 		return
+	}
+	if code != exitIncomplete {
+		r.failures++
 	}
 	if r.code == 0 || r.code == exitIncomplete && code != exitIncomplete {
 		r.code, r.failed = code, quoted(s.argv)

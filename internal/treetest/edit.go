@@ -37,21 +37,28 @@ var edits = []struct {
 	{"overwrite", (*Editor).overwrite},
 	{"overwrite, time kept", (*Editor).overwriteQuietly},
 	{"truncate", (*Editor).truncate},
+	{"punch hole", (*Editor).punchHole},
+	{"append behind a hole", (*Editor).appendBehindHole},
 	{"chmod", (*Editor).chmod},
 	{"chown", (*Editor).chown},
 	{"touch", (*Editor).touch},
 	{"rename file", (*Editor).renameFile},
 	{"rename directory", (*Editor).renameDir},
+	{"rename over", (*Editor).renameOver},
+	{"exchange", (*Editor).exchange},
 	{"delete", (*Editor).remove},
 	{"delete directory", (*Editor).removeDir},
 	{"file to directory", (*Editor).fileToDir},
 	{"directory to file", (*Editor).dirToFile},
+	{"swap type", (*Editor).swapType},
 	{"make hard link", (*Editor).makeLink},
 	{"break hard link", (*Editor).breakLink},
 	{"symlink", (*Editor).symlink},
 	{"retarget symlink", (*Editor).retarget},
 	{"set xattr", (*Editor).setXattr},
 	{"remove xattr", (*Editor).removeXattr},
+	{"set ACL", (*Editor).setACL},
+	{"remove ACL", (*Editor).removeACL},
 }
 
 var errNothing = errors.New("nothing to edit")
@@ -191,12 +198,32 @@ func (e *Editor) truncate() (string, error) {
 	})
 }
 
+// punchHole frees some blocks in the middle of a file.
+func (e *Editor) punchHole() (string, error) {
+	return e.onFile(os.O_WRONLY, func(f *os.File, st os.FileInfo) error {
+		start := e.rng.Int64N(st.Size() + 1)
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, 1+e.rng.Int64N(100_000))
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return errNothing
+		}
+		return err
+	})
+}
+
+func (e *Editor) appendBehindHole() (string, error) {
+	return e.onFile(os.O_WRONLY, func(f *os.File, st os.FileInfo) error {
+		_, err := f.WriteAt([]byte("behind a hole"), st.Size()+e.rng.Int64N(1<<20))
+		return err
+	})
+}
+
+// chmod leaves the owner all rights, so that an Editor that is not root can go on.
 func (e *Editor) chmod() (string, error) {
 	p, err := e.pick(notLink)
 	if err != nil {
 		return p, err
 	}
-	return p, os.Chmod(p, 0o700|fs.FileMode(e.rng.Uint32N(0o100)))
+	return p, unix.Chmod(p, 0o700|e.rng.Uint32N(0o10000))
 }
 
 // chown keeps the owner when it is not run by root.
@@ -239,6 +266,36 @@ func (e *Editor) rename(keep func(string, fs.DirEntry) bool) (string, error) {
 	return from + " to " + to, err
 }
 
+// renameOver replaces a file, which may be one link of many, or the same inode.
+func (e *Editor) renameOver() (string, error) {
+	from, err := e.pick(notDir)
+	if err != nil {
+		return from, err
+	}
+	to, err := e.pick(notDir)
+	if err != nil {
+		return to, err
+	}
+	return from + " to " + to, os.Rename(from, to)
+}
+
+// exchange gives two entries of any types each other's names.
+func (e *Editor) exchange() (string, error) {
+	a, err := e.pick(isAny)
+	if err != nil {
+		return a, err
+	}
+	b, err := e.pick(isAny)
+	if err != nil {
+		return b, err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) { // one lies in the other, or the file system cannot do it
+		err = errNothing
+	}
+	return a + " and " + b, err
+}
+
 func (e *Editor) remove() (string, error) {
 	p, err := e.pick(notDir)
 	if err != nil {
@@ -272,6 +329,21 @@ func (e *Editor) dirToFile() (string, error) {
 		return p, err
 	}
 	return p, os.WriteFile(p, []byte("was a directory"), 0o600)
+}
+
+// swapType puts a symlink, a FIFO or a whiteout where something else was.
+func (e *Editor) swapType() (string, error) {
+	p, err := e.remove()
+	if err != nil {
+		return p, err
+	}
+	switch n := e.rng.IntN(3); {
+	case n == 0:
+		return p, os.Symlink("swapped", p)
+	case n == 1 && os.Geteuid() == 0:
+		return p, unix.Mknod(p, unix.S_IFCHR, 0)
+	}
+	return p, unix.Mkfifo(p, 0o640)
 }
 
 func (e *Editor) makeLink() (string, error) {
@@ -323,21 +395,52 @@ func (e *Editor) retarget() (string, error) {
 	return p, os.Symlink(fmt.Sprintf("target %d", e.rng.Uint32()), p)
 }
 
+func isFileOrDir(path string, d fs.DirEntry) bool { return isFile(path, d) || isDir(path, d) }
+
+// setXattr takes a name that only root may set, and see, for half of what root edits.
 func (e *Editor) setXattr() (string, error) {
-	p, err := e.pick(isFile)
+	name, keep := "user.edited", isFileOrDir
+	if os.Geteuid() == 0 && e.rng.IntN(2) == 0 {
+		name, keep = "trusted.edited", isAny
+	}
+	p, err := e.pick(keep)
 	if err != nil {
 		return p, err
 	}
-	return p, unix.Lsetxattr(p, "user.edited", []byte(fmt.Sprint(e.rng.Uint64())), 0)
+	return p, unix.Lsetxattr(p, name, []byte(fmt.Sprint(e.rng.Uint64())), 0)
 }
 
-func (e *Editor) removeXattr() (string, error) {
-	p, err := e.pick(func(path string, d fs.DirEntry) bool {
-		n, err := unix.Lgetxattr(path, "user.edited", nil)
-		return isFile(path, d) && err == nil && n >= 0
-	})
+func (e *Editor) removeXattr() (string, error) { return e.removeOneOf("user.edited", "trusted.edited") }
+
+func (e *Editor) setACL() (string, error) {
+	p, err := e.pick(isFileOrDir)
 	if err != nil {
 		return p, err
 	}
-	return p, unix.Lremovexattr(p, "user.edited")
+	name := AccessACL
+	if st, err := os.Lstat(p); err == nil && st.IsDir() && e.rng.IntN(2) == 0 {
+		name = DefaultACL
+	}
+	rights := func() string { return []string{"---", "r--", "r-x", "rw-", "rwx"}[e.rng.IntN(5)] }
+	acl, err := ACL(fmt.Sprintf("u::rwx,u:%d:%s,g::%s,m::%s,o::%s", e.rng.IntN(100_000), rights(), rights(), rights(), rights()))
+	if err != nil {
+		return p, err
+	}
+	return p, unix.Lsetxattr(p, name, []byte(acl), 0)
+}
+
+func (e *Editor) removeACL() (string, error) { return e.removeOneOf(AccessACL, DefaultACL) }
+
+// removeOneOf takes one of the extended attributes from something that has it.
+func (e *Editor) removeOneOf(names ...string) (string, error) {
+	has := func(path, name string) bool {
+		_, err := unix.Lgetxattr(path, name, nil)
+		return err == nil
+	}
+	name := names[e.rng.IntN(len(names))]
+	p, err := e.pick(func(path string, _ fs.DirEntry) bool { return has(path, name) })
+	if err != nil {
+		return p, err
+	}
+	return p, unix.Lremovexattr(p, name)
 }

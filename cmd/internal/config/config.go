@@ -21,6 +21,7 @@ const Dir = "/etc/backupfs"
 // Config is what a file says. A key that is not in it has its zero value.
 type Config struct {
 	Repository string `toml:"repository"` // absolute path; required
+	Metrics    string `toml:"metrics"`    // absolute path, as mkbackup run --metrics; "": none
 
 	Backup   []Backup `toml:"backup"` // one generation each; at least one
 	Forget   Forget   `toml:"forget"`
@@ -91,9 +92,10 @@ type Priority struct {
 
 // Mount is where backupfs shows the repository.
 type Mount struct {
-	Point     string `toml:"point"` // absolute path; required for a mount
-	Source    string `toml:"source"`
-	CacheSize Size   `toml:"cache_size"`
+	Point         string `toml:"point"` // absolute path; required for a mount
+	Source        string `toml:"source"`
+	CacheSize     Size   `toml:"cache_size"`
+	MetricsListen string `toml:"metrics_listen"` // as backupfs --metrics-listen; "": no metrics
 }
 
 // Percent is a text as "10%". The zero value is not given.
@@ -155,6 +157,9 @@ func Path(name string) string {
 // Read reads a file. An error says in which line a wrong key or value is.
 func Read(file string) (Config, error) {
 	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return Config{}, fmt.Errorf("there is no configuration %s: begin with the example.conf of the documentation", file)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -164,6 +169,9 @@ func Read(file string) (Config, error) {
 	}
 	if c.Repository == "" || !filepath.IsAbs(c.Repository) {
 		return Config{}, fmt.Errorf("%s: repository: an absolute path is needed, it is %q", file, c.Repository)
+	}
+	if c.Metrics != "" && !filepath.IsAbs(c.Metrics) {
+		return Config{}, fmt.Errorf("%s: metrics: an absolute path is needed, it is %q", file, c.Metrics)
 	}
 	return c, nil
 }

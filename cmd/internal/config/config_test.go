@@ -39,6 +39,7 @@ func TestErrorsNameTheLine(t *testing.T) {
 		{"[hooks]\nbefore = [\"systemctl stop db\"]\nrepository = \"/r\"\n", `:2: `},
 		{"", ": repository: an absolute path is needed"},
 		{"repository = \"r\"", ": repository: an absolute path is needed"},
+		{"repository = \"/r\"\nmetrics = \"backupfs.prom\"", ": metrics: an absolute path is needed"},
 	} {
 		_, err := readText(t, test.text)
 		if err == nil || !strings.Contains(err.Error(), ".conf"+test.want) {
