@@ -7,16 +7,24 @@ LDFLAGS       := -s -w -X main.version=$(VERSION)
 DEBVERSION    := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$(VERSION) | tr - +)
 PREFIX        ?= /usr/local
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# The database of known vulnerabilities, or a copy of it: file:///srv/vulndb
+VULNDB        ?= https://vuln.go.dev
 
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME  ?= 20s
+# What make soak runs in full: damage of every kind; kills, faults, power cuts; a year.
+SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder
+SOAK_kills   := TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside
+SOAK_life    := TestServersLife|TestBooted
+SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 mkfs.xfs setpriv prlimit mount gcc bsdtar make file man systemd-analyze dpkg-deb
-PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs xfsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 mkfs.xfs setpriv prlimit mount gcc bsdtar make file man systemd-analyze dpkg-deb smbd smbclient /usr/lib/*/samba/vfs/shadow_copy2.so
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs xfsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg samba samba-vfs-modules smbclient
 
 # What the benchmarks compare with, and the tree that they measure.
 BENCH_TOOLS    := restic borg mksquashfs squashfuse tar xz rsync zstd fusermount strace mkfs.ext4 mount /usr/src/linux-source-6.1.tar.xz
@@ -25,7 +33,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak race fuzz lint vet demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-tests soak-attacks soak-kills soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -38,6 +46,9 @@ bench-deps: ## install the programs that the benchmarks compare with, likewise
 bench-deps: TOOLS = $(BENCH_TOOLS)
 bench-deps: PACKAGES = $(BENCH_PACKAGES)
 
+# samba has services: where apt would start them, this says no, while it runs.
+POLICY := /usr/sbin/policy-rc.d
+
 deps bench-deps:
 	@missing=; for tool in $(TOOLS); do \
 		[ -f "$$tool" ] || PATH=$$PATH:/usr/sbin:/sbin command -v $$tool >/dev/null || missing="$$missing $$tool"; \
@@ -47,6 +58,10 @@ deps bench-deps:
 		echo "missing:$$missing: as root, run: apt-get install $(PACKAGES)" >&2; exit 1; \
 	fi; \
 	echo "installing, for$$missing:"; \
+	if [ ! -e $(POLICY) ]; then \
+		trap 'rm -f $(POLICY)' EXIT; trap 'exit 1' INT TERM; \
+		printf '#!/bin/sh\nexit 101\n' >$(POLICY) && chmod 755 $(POLICY); \
+	fi; \
 	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(PACKAGES) >/dev/null
 
 test: deps test-units test-integration ## all tests, units and integration (needs root)
@@ -57,8 +72,23 @@ test-units: ## tests of the packages
 test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -timeout 20m ./integration/...
 
-soak: deps ## attacks in full: every bit, thousands of kills, faults and power cuts (needs root, hours)
-	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v -run 'TestEveryBit|TestRandomFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside|TestTenGenerations|TestBorder' ./integration
+# SOAK_RUN='TestPowerCut' runs a part, and no fuzzing: make soak-tests SOAK_RUN=...
+soak: ## all that follows, then each decoder fuzzed for 10 minutes (needs root, hours; soak-* are its parts)
+	$(MAKE) soak-tests
+	$(MAKE) soak-crashes
+	$(MAKE) fuzz FUZZTIME=10m
+
+soak-tests: deps ## the tests below in full, or those of SOAK_RUN
+	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 12h -v -run '^($(SOAK_RUN))' ./integration
+
+soak-attacks soak-kills soak-life:
+	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
+
+soak-crashes: ## crashes behind every operation, on a model of a disk
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v ./integration/crashes
+
+mutants: ## each fsync is left out in turn: a crash of the model must show it
+	$(GO) test $(TESTFLAGS) -count=1 -v -run TestLostSyncs ./integration/crashes
 
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
@@ -84,7 +114,14 @@ lint: ## golangci-lint: .golangci.yml, the layers of imports included
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 vet: ## go vet
-	$(GO) vet ./...
+	$(GO) vet -tags soak ./...
+
+vulncheck: ## govulncheck: known vulnerabilities of what the programs call (needs the database at VULNDB)
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
+	$(GO) run $(GOVULNCHECK) -db $(VULNDB) ./... 2>"$$log" || status=$$?; \
+	cat "$$log" >&2; \
+	! grep -q 'fetching vulnerabilities' "$$log" || echo "NOTHING WAS CHECKED: the database $(VULNDB) cannot be reached; VULNDB= names a copy" >&2; \
+	exit $$status
 
 demo: build deps ## back up the Go source three times, mount, compare, restore (needs root)
 	@integration/demo.sh bin

@@ -554,6 +554,9 @@ func (j *jsonLine) line() (Line, error) {
 		p := j.part
 		return Line{Part: &p}, p.validate()
 	case j.seen&^fieldRecord == contentFields:
+		if j.content.RawOffset%tarBlock != 0 {
+			return Line{}, fmt.Errorf("content %s: its offset %d is no multiple of %d", j.content.Hash, j.content.RawOffset, tarBlock)
+		}
 		return Line{Content: &Placement{Part: j.part.Name, Content: j.content, Record: j.record}}, nil
 	case j.seen&entryFields == entryFields && j.seen&^(entryFields|entryOptional) == 0:
 		e := j.entry

@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -79,9 +79,36 @@ func (r *Repository) RemoveRecord(number uint64) error {
 	return r.store.Remove(RecordStoreName(number))
 }
 
-// SettleRecord returns once a record is on stable storage, whoever made it.
+// NextRecord returns the least number above after that a record has; after+1 where
+// there is none.
+func (r *Repository) NextRecord(after uint64) (uint64, error) {
+	next := uint64(0)
+	for name, err := range r.store.Names("log/") {
+		if err != nil {
+			return 0, fmt.Errorf("list the log: %w", err)
+		}
+		if number, ok := recordNumber(name); ok && number > after && (next == 0 || number < next) {
+			next = number
+		}
+	}
+	if next == 0 {
+		next = after + 1
+	}
+	return next, nil
+}
+
+// SettleRecord returns once a record that is there, and those before it, are on stable
+// storage. Their writer may have died before they were. Whatever a crash of the machine
+// must not leave behind without the record may be done then.
 func (r *Repository) SettleRecord(number uint64) error {
-	return r.store.Settle(RecordStoreName(number))
+	if r.settled.Load() >= number {
+		return nil
+	}
+	if err := r.store.Settle(RecordStoreName(number)); err != nil {
+		return err
+	}
+	r.settled.Store(number)
+	return nil
 }
 
 // RecordDigest returns the digest of a record's stored bytes, which the next
@@ -106,8 +133,9 @@ type RecordReader struct {
 	stored io.Reader // the record's bytes, which sum sees
 	sum    hash.Hash
 	zstd   *zstd.Decoder
-	lines  *bufio.Scanner
-	line   int // lines read so far
+	lines  *bufio.Reader
+	long   []byte // a line that is longer than the buffer of lines
+	line   int    // lines read so far
 	header Header
 	parsed jsonLine // the newest line
 	ahead  bool     // it was not returned yet
@@ -142,8 +170,7 @@ func newStoredReader(number uint64, stored io.Reader, object io.Closer) (*Record
 	if err != nil {
 		return nil, rr.fail(err)
 	}
-	rr.lines = bufio.NewScanner(rr.zstd)
-	rr.lines.Buffer(make([]byte, 64<<10), maxLine)
+	rr.lines = bufio.NewReaderSize(rr.zstd, 64<<10)
 	if err := rr.readHeader(); err != nil {
 		rr.zstd.Close()
 		return nil, err
@@ -158,19 +185,32 @@ func (rr *RecordReader) fail(err error) error {
 // scan returns the next line, valid until the next call.
 func (rr *RecordReader) scan() ([]byte, error) {
 	rr.line++
-	if rr.lines.Scan() {
-		return rr.lines.Bytes(), nil
+	rr.long = rr.long[:0]
+	for {
+		text, err := rr.lines.ReadSlice('\n')
+		if len(rr.long)+len(text) > maxLine {
+			return nil, rr.fail(fmt.Errorf("it is longer than %d MiB", maxLine>>20))
+		}
+		if err == nil && len(rr.long) == 0 {
+			return text, nil
+		}
+		rr.long = append(rr.long, text...)
+		switch {
+		case err == nil:
+			return rr.long, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, rr.fail(noEOF(err))
+		}
 	}
-	if err := rr.lines.Err(); err != nil {
-		return nil, rr.fail(err)
-	}
-	return nil, rr.fail(io.ErrUnexpectedEOF)
 }
 
 func (rr *RecordReader) readHeader() error {
 	text, err := rr.scan()
 	if err != nil {
 		return err
+	}
+	if len(text) > maxHeader {
+		return rr.fail(fmt.Errorf("a header of %d bytes, want at most %d", len(text), maxHeader))
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
@@ -209,6 +249,9 @@ func (rr *RecordReader) Next() (Line, error) {
 	}
 	if err := rr.header.Kind.allows(line); err != nil {
 		return Line{}, rr.fail(err)
+	}
+	if line.Forget >= rr.header.Number {
+		return Line{}, rr.fail(fmt.Errorf("it forgets a generation %d that was not there yet", line.Forget))
 	}
 	rr.counts.add(line)
 	return line, nil
@@ -254,10 +297,10 @@ func (rr *RecordReader) finish(end Counts) error {
 	if end != rr.counts {
 		return rr.fail(fmt.Errorf("the record says that it has %+v, it has %+v", end, rr.counts))
 	}
-	if rr.lines.Scan() {
+	switch _, err := rr.lines.ReadByte(); {
+	case err == nil:
 		return rr.fail(errors.New("lines after the last one"))
-	}
-	if err := rr.lines.Err(); err != nil {
+	case !errors.Is(err, io.EOF):
 		return rr.fail(err)
 	}
 	if _, err := io.Copy(io.Discard, rr.stored); err != nil {
@@ -384,6 +427,7 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
 	}
+	d.repository.settled.Store(h.Number)
 	return Digest(sum.Sum(nil)), stored, nil
 }
 
@@ -452,7 +496,7 @@ func (d *RecordDraft) Discard() {
 // spool is an unnamed file of compressed lines, in one zstd stream or, where it was
 // written to again after it was read, in several. Its first error stays.
 type spool struct {
-	file   *os.File
+	file   disk.File
 	zstd   *zstd.Encoder
 	ended  bool // the stream is: the next line begins another one
 	buffer []byte

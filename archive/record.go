@@ -37,11 +37,14 @@ import (
 // Limits of a record. A reader refuses what exceeds them before it allocates.
 const (
 	maxLine        = 16 << 20 // raw bytes of one line
+	maxHeader      = 64 << 10 // raw bytes of the first one
 	extentsPerLine = 1000     // the others follow in "more" lines
 	maxExtents     = 64 << 20 // of one entry
 	maxName        = 255      // bytes of one component of a path
 	maxContent     = 8 << 20  // raw bytes of one content
 	maxInodeNumber = 1 << 62  // that the index gives
+	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
+	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
 
 // Kind tells what a record does. The zero value is invalid.
@@ -425,27 +428,27 @@ func (e *Entry) validate() error {
 		return err
 	}
 	if err := e.Attr.validate(); err != nil {
-		return fmt.Errorf("%q: %w", e.Path, err)
+		return fmt.Errorf("%.300q: %w", e.Path, err)
 	}
 	if err := e.validateXattrs(); err != nil {
-		return fmt.Errorf("%q: %w", e.Path, err)
+		return fmt.Errorf("%.300q: %w", e.Path, err)
 	}
 	if (e.Target != "") != (e.Attr.Type == TypeSymlink) || strings.ContainsRune(e.Target, 0) {
-		return fmt.Errorf("%q: a %s with the target %q", e.Path, e.Attr.Type, e.Target)
+		return fmt.Errorf("%.300q: a %s with the target %.300q", e.Path, e.Attr.Type, e.Target)
 	}
 	if len(e.Data) > 0 && e.Attr.Type != TypeFile {
-		return fmt.Errorf("%q: a %s with data", e.Path, e.Attr.Type)
+		return fmt.Errorf("%.300q: a %s with data", e.Path, e.Attr.Type)
 	}
 	if e.Number > maxInodeNumber || e.Directory > math.MaxInt64 || (e.Directory != 0) != (e.Number != 0 && e.Attr.Type == TypeDir) {
 		return fmt.Errorf("%q: a %s with the numbers %d and %d", e.Path, e.Attr.Type, e.Number, e.Directory)
 	}
 	if e.Group != "" && (e.Attr.Type == TypeDir || e.Attr.Whiteout()) {
-		return fmt.Errorf("%q: a %s in a hard-link group", e.Path, e.Attr.Type)
+		return fmt.Errorf("%.300q: a %s in a hard-link group", e.Path, e.Attr.Type)
 	}
 	end := int64(0)
 	for _, x := range e.Data {
 		if x.Offset < end || x.Len <= 0 || x.Len > maxContent || x.Offset > e.Attr.Size-x.Len {
-			return fmt.Errorf("%q: impossible extent: offset %d, length %d", e.Path, x.Offset, x.Len)
+			return fmt.Errorf("%.300q: impossible extent: offset %d, length %d", e.Path, x.Offset, x.Len)
 		}
 		end = x.Offset + x.Len
 	}
@@ -460,12 +463,19 @@ func (a *Attr) validate() error {
 }
 
 func (e *Entry) validateXattrs() error {
-	previous := ""
+	previous, names := "", 0
 	for _, x := range e.Xattrs {
 		if x.Name <= previous || len(x.Name) > maxName || strings.ContainsRune(x.Name, 0) {
-			return fmt.Errorf("bad extended attribute name %q", x.Name)
+			return fmt.Errorf("bad extended attribute name %.300q", x.Name)
+		}
+		if len(x.Value) > maxXattrValue {
+			return fmt.Errorf("extended attribute %q of %d bytes, want at most %d", x.Name, len(x.Value), maxXattrValue)
 		}
 		previous = x.Name
+		names += len(x.Name) + 1
+	}
+	if names > maxXattrNames {
+		return fmt.Errorf("%d extended attributes, whose names have %d bytes, want at most %d", len(e.Xattrs), names, maxXattrNames)
 	}
 	return nil
 }
@@ -476,7 +486,7 @@ func validatePath(path string) error {
 	}
 	for name := range strings.SplitSeq(path, "/") {
 		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.IndexByte(name, 0) >= 0 {
-			return fmt.Errorf("bad path %q", path)
+			return fmt.Errorf("bad path %.300q", path)
 		}
 	}
 	return nil

@@ -156,7 +156,7 @@ func TestRecordRoundTrip(t *testing.T) {
 // TestCommitAgain: the loser of a number commits the same lines under the next one.
 func TestCommitAgain(t *testing.T) {
 	r := newTestRepository(t)
-	h := Header{Kind: KindForget, Number: 1, Time: time.Unix(0, 0).UTC()}
+	h := Header{Kind: KindForget, Number: 3, Time: time.Unix(0, 0).UTC()}
 	var drafts [2]*RecordDraft
 	for i := range drafts {
 		d, err := r.NewRecord()
@@ -176,18 +176,23 @@ func TestCommitAgain(t *testing.T) {
 	if _, _, err := drafts[1].Commit(h); !errors.Is(err, fs.ErrExist) {
 		t.Fatalf("committed over another record: %v", err)
 	}
-	h.Number, h.Previous = 2, first
+	h.Number, h.Previous = 4, first
 	if _, _, err := drafts[1].Commit(h); err != nil {
 		t.Fatal(err)
 	}
-	if _, lines, _ := readRecord(t, r, 1); len(lines) != 1 || lines[0].Forget != 1 {
-		t.Errorf("record 1: %+v", lines)
+	if _, lines, _ := readRecord(t, r, 3); len(lines) != 1 || lines[0].Forget != 1 {
+		t.Errorf("record 3: %+v", lines)
 	}
-	if _, lines, _ := readRecord(t, r, 2); len(lines) != 1 || lines[0].Forget != 2 {
-		t.Errorf("record 2: %+v", lines)
+	if _, lines, _ := readRecord(t, r, 4); len(lines) != 1 || lines[0].Forget != 2 {
+		t.Errorf("record 4: %+v", lines)
 	}
-	if last, err := r.Last(); err != nil || last != 2 {
+	if last, err := r.Last(); err != nil || last != 4 {
 		t.Errorf("Last = %d, %v", last, err)
+	}
+	for after, want := range map[uint64]uint64{0: 3, 2: 3, 3: 4, 4: 5} {
+		if next, err := r.NextRecord(after); err != nil || next != want {
+			t.Errorf("NextRecord(%d) = %d, %v, want %d", after, next, err, want)
+		}
 	}
 }
 

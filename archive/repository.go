@@ -8,8 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // FormatVersion is the version of the format that this package reads and
@@ -22,7 +26,10 @@ const DefaultPartSize = 64 << 20
 // MinPartSize is the least part size that a repository may have: 64 KiB.
 const MinPartSize = 64 << 10
 
-const configName = "repo.json"
+const (
+	configName = "repo.json"
+	maxConfig  = 64 << 10 // bytes of it
+)
 
 var (
 	// ErrNoRepository says that there is no repository at a place.
@@ -43,7 +50,8 @@ type Config struct {
 // place of its index. It is safe for concurrent use.
 type Repository struct {
 	Config
-	store *DirStore
+	store   *DirStore
+	settled atomic.Uint64 // the newest record that is known to be on stable storage
 }
 
 // InitOptions are the choices made once for a repository.
@@ -51,25 +59,28 @@ type InitOptions struct {
 	PartSize int64 // stored bytes at which a part ends; 0 means DefaultPartSize
 }
 
-// Init makes a repository in dir, which must not exist or be empty. What it
-// makes is closed to everybody but its owner, whatever the umask: a backup holds
+// Init makes a repository in dir, which must not exist, be empty, or hold only what an
+// Init that was interrupted left. What it makes is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
-func Init(dir string, o InitOptions) (*Repository, error) {
+func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.OS{}, dir, o) }
+
+// InitOn is Init by way of fsys, which must lead to the files of the machine.
+func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	if o.PartSize == 0 {
 		o.PartSize = DefaultPartSize
 	}
 	if o.PartSize < MinPartSize {
 		return nil, fmt.Errorf("part size %d: the least is %d bytes", o.PartSize, MinPartSize)
 	}
-	if err := makeEmptyDir(dir); err != nil {
+	if err := makeEmptyDir(fsys, dir); err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{"parts", "log", "index", "tmp"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+	for _, sub := range layout {
+		if err := fsys.Mkdir(filepath.Join(dir, sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("make the repository: %w", err)
 		}
 	}
-	store, err := NewDirStore(dir)
+	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -83,16 +94,25 @@ func Init(dir string, o InitOptions) (*Repository, error) {
 	return r, nil
 }
 
-func makeEmptyDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if err == nil {
-		return SyncDir(filepath.Dir(dir))
-	}
+// layout are the directories of a repository.
+var layout = []string{"parts", "log", "index", "tmp"}
+
+func makeEmptyDir(fsys disk.FS, dir string) error {
+	err := fsys.Mkdir(dir, 0o700)
+	there := errors.Is(err, fs.ErrExist)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make the repository: %w: make %s first", err, filepath.Dir(dir))
 	}
-	if !errors.Is(err, fs.ErrExist) {
+	if err != nil && !there {
 		return fmt.Errorf("make the repository: %w", err)
+	}
+	// An Init that was interrupted may have made it. Whose directory it is may not be
+	// allowed to open the one above.
+	if err := fsys.SyncDir(filepath.Dir(dir)); err != nil && (!there || !errors.Is(err, fs.ErrPermission)) {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	if !there {
+		return nil
 	}
 	if _, err := os.Lstat(filepath.Join(dir, configName)); err == nil {
 		return fmt.Errorf("%s is a repository already", dir)
@@ -102,11 +122,20 @@ func makeEmptyDir(dir string) error {
 		return fmt.Errorf("make the repository: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() != "lost+found" {
+		if e.Name() != "lost+found" && !unused(dir, e) {
 			return fmt.Errorf("%s is not empty: give a new or an empty directory", dir)
 		}
 	}
 	return nil
+}
+
+// unused reports whether an entry is one that Init made, and nobody has used since.
+func unused(dir string, e fs.DirEntry) bool {
+	if !e.IsDir() || !slices.Contains(layout, e.Name()) {
+		return false
+	}
+	below, err := os.ReadDir(filepath.Join(dir, e.Name()))
+	return err == nil && (len(below) == 0 || e.Name() == "tmp")
 }
 
 func (r *Repository) writeConfig() error {
@@ -127,11 +156,14 @@ func (r *Repository) writeConfig() error {
 
 // Open opens the repository in dir. The error wraps ErrNoRepository or
 // ErrNewerFormat where that is the reason.
-func Open(dir string) (*Repository, error) {
-	text, err := os.ReadFile(filepath.Join(dir, configName))
+func Open(dir string) (*Repository, error) { return OpenOn(disk.OS{}, dir) }
+
+// OpenOn is Open by way of fsys, which must lead to the files of the machine.
+func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
+	text, err := ReadSmallFile(filepath.Join(dir, configName), maxConfig)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s: %w there: `mkbackup init` makes one", dir, ErrNoRepository)
+		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)
 	case errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%s: not a directory: give that of a repository", dir)
 	case err != nil:
@@ -141,7 +173,7 @@ func Open(dir string) (*Repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, configName), err)
 	}
-	store, err := NewDirStore(dir)
+	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
@@ -165,6 +197,9 @@ func parseConfig(text []byte) (Config, error) {
 // Store returns the store of the parts and the log.
 func (r *Repository) Store() Store { return r.store }
 
+// FS returns the way to change files in Dir.
+func (r *Repository) FS() disk.FS { return r.store.fsys }
+
 // Dir returns the directory that the repository lies in.
 func (r *Repository) Dir() string { return r.store.Dir() }
 
@@ -176,13 +211,13 @@ func (r *Repository) IndexDir() string { return filepath.Join(r.store.Dir(), "in
 func (r *Repository) TempDir(pattern string) (string, error) { return r.store.TempDir(pattern) }
 
 // unnamedFile makes a file for unpublished work that nobody else sees.
-func (r *Repository) unnamedFile() (*os.File, error) {
+func (r *Repository) unnamedFile() (disk.File, error) {
 	dir, err := r.store.TempDir("spool-")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	return os.OpenFile(filepath.Join(dir, "spool"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	defer r.store.fsys.RemoveAll(dir)
+	return r.store.fsys.OpenFile(filepath.Join(dir, "spool"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 // Close releases what the repository holds. Unpublished work is dropped.

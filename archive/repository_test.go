@@ -37,6 +37,30 @@ func TestClosedToOthers(t *testing.T) {
 	}
 }
 
+// TestInitAgain: an Init that was interrupted is done again; what others put there stays.
+func TestInitAgain(t *testing.T) {
+	dir := t.TempDir()
+	for _, sub := range []string{"parts", "tmp/w-dead"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Init(dir, InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if err := os.Remove(filepath.Join(dir, configName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "log/000000000001.jsonl.zst"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(dir, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("over the log of a repository: %v", err)
+	}
+}
+
 func TestInitRefuses(t *testing.T) {
 	if _, err := Init(filepath.Join(t.TempDir(), "a/b"), InitOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no parent directory: %v", err)

@@ -20,8 +20,8 @@ type Store interface {
 	List(prefix string) iter.Seq2[ObjectInfo, error]
 	// Names yields the names that List yields, without looking at each object.
 	Names(prefix string) iter.Seq2[string, error]
-	// Settle returns once a published object is on stable storage. Its writer may have
-	// died before it was.
+	// Settle returns once it is on stable storage that an object is there, or was
+	// removed. Who published or removed it may have died before it was.
 	Settle(name string) error
 	// Remove removes a published object. Whoever has it open goes on reading.
 	Remove(name string) error

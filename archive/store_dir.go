@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,8 @@ import (
 // A DirStore is safe for concurrent use by many goroutines, and any number of
 // DirStores in any number of processes may share one directory.
 type DirStore struct {
-	dir string // absolute
+	dir  string // absolute
+	fsys disk.FS
 
 	mu     sync.Mutex
 	lock   *os.File        // the writer directory, locked; nil before the first draft
@@ -36,7 +38,9 @@ type DirStore struct {
 
 // NewDirStore returns a Store over dir, which must exist. It writes nothing:
 // the writer directory is made with the first draft. Close ends it.
-func NewDirStore(dir string) (*DirStore, error) {
+func NewDirStore(dir string) (*DirStore, error) { return newDirStoreOn(disk.OS{}, dir) }
+
+func newDirStoreOn(fsys disk.FS, dir string) (*DirStore, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
@@ -48,7 +52,7 @@ func NewDirStore(dir string) (*DirStore, error) {
 	if !info.IsDir() {
 		return nil, objectError("open store", dir, unix.ENOTDIR)
 	}
-	return &DirStore{dir: abs, synced: map[string]bool{}}, nil
+	return &DirStore{dir: abs, fsys: fsys, synced: map[string]bool{}}, nil
 }
 
 // Dir returns the absolute path of the directory.
@@ -64,7 +68,7 @@ func (s *DirStore) Close() error {
 	if s.lock == nil {
 		return nil
 	}
-	err := os.RemoveAll(s.lock.Name())
+	err := s.fsys.RemoveAll(s.lock.Name())
 	s.lock.Close()
 	s.lock = nil
 	if err != nil {
@@ -83,7 +87,7 @@ func (s *DirStore) TempDir(pattern string) (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(writer, randomName(pattern))
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := s.fsys.Mkdir(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make a temporary directory: %w", err)
 	}
 	return dir, nil
@@ -96,7 +100,7 @@ func (s *DirStore) Create() (Draft, error) {
 		return nil, err
 	}
 	p := filepath.Join(writer, randomName("draft-*"))
-	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
+	f, err := s.fsys.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
 	if err != nil {
 		return nil, fmt.Errorf("create a draft: %w", err)
 	}
@@ -108,30 +112,51 @@ func (s *DirStore) Open(name string) (Object, error) {
 	if err := checkName(name); err != nil {
 		return nil, objectError("open", name, err)
 	}
-	f, err := os.Open(s.path(name))
+	f, stored, err := openRegular(s.path(name))
 	if err != nil {
 		return nil, objectError("open", name, err)
+	}
+	return &dirObject{f: f, name: name, stored: stored}, nil
+}
+
+// openRegular opens a file to read and returns its length. What is no regular file
+// it refuses: a FIFO would block, a device has no end.
+func openRegular(name string) (*os.File, int64, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("not a regular file")
+		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
 	if err != nil {
 		f.Close()
-		return nil, objectError("open", name, err)
+		return nil, 0, err
 	}
-	return &dirObject{f: f, name: name, stored: info.Size()}, nil
+	return f, info.Size(), nil
 }
 
-// Settle implements Store. The bytes of an object are stored before it is visible;
-// the entries of its directories may not be.
+// ReadSmallFile is os.ReadFile for a regular file that has no more than limit bytes; anything
+// else is an error. It never blocks.
+func ReadSmallFile(name string, limit int64) ([]byte, error) {
+	f, stored, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if stored > limit {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it has %d bytes, want at most %d", stored, limit)}
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// Settle implements Store. The bytes of an object, and the entries of the directories
+// that it lies in, are stored before it is visible; its own entry may not be.
 func (s *DirStore) Settle(name string) error {
 	err := checkName(name)
 	if err == nil {
-		err = s.ensureDir(path.Dir(name))
-	}
-	if err == nil {
-		err = SyncDir(filepath.Dir(s.path(name)))
+		err = s.fsys.SyncDir(filepath.Dir(s.path(name)))
 	}
 	if err != nil {
 		return objectError("sync", name, err)
@@ -139,19 +164,15 @@ func (s *DirStore) Settle(name string) error {
 	return nil
 }
 
-// Remove implements Store. The removal is not synced: after a crash the object
-// may be there again. A directory below those of the repository that is empty then
-// goes with it; a writer who finds that one gone makes it anew.
+// Remove implements Store. The removal is not synced: until Settle, a crash may bring
+// the object back.
 func (s *DirStore) Remove(name string) error {
 	err := checkName(name)
 	if err == nil {
-		err = unix.Unlink(s.path(name))
+		err = s.fsys.Remove(s.path(name))
 	}
 	if err != nil {
 		return objectError("remove", name, err)
-	}
-	if dir := path.Dir(name); strings.Contains(dir, "/") && unix.Rmdir(s.path(dir)) == nil {
-		s.forgetDirs()
 	}
 	return nil
 }
@@ -276,10 +297,10 @@ func (s *DirStore) ensureDir(rel string) error {
 	if err := s.ensureDir(path.Dir(rel)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(s.path(rel), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := s.fsys.Mkdir(s.path(rel), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := SyncDir(s.path(path.Dir(rel))); err != nil {
+	if err := s.fsys.SyncDir(s.path(path.Dir(rel))); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -307,11 +328,11 @@ func (s *DirStore) writerDir() (string, error) {
 		return s.lock.Name(), nil
 	}
 	tmp := filepath.Join(s.dir, "tmp")
-	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := s.fsys.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
-	removeDead(tmp)
-	lock, err := lockNewDir(tmp)
+	s.removeDead(tmp)
+	lock, err := s.lockNewDir(tmp)
 	if err != nil {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
@@ -321,11 +342,11 @@ func (s *DirStore) writerDir() (string, error) {
 
 // lockNewDir makes a writer directory in tmp and locks it. Another writer's
 // removeDead may lock and remove it between the two; then the next one is tried.
-func lockNewDir(tmp string) (*os.File, error) {
+func (s *DirStore) lockNewDir(tmp string) (*os.File, error) {
 	const attempts = 100
 	for range attempts {
 		dir := filepath.Join(tmp, randomName("w-*"))
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		if err := s.fsys.Mkdir(dir, 0o700); err != nil {
 			return nil, err
 		}
 		f, err := os.Open(dir)
@@ -371,15 +392,16 @@ func samePlace(f *os.File) bool {
 
 // removeDead removes every entry of tmp that no living process holds a lock of.
 // It is a courtesy: what cannot be removed stays, and does no harm.
-func removeDead(tmp string) {
+func (s *DirStore) removeDead(tmp string) {
 	entries, err := os.ReadDir(tmp)
 	if err != nil {
 		return
 	}
+	settled := false
 	for _, e := range entries {
 		p := filepath.Join(tmp, e.Name())
 		if !e.IsDir() && !e.Type().IsRegular() {
-			os.Remove(p)
+			_ = s.fsys.Remove(p)
 			continue
 		}
 		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -387,7 +409,11 @@ func removeDead(tmp string) {
 			continue
 		}
 		if flock(f) == nil {
-			os.RemoveAll(p)
+			if !settled { // an index that was moved to here must not come back without its files
+				_ = s.fsys.SyncDir(filepath.Join(s.dir, "index"))
+				settled = true
+			}
+			_ = s.fsys.RemoveAll(p)
 		}
 		f.Close()
 	}
@@ -396,7 +422,7 @@ func removeDead(tmp string) {
 // dirDraft is a Draft of a DirStore. What was written so far can be read back.
 type dirDraft struct {
 	store   *DirStore
-	f       *os.File
+	f       disk.File
 	err     error // sticky
 	written int64
 	pushed  int64 // bytes that the kernel was told to write back
@@ -467,7 +493,7 @@ func (d *dirDraft) publish(name string) error {
 	}
 	// Where the name is taken, its owner may not have synced the directory yet:
 	// whoever is told that the object exists may rely on it.
-	if syncErr := SyncDir(filepath.Dir(d.store.path(name))); syncErr != nil {
+	if syncErr := d.store.fsys.SyncDir(filepath.Dir(d.store.path(name))); syncErr != nil {
 		return errors.Join(err, fmt.Errorf("it is there, but a crash of the machine may take it away again: %w", syncErr))
 	}
 	return err
@@ -477,7 +503,7 @@ func (d *dirDraft) rename(name string) error {
 	if err := d.store.ensureDir(path.Dir(name)); err != nil {
 		return err
 	}
-	return renameNew(d.f.Name(), d.store.path(name))
+	return d.store.renameNew(d.f.Name(), d.store.path(name))
 }
 
 // Discard implements Draft.
@@ -487,47 +513,28 @@ func (d *dirDraft) Discard() error {
 	}
 	d.done = true
 	d.f.Close()
-	if err := os.Remove(d.f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.store.fsys.Remove(d.f.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("discard a draft: %w", err)
 	}
 	return nil
 }
 
 // renameNew renames a file to a name that must be free.
-func renameNew(from, to string) error {
-	for {
-		err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-		switch err {
-		case unix.EINTR:
-		case unix.EINVAL, unix.ENOSYS:
-			return linkNew(from, to)
-		default:
-			return err
-		}
+func (s *DirStore) renameNew(from, to string) error {
+	err := s.fsys.RenameNew(from, to)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return s.linkNew(from, to)
 	}
+	return err
 }
 
 // linkNew is renameNew for file systems that cannot rename exclusively. If the
 // old name cannot be removed it stays among the drafts until the store is closed.
-func linkNew(from, to string) error {
-	if err := os.Link(from, to); err != nil {
+func (s *DirStore) linkNew(from, to string) error {
+	if err := s.fsys.Link(from, to); err != nil {
 		return err
 	}
-	os.Remove(from)
-	return nil
-}
-
-// SyncDir brings the entries of a directory to stable storage.
-func SyncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	err = f.Sync()
-	f.Close()
-	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: the file system has no such thing
-		return fmt.Errorf("sync directory: %w", err)
-	}
+	_ = s.fsys.Remove(from)
 	return nil
 }
 

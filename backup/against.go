@@ -53,7 +53,7 @@ func (c *checking) against() error {
 	}
 	of := index.OfSource(gens, c.options.Source)
 	if len(of) == 0 {
-		return fmt.Errorf("%w: there is none of this source to compare with %s", index.ErrNoGeneration, c.options.Against)
+		return fmt.Errorf("%w of the source %q to compare with %s: `mkbackup list` shows those there are", index.ErrNoGeneration, c.options.Source, c.options.Against)
 	}
 	g := of[len(of)-1]
 	c.notef("generation %s is compared with %s", generationName(g.Source, g.Name), c.options.Against)

@@ -79,7 +79,7 @@ type CheckResult struct {
 
 // DamagedPart is a part that is damaged, and what that hits.
 type DamagedPart struct {
-	Part     archive.Digest
+	Part     archive.Digest // zeros for all those that a compaction removed although they are needed
 	Damages  []*archive.DamageError
 	Contents int            // contents that cannot be read from it, or are others than the log says
 	Files    []index.Holder // that have such a content; each path is with one part only
@@ -198,10 +198,14 @@ func (c *checking) contents() error {
 			return err
 		}
 	}
-	if len(c.damaged) == 0 {
+	gone, err := c.gone()
+	if err != nil {
+		return err
+	}
+	if len(c.damaged)+len(gone) == 0 {
 		return nil
 	}
-	if err := c.hits(); err != nil {
+	if err := c.hits(gone); err != nil {
 		return err
 	}
 	for _, part := range c.damaged {
@@ -238,7 +242,7 @@ func (c *checking) openIndex() error {
 		return err
 	}
 	if err != nil { // the log's damage was reported
-		c.notef("no generation can be read: %v", err)
+		c.notef("no generation can be read")
 		c.lost(0)
 		return nil
 	}

@@ -36,14 +36,15 @@ func (l *logFacts) kept() []index.Generation {
 	return list
 }
 
-// recordFacts is what a check keeps of one record.
+// recordFacts is what a check keeps of one record. A line that is repeated, which costs a
+// record hardly a byte, is kept once.
 type recordFacts struct {
 	number  uint64
 	header  archive.Header // Number 0: it could not be read
 	digest  archive.Digest // of the bytes that are there; zeros where there are none
-	forgets []uint64
-	parts   []archive.Part
-	removed []archive.Digest
+	forgets map[uint64]struct{}
+	parts   map[archive.Digest]archive.Part
+	removed map[archive.Digest]struct{}
 	stated  []archive.Header // generations of a checkpoint
 	err     error            // what is wrong with the record
 }
@@ -122,6 +123,10 @@ func (c *checking) readLog(first, last uint64) error {
 			if err := c.takeRecord(&facts[i]); err != nil {
 				return err
 			}
+			if c.log.last > facts[i].number { // a gap
+				batch = c.log.last + 1 - workers
+				break
+			}
 		}
 	}
 	return nil
@@ -130,7 +135,7 @@ func (c *checking) readLog(first, last uint64) error {
 // readRecord reads one record to its end. Only of a broken one the stored bytes
 // are read a second time, for their digest.
 func (c *checking) readRecord(number uint64) recordFacts {
-	f := recordFacts{number: number}
+	f := recordFacts{number: number, forgets: map[uint64]struct{}{}, parts: map[archive.Digest]archive.Part{}, removed: map[archive.Digest]struct{}{}}
 	if f.err = c.readLines(&f); f.err == nil {
 		return f
 	}
@@ -161,11 +166,11 @@ func (c *checking) readLines(f *recordFacts) error {
 		}
 		switch {
 		case line.Part != nil:
-			f.parts = append(f.parts, *line.Part)
+			f.parts[line.Part.Name] = *line.Part
 		case line.Forget != 0:
-			f.forgets = append(f.forgets, line.Forget)
+			f.forgets[line.Forget] = struct{}{}
 		case line.Removed != nil:
-			f.removed = append(f.removed, *line.Removed)
+			f.removed[*line.Removed] = struct{}{}
 		case line.Generation != nil:
 			f.stated = append(f.stated, *line.Generation)
 		}
@@ -183,25 +188,18 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	if f.header.Kind == archive.KindGeneration {
 		c.log.headers = append(c.log.headers, f.header)
 	}
-	for _, number := range f.forgets {
+	for number := range f.forgets {
 		c.log.forgotten[number] = true
 	}
-	for _, p := range f.parts {
-		c.log.parts[p.Name] = p
-	}
-	for _, name := range f.removed {
+	maps.Copy(c.log.parts, f.parts)
+	for name := range f.removed {
 		delete(c.log.parts, name)
 	}
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
 	case errors.Is(f.err, fs.ErrPermission):
 		return f.err
 	case errors.Is(f.err, fs.ErrNotExist):
-		c.log.whole = false
-		if needless, err := c.needlessNow(f.number); err != nil || needless {
-			return err
-		}
-		c.result.DamagedRecords++
-		c.damagef("log record %d is missing", f.number)
+		return c.missing(f.number)
 	case f.err != nil:
 		c.log.whole = false
 		c.result.DamagedRecords++
@@ -218,11 +216,7 @@ func (c *checking) takeRecord(f *recordFacts) error {
 // read before, if anything, must be the same.
 func (c *checking) takeCheckpoint(f *recordFacts, began bool) {
 	before := c.log
-	c.log.headers, c.log.forgotten, c.log.parts = f.stated, map[uint64]bool{}, map[archive.Digest]archive.Part{}
-	for _, p := range f.parts {
-		c.log.parts[p.Name] = p
-	}
-	f.parts = nil
+	c.log.headers, c.log.forgotten, c.log.parts = f.stated, map[uint64]bool{}, f.parts
 	if began && before.whole && (!slices.Equal(before.kept(), c.log.kept()) || !maps.Equal(before.parts, c.log.parts)) {
 		c.result.DamagedRecords++
 		c.damagef("log record %d, a checkpoint, does not say what the records before it say", f.number)
@@ -234,6 +228,26 @@ func (c *checking) takeCheckpoint(f *recordFacts, began bool) {
 func (c *checking) needlessNow(number uint64) (bool, error) {
 	records, err := c.repo.Records()
 	return err == nil && c.repo.Checkpoint(records) > number, err
+}
+
+// missing reports that a record is missing, and those behind it up to the next that is there.
+func (c *checking) missing(number uint64) error {
+	c.log.whole = false
+	if needless, err := c.needlessNow(number); err != nil || needless {
+		return err
+	}
+	next, err := c.repo.NextRecord(number)
+	if err != nil {
+		return err
+	}
+	c.log.last = next - 1
+	c.result.DamagedRecords += int(c.log.last - number + 1)
+	if c.log.last == number {
+		c.damagef("log record %d is missing", number)
+	} else {
+		c.damagef("log records %d to %d are missing", number, c.log.last)
+	}
+	return nil
 }
 
 // removedMeanwhile reports whether a part was removed since the log was read: a

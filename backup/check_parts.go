@@ -274,12 +274,26 @@ type placed struct {
 	bad  bool
 }
 
+// gone returns the contents that lie in no part, because a compaction removed it, each with
+// a part without a name. It should be that no generation needs one of them.
+func (c *checking) gone() (map[archive.Hash]*DamagedPart, error) {
+	gone, removed := make(map[archive.Hash]*DamagedPart), &DamagedPart{whole: true}
+	if c.db.LastRemoval() == 0 {
+		return gone, nil
+	}
+	err := c.db.Gone(func(hash archive.Hash) { gone[hash] = removed })
+	if err != nil {
+		return nil, c.indexDamage(err)
+	}
+	return gone, nil
+}
+
 // hits finds which contents of damaged parts cannot be read, by reading those of
-// which anything may be left, and the files that have one.
-func (c *checking) hits() error {
+// which anything may be left, and the files that have one. bad are contents that are
+// known to be lost.
+func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 	c.options.Progress.start("files", 0)
 	var suspects []placed
-	bad := make(map[archive.Hash]*DamagedPart)
 	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
 		part := c.damaged[place.Part.Name]
 		switch {
@@ -315,6 +329,10 @@ func (c *checking) hits() error {
 		part.Files = append(part.Files, holder)
 		for _, g := range holder.Generations {
 			hit[g.Number] = true
+		}
+		if part.Part == (archive.Digest{}) && c.damaged[part.Part] == nil {
+			c.damaged[part.Part] = part
+			c.damagef("a compaction removed parts whose contents generations still need")
 		}
 	}
 	c.result.DamagedFiles, c.result.HitGenerations = len(holders), len(hit)

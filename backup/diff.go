@@ -26,7 +26,7 @@ type PathChange struct {
 // Diff yields the paths at or below path that differ between two generations, in
 // path order: depth first, by component. Below a path that came or went every
 // path is one. Between generations of one source that are based on one another
-// only what the log says to have changed is looked at. The error wraps
+// only what the log says to have changed is looked at, unless the log is damaged. The error wraps
 // index.ErrNotFound where neither generation has the path.
 func Diff(ctx context.Context, repo *archive.Repository, db *index.DB, from, to index.Generation, path string, yield func(PathChange) error) error {
 	d := diff{ctx: ctx, db: db, from: db.At(from.Number), to: db.At(to.Number), yield: yield}
@@ -39,9 +39,7 @@ func Diff(ctx context.Context, repo *archive.Repository, db *index.DB, from, to 
 		return err
 	}
 	t, err := touchedBetween(ctx, repo, min(from.Number, to.Number), max(from.Number, to.Number), from.Source == to.Source)
-	if err != nil {
-		return err
-	}
+	d.all = err != nil // the log only saves work: what it says is in the index, too
 	return d.compare(path, a, b, t.at(path))
 }
 
@@ -57,6 +55,7 @@ type diff struct {
 	ctx      context.Context
 	db       *index.DB
 	from, to index.View
+	all      bool // what was touched is not known: look at everything
 	yield    func(PathChange) error
 }
 
@@ -69,7 +68,7 @@ func (d *diff) compare(path string, a, b index.Dirent, t *touched) error {
 	if err := d.entry(path, a, b); err != nil {
 		return err
 	}
-	if a.Dir != b.Dir {
+	if a.Dir != b.Dir || d.all && a.Dir != 0 {
 		return d.trees(path, a.Dir, b.Dir)
 	}
 	if a.Dir == 0 || t == nil {

@@ -198,7 +198,19 @@ func commitRecord(repo *archive.Repository, draft *archive.RecordDraft, h archiv
 		}
 	}
 	_, stored, err = draft.Commit(h)
-	return stored, err
+	if !errors.Is(err, fs.ErrExist) {
+		return stored, err
+	}
+	// Who lost the number reads the log and tries the next one, which would not end
+	// where what has the name is no record.
+	last, listErr := repo.Last()
+	if listErr != nil {
+		return 0, listErr
+	}
+	if last < h.Number {
+		return 0, fmt.Errorf("log record %d: what has its name in log/ is not a regular file: remove it", h.Number)
+	}
+	return 0, err
 }
 
 // publishIndex brings the index up to the new record, which is committed whatever

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -65,17 +66,28 @@ func (s *sweeper) delete() error {
 		return err
 	}
 	defer db.Close()
+	if err := s.repo.SettleRecord(db.Number()); err != nil { // no part goes before the record that removes it is sure to stay
+		return err
+	}
+	removed := map[string]string{} // a name from each directory
 	err = s.each(db, func(part archive.Digest, stored int64) error {
 		s.hooks.reach("before unlink")
-		if err := s.repo.Store().Remove(archive.PartStoreName(part)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		name := archive.PartStoreName(part)
+		if err := s.repo.Store().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		removed[path.Dir(name)] = name
 		s.swept.Parts++
 		s.swept.StoredBytes += stored
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete removed parts: %w", err)
+	}
+	for _, name := range removed {
+		if err := s.repo.Store().Settle(name); err != nil {
+			return fmt.Errorf("delete removed parts: %w", err)
+		}
 	}
 	s.remember(db.LastRemoval())
 	return s.deleteRecords(db)
@@ -165,7 +177,7 @@ func (s *sweeper) each(db *index.DB, use func(part archive.Digest, stored int64)
 func (s *sweeper) place() string { return filepath.Join(s.repo.IndexDir(), "swept") }
 
 func (s *sweeper) done() uint64 {
-	text, err := os.ReadFile(s.place())
+	text, err := archive.ReadSmallFile(s.place(), 32)
 	if err != nil {
 		return 0
 	}
@@ -177,7 +189,12 @@ func (s *sweeper) done() uint64 {
 }
 
 func (s *sweeper) remember(number uint64) {
-	if err := os.WriteFile(s.place(), strconv.AppendUint(nil, number, 10), 0o600); err != nil {
+	f, err := s.repo.FS().OpenFile(s.place(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err == nil {
+		_, err = f.Write(strconv.AppendUint(nil, number, 10))
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		s.note("removed parts are looked for again by the next run: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package fs
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,7 +28,9 @@ type catalog struct {
 type listing struct {
 	node        uint64
 	mtime       archive.Timespec
-	generations []index.Generation // of the listed source, by number
+	generations []index.Generation // of the listed source, by number, with their names in the mount
+	original    []index.Generation // the same ones with their own names
+	format      NameFormat         // of the names in the mount
 	entries     []listed           // in the order of their offsets
 	named       map[string]listed
 }
@@ -49,14 +52,13 @@ type listed struct {
 const (
 	offsetGenerations = 2 // + generation number, which is at least 1
 	offsetLatest      = 1 << 30
-	offsetSources     = 1 << 31 // + source number
+	offsetSources     = 1 << 31 // + the node id without its flag
 )
 
 // newCatalog builds the catalog of all generations, which are ordered by
 // number. source, if not empty, is the only one to show, its generations at the
-// root. last is the number of the newest log record. sourceNumber gives a
-// source the number in its node id.
-func newCatalog(all []index.Generation, source string, last uint64, sourceNumber func(string) uint64) (*catalog, error) {
+// root. last is the number of the newest log record.
+func newCatalog(all []index.Generation, source string, format NameFormat, last uint64) (*catalog, error) {
 	c := &catalog{last: last, generations: make(map[uint64]index.Generation), sources: make(map[uint64]*listing)}
 	bySource := make(map[string][]index.Generation)
 	for _, g := range all {
@@ -66,16 +68,20 @@ func newCatalog(all []index.Generation, source string, last uint64, sourceNumber
 		c.generations[g.Number] = g
 		bySource[g.Source] = append(bySource[g.Source], g)
 	}
-	c.root = newListing(rootNode, bySource[source], last)
-	if source != "" {
-		return c, nil
+	root := bySource[source]
+	if source == "" {
+		delete(bySource, "")
+	} else {
+		clear(bySource)
 	}
-	delete(bySource, "")
+	c.root = c.newListing(rootNode, root, format, slices.Collect(maps.Keys(bySource)))
 	for name, generations := range bySource {
-		k := sourceNumber(name)
-		l := newListing(sourceNode(k), generations, last)
+		l := c.newListing(sourceNode(name), generations, format, nil)
+		if other := c.sources[l.node]; other != nil { // one in 2^60
+			return nil, fmt.Errorf("the sources %q and %q have the same node id: mount each with --source", name, other.original[0].Source)
+		}
 		c.sources[l.node] = l
-		c.root.add(listed{name: name, node: l.node, mode: syscall.S_IFDIR, offset: offsetSources + k})
+		c.root.add(listed{name: name, node: l.node, mode: syscall.S_IFDIR, offset: offsetSources + l.node&^synthFlag})
 	}
 	slices.SortFunc(c.root.entries, func(a, b listed) int { return cmp.Compare(a.offset, b.offset) })
 	return c, nil
@@ -89,23 +95,30 @@ func (c *catalog) listing(node uint64) *listing {
 	return c.sources[node]
 }
 
-// newListing lists generations and "latest". Its time is that of the newest
-// generation, with the number of the newest log record as nanoseconds: the
+// newListing lists generations, by the names that they have in the mount, and
+// "latest"; the names of others in the listing are taken. Its time is that of the
+// newest generation, with the number of the newest log record as nanoseconds: the
 // kernel's copy of the listing is dropped when that changes.
-func newListing(node uint64, generations []index.Generation, last uint64) *listing {
-	l := &listing{node: node, named: make(map[string]listed), generations: generations}
-	l.mtime.Nsec = uint32(last % 1e9)
-	for _, g := range generations {
-		l.add(listed{name: g.Name, node: dirNode(g.Number, g.Root), mode: syscall.S_IFDIR,
-			offset: offsetGenerations + g.Number, generation: g})
+func (c *catalog) newListing(node uint64, generations []index.Generation, format NameFormat, others []string) *listing {
+	l := &listing{node: node, named: make(map[string]listed), original: generations, format: format}
+	l.generations = format.rename(generations, append(others, latestName, versionsName))
+	l.mtime.Nsec = uint32(c.last % 1e9)
+	for _, g := range l.generations {
+		c.generations[g.Number] = g
+		l.add(generationEntry(g))
 	}
 	if len(generations) > 0 {
-		newest := generations[len(generations)-1]
+		newest := l.generations[len(generations)-1]
 		l.mtime.Sec = newest.Time.Unix()
 		l.add(listed{name: latestName, node: linkNode(newest.Number), mode: syscall.S_IFLNK,
 			offset: offsetLatest, generation: newest})
 	}
 	return l
+}
+
+func generationEntry(g index.Generation) listed {
+	return listed{name: g.Name, node: dirNode(g.Number, g.Root), mode: syscall.S_IFDIR,
+		offset: offsetGenerations + g.Number, generation: g}
 }
 
 // add adds an entry, unless its name is taken.
@@ -129,16 +142,20 @@ func (l *listing) directories() int {
 }
 
 // lookup finds a name: a listed one, or a date or another prefix of a
-// generation's name, which stands for the last one that has it.
+// generation's name, which stands for the last one that has it. Where the mount has
+// names of its own, a generation is found by the others, too.
 func (l *listing) lookup(name string) (listed, bool) {
 	if e, ok := l.named[name]; ok {
 		return e, true
 	}
 	g, ok := index.FindName(l.generations, name)
 	if !ok {
-		return listed{}, false
+		g, ok = index.FindName(l.original, name)
 	}
-	return l.named[g.Name], true
+	if !ok {
+		g, ok = l.format.findNumbered(l.generations, name)
+	}
+	return generationEntry(g), ok
 }
 
 // after returns the entries behind an offset.

@@ -11,8 +11,7 @@ import (
 
 func testCatalog(t *testing.T, source string, gens ...index.Generation) *catalog {
 	t.Helper()
-	r := refreshes{sources: make(map[string]uint64)}
-	c, err := newCatalog(gens, source, 9, r.sourceNumber)
+	c, err := newCatalog(gens, source, "", 9)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +85,7 @@ func TestListingOffsetsAreStable(t *testing.T) {
 
 func TestCatalogRefusesNumbersThatDoNotFit(t *testing.T) {
 	g := gen(maxGeneration+1, "", "2026-11-21T03-00-00Z")
-	if _, err := newCatalog([]index.Generation{g}, "", g.Number, nil); err == nil || !strings.Contains(err.Error(), "8388607") {
+	if _, err := newCatalog([]index.Generation{g}, "", "", g.Number); err == nil || !strings.Contains(err.Error(), "8388607") {
 		t.Errorf("error = %v", err)
 	}
 }
@@ -133,7 +132,7 @@ func TestNodes(t *testing.T) {
 			t.Errorf("linkNode(%d) splits into %d", g, got)
 		}
 	}
-	for _, node := range []uint64{rootNode, sourceNode(0), sourceNode(5), pathNodeID(0), pathNodeID(1<<64 - 1)} {
+	for _, node := range []uint64{rootNode, sourceNode("web1"), sourceNode("web2"), pathNodeID(0), pathNodeID(1<<64 - 1)} {
 		_, file := fileInode(node)
 		_, link := splitLinkNode(node)
 		_, _, dir := splitDirNode(node)

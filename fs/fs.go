@@ -39,6 +39,9 @@ type Options struct {
 	// Generation is the only generation to show, at the root of the mount, as
 	// index.Find understands it, within Source if there is one; "" shows all.
 	Generation string
+	// NameFormat is how generations are called in the mount. It has no effect where
+	// Generation is given.
+	NameFormat NameFormat
 	// CacheSize is how many raw bytes of decoded frames are kept in memory; 0
 	// means DefaultCacheSize.
 	CacheSize int64
@@ -78,16 +81,18 @@ type Mount struct {
 // refreshes is the state of bringing the mount up to the log's end.
 type refreshes struct {
 	mu      sync.Mutex
-	number  uint64            // of the newest log record that is shown
-	sources map[string]uint64 // numbers in node ids, given once
-	retry   time.Duration     // pause after the last failure; 0: there was none
-	retryAt time.Time         // when that is over
+	number  uint64        // of the newest log record that is shown
+	retry   time.Duration // pause after the last failure; 0: there was none
+	retryAt time.Time     // when that is over
 }
 
 // New mounts a repository at mountpoint, an absolute path of a directory, and
 // serves it until it is unmounted. The repository must stay open until Wait
 // returns.
 func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
+	if err := o.NameFormat.Check(); err != nil {
+		return nil, fmt.Errorf("name format %w", err)
+	}
 	if err := checkMountpoint(mountpoint, r.Dir()); err != nil {
 		return nil, err
 	}
@@ -102,7 +107,6 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		log:        newLogger(o.Log),
 		marks:      newMarks(),
 		paths:      newPaths(maxPaths),
-		refreshes:  refreshes{sources: make(map[string]uint64)},
 		done:       make(chan struct{}),
 	}
 	m.connections.ended = make(chan struct{})

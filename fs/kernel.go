@@ -38,6 +38,7 @@ func (m *Mount) mountOptions() *fuse.MountOptions {
 		MaxReadAhead:         maxRead,
 		DisableSplice:        true,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // it counts as a level of stacking below an overlayfs
+		ExtraCapabilities:    fuse.CAP_EXPORT_SUPPORT,
 		EnableSymlinkCaching: true,
 		DirectMountStrict:    root,
 		DirectMountFlags:     unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV,
@@ -192,8 +193,11 @@ func silenceXattrs(root int) {
 	_, _ = unix.Listxattr(openPath(root), nil)
 }
 
-// checkMountpoint finds out what would make mounting fail or hang.
+// checkMountpoint finds out what would make mounting fail or hang. Where a process
+// that had mounted a repository at the mount point was killed, what is left of that
+// mount is taken away, so that it can be started again.
 func checkMountpoint(mountpoint, repository string) error {
+	removeDead(mountpoint)
 	info, err := os.Stat(mountpoint)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
@@ -223,6 +227,16 @@ func checkMountpoint(mountpoint, repository string) error {
 		return fmt.Errorf("mount point %s: it would hide the repository %s", mountpoint, repository)
 	}
 	return nil
+}
+
+// removeDead unmounts what answers no more, if it is a mount of ours. Who looks at
+// the mount point afterwards sees whether it worked.
+func removeDead(mountpoint string) {
+	// Unlike those of its root, the numbers of a file system are never cached.
+	err := unix.Statfs(mountpoint, new(unix.Statfs_t))
+	if ours, _ := isMounted(mountpoint); ours && errors.Is(err, unix.ENOTCONN) {
+		_ = unmount(mountpoint, true)
+	}
 }
 
 // within reports whether path is dir or lies below it. Both are clean.

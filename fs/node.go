@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/backupfs/backupfs/index"
@@ -10,7 +12,7 @@ import (
 //
 //	1                                 the root of the mount
 //	256 … 1<<62-1                     a file of any type but directory: its index.Ino
-//	1<<62 | source number             a directory that lists a source's generations
+//	1<<62 | hash                      a directory that lists a source's generations, by a hash of its name
 //	1<<62 | 1<<60 | hash              a directory below ".versions", by a hash of its path
 //	1<<62 | 1<<61 | generation        the symlink "latest" to that generation
 //	1<<63 | generation<<40 | DirID    a directory in a generation
@@ -22,6 +24,9 @@ import (
 // one below ".versions", because the kernel knows a directory by one path only:
 // it would move the one in the generation away from who is in it. A symlink
 // "latest" that moves on is another node, so its cached target never lies.
+//
+// A node has the same id in every mount of the repository, so file handles of it
+// outlive the mount; only those below ".versions" do not.
 const (
 	rootNode  = 1
 	dirFlag   = 1 << 63
@@ -72,9 +77,20 @@ func isPathNode(node uint64) bool {
 	return node&(dirFlag|synthFlag|linkFlag|pathFlag) == synthFlag|pathFlag
 }
 
-// sourceNode returns the node id of the directory of the source with that
-// number.
-func sourceNode(number uint64) uint64 { return synthFlag | number }
+// sourceNode returns the node id of the directory of a source.
+func sourceNode(name string) uint64 {
+	sum := sha256.Sum256([]byte(name))
+	return synthFlag | binary.BigEndian.Uint64(sum[:])&(pathFlag-1)
+}
+
+// listingNode returns the node id of the directory that lists a source's
+// generations, where only is the one source that the mount shows, "" for all.
+func listingNode(source, only string) uint64 {
+	if source == only {
+		return rootNode
+	}
+	return sourceNode(source)
+}
 
 func checkGenerationNumber(number uint64) error {
 	if number > maxGeneration {

@@ -11,7 +11,7 @@ func TestPaths(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := table.root(sourceNode(1))
+	other, err := table.root(sourceNode("web1"))
 	if err != nil || other.node == root.node || root.path() != "." {
 		t.Fatalf("two roots: %+v, %+v, %v", root, other, err)
 	}

@@ -41,15 +41,7 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newCatalog(generations, m.options.Source, db.Number(), m.refreshes.sourceNumber)
-}
-
-// sourceNumber returns the number that a source has for the life of the mount.
-func (r *refreshes) sourceNumber(name string) uint64 {
-	if _, ok := r.sources[name]; !ok {
-		r.sources[name] = uint64(len(r.sources))
-	}
-	return r.sources[name]
+	return newCatalog(generations, m.options.Source, m.options.NameFormat, db.Number())
 }
 
 // show makes a snapshot the newest.

@@ -131,6 +131,9 @@ func (s *server) fail(op string, node uint64, err error) fuse.Status {
 
 // Lookup implements fuse.RawFileSystem.
 func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if isDot(name) {
+		return s.lookupDot(h.NodeId, name, out)
+	}
 	if s.isListing(h.NodeId) {
 		return s.lookupListed(h.NodeId, name, out)
 	}
@@ -180,12 +183,8 @@ func (s *server) lookupListed(node uint64, name string, out *fuse.EntryOut) fuse
 }
 
 func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
-	out.NodeId = e.node
-	out.Generation = 1
 	out.SetEntryTimeout(briefly)
-	valid, status := s.attr(e.node, &out.Attr)
-	out.SetAttrTimeout(valid)
-	return status
+	return s.setNodeEntry(out, e.node)
 }
 
 // setEntry fills in an entry of a directory of a generation.

@@ -72,6 +72,9 @@ func (b *builder) apply(r record) error {
 	}
 	if err := a.run(r); err != nil {
 		b.number = before
+		if errors.As(err, new(readError)) { // it names the record and the line
+			return err
+		}
 		return fmt.Errorf("log record %d: %w", h.Number, err)
 	}
 	b.meta = a.meta
@@ -123,7 +126,7 @@ func (a *applier) run(r record) error {
 }
 
 // A record's lines are decoded ahead: at most aheadBatches batches wait. A batch
-// ends when it has aheadLines lines and extents, for an entry may have many.
+// ends when it has aheadLines lines, extents and extended attributes, for an entry may have many.
 const (
 	aheadLines   = 512
 	aheadBatches = 2
@@ -158,6 +161,11 @@ func readAhead(r record, use func(archive.Line) error) error {
 	return err
 }
 
+// readError is an error of a record's reader.
+type readError struct{ error }
+
+func (e readError) Unwrap() error { return e.error }
+
 func nextBatch(r record) batch {
 	b := batch{lines: make([]archive.Line, 0, aheadLines)}
 	for n := 0; n < aheadLines && b.err == nil; n++ {
@@ -166,10 +174,20 @@ func nextBatch(r record) batch {
 			b.lines = append(b.lines, l)
 		}
 		if l.Entry != nil {
-			n += len(l.Entry.Data)
+			n += weight(l.Entry)
 		}
 	}
 	return b
+}
+
+// weight tells how many lines of some hundred bytes an entry is worth, of those
+// that have much more.
+func weight(e *archive.Entry) int {
+	n := len(e.Data) + len(e.Path)/256
+	for _, x := range e.Xattrs {
+		n += 1 + len(x.Value)/256
+	}
+	return n
 }
 
 func useBatches(batches <-chan batch, use func(archive.Line) error) error {
@@ -180,7 +198,7 @@ func useBatches(batches <-chan batch, use func(archive.Line) error) error {
 			}
 		}
 		if b.err != nil && !errors.Is(b.err, io.EOF) {
-			return b.err
+			return readError{b.err}
 		}
 	}
 	return nil
@@ -232,9 +250,9 @@ func (a *applier) line(l archive.Line) error {
 	case l.Content != nil:
 		return describe(a.addContent(*l.Content), "content %s", l.Content.Hash)
 	case l.Entry != nil:
-		return describe(a.addEntry(l.Entry), "entry %q", l.Entry.Path)
+		return describe(a.addEntry(l.Entry), "entry %.300q", l.Entry.Path)
 	case l.Gone != "":
-		return describe(a.removePath(l.Gone), "gone %q", l.Gone)
+		return describe(a.removePath(l.Gone), "gone %.300q", l.Gone)
 	case l.Forget != 0:
 		return describe(a.forget(l.Forget), "forget %d", l.Forget)
 	case l.Removed != nil:
@@ -410,7 +428,7 @@ func (a *applier) advance(path string) error {
 	}
 	order := comparePaths(a.path, path)
 	if again := a.checkpoint != nil && a.gone && order == 0; a.moved && order >= 0 && !again {
-		return fmt.Errorf("out of order: behind %q", a.path)
+		return fmt.Errorf("out of order: behind %.300q", a.path)
 	}
 	a.begun, a.moved, a.gone, a.path = true, true, false, path
 	return nil
@@ -485,7 +503,7 @@ func (a *applier) descend(path string) error {
 		return err
 	}
 	if e.kind != kindDir {
-		return fmt.Errorf("there is no directory %q", path[:end])
+		return fmt.Errorf("there is no directory %.300q", path[:end])
 	}
 	a.open = append(a.open, frame{path: path[:end], dir: e.dir})
 	return nil
@@ -517,7 +535,7 @@ func (a *applier) lookup(f *frame, name string) (dirent, error) {
 	if err != nil {
 		return dirent{}, err
 	}
-	return decodeDirent(value)
+	return direntIn(f.dir, value)
 }
 
 // load makes the node of an open directory known.
@@ -636,7 +654,7 @@ func (a *applier) bury(dir DirID) error {
 			return err
 		}
 		err := a.b.scan(appendDirentKey(nil, dir, ""), func(_, value []byte) error {
-			e, err := decodeDirent(value)
+			e, err := direntIn(dir, value)
 			if err == nil && e.kind == kindLeaf {
 				err = a.drop(e)
 			}
@@ -749,7 +767,7 @@ func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 	if err := a.putDirent(name, dirent{kind: kindDir, dir: dir}); err != nil {
 		return err
 	}
-	a.open = append(a.open, frame{path: e.Path, dir: dir, fresh: true, loaded: true})
+	a.open = append(a.open, frame{path: e.Path, dir: dir, fresh: true, loaded: true, node: Node{Parent: a.last().dir}})
 	return a.fill(e)
 }
 

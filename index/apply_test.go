@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // TestRandomHistory compares every generation with an oracle after every record,
@@ -55,7 +56,7 @@ func cloned(t testing.TB, b *builder) *builder {
 			t.Fatal(err)
 		}
 	}
-	next, err := newBuilder(dir, b.tables, b.number)
+	next, err := newBuilder(disk.OS{}, dir, b.tables, b.number)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // The big tree has directories of 20 files, 100 of them in one, and 10,000
@@ -176,10 +177,10 @@ func advanceMany(b *testing.B, base *builder) *builder {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			b.Fatal(err)
 		}
-		if err := clone(&sealed{seal: *s, dir: base.dir}, dir); err != nil {
+		if err := clone(disk.OS{}, &sealed{seal: *s, dir: base.dir}, dir); err != nil {
 			b.Fatal(err)
 		}
-		next, err := newBuilder(dir, s.Tables, s.Record)
+		next, err := newBuilder(disk.OS{}, dir, s.Tables, s.Record)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/dgraph-io/badger/v4/skl"
 	"github.com/dgraph-io/badger/v4/y"
 )
@@ -21,6 +22,7 @@ const (
 // and values in memory that are newer than those. It is used by one goroutine.
 // After an error it is only good to be closed.
 type builder struct {
+	fsys   disk.FS
 	dir    string
 	tables []tableFile
 	nextID uint64  // of the next table
@@ -40,8 +42,8 @@ type builder struct {
 
 // newBuilder starts a builder in dir, which has the given tables, but no
 // MANIFEST. number is that of the record that they cover.
-func newBuilder(dir string, files []tableFile, number uint64) (*builder, error) {
-	b := &builder{dir: dir, tables: files, disk: new(tables), number: number, nextID: 1, limit: minMemory}
+func newBuilder(fsys disk.FS, dir string, files []tableFile, number uint64) (*builder, error) {
+	b := &builder{fsys: fsys, dir: dir, tables: files, disk: new(tables), number: number, nextID: 1, limit: minMemory}
 	for _, t := range files {
 		b.nextID = max(b.nextID, t.ID+1)
 	}
@@ -205,7 +207,7 @@ func (b *builder) spill() error {
 	}
 	_ = it.Close() // always nil
 	b.memory = nil
-	t, err := writeTable(b.dir, out, b.nextID)
+	t, err := writeTable(b.fsys, b.dir, out, b.nextID)
 	if err != nil {
 		return err
 	}
@@ -245,6 +247,6 @@ func (b *builder) finish(whole bool) error {
 		}
 	}
 	var err error
-	b.manifest, err = writeManifest(b.dir, b.tables)
+	b.manifest, err = writeManifest(b.fsys, b.dir, b.tables)
 	return err
 }

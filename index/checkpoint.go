@@ -359,7 +359,7 @@ func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordRe
 	if err := p.checkSpace(dir, nil); err != nil {
 		return err
 	}
-	b, err := newBuilder(dir, nil, 0)
+	b, err := newBuilder(repo.FS(), dir, nil, 0)
 	if err != nil {
 		return err
 	}

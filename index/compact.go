@@ -3,7 +3,6 @@ package index
 import (
 	"bytes"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -84,7 +83,7 @@ func (b *builder) shrink() error {
 		return err
 	}
 	b.addRun(outputs...)
-	b.manifest, err = writeManifest(b.dir, b.tables)
+	b.manifest, err = writeManifest(b.fsys, b.dir, b.tables)
 	return err
 }
 
@@ -124,7 +123,7 @@ func (b *builder) rewrite(inputs []tableFile, drop bool) ([]tableFile, error) {
 	in.close()
 	for _, t := range inputs {
 		if err == nil {
-			err = os.Remove(filepath.Join(b.dir, t.name()))
+			err = b.fsys.Remove(filepath.Join(b.dir, t.name()))
 		}
 	}
 	return run.tables, err
@@ -216,7 +215,7 @@ func (r *runWriter) finish() error {
 	if r.out == nil {
 		return nil
 	}
-	t, err := writeTable(r.b.dir, r.out, r.b.nextID)
+	t, err := writeTable(r.b.fsys, r.b.dir, r.out, r.b.nextID)
 	if err != nil {
 		return err
 	}

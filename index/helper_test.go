@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // fakeRecord is a record that was never written.
@@ -77,7 +78,7 @@ func entryLine(path string, a archive.Attr, data ...archive.Extent) archive.Line
 // newTestBuilder returns a builder in a directory of its own, with little memory.
 func newTestBuilder(t testing.TB) *builder {
 	t.Helper()
-	b, err := newBuilder(t.TempDir(), nil, 0)
+	b, err := newBuilder(disk.OS{}, t.TempDir(), nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

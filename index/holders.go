@@ -131,7 +131,7 @@ func (h *holderScan) entries() (err error) {
 			}
 		}
 		var e dirent
-		e, err = decodeDirent(c.value)
+		e, err = direntIn(dir, c.value)
 		place := dirPlace{dir, string(key[idKey:])}
 		switch e.kind {
 		case kindDir:

@@ -139,13 +139,13 @@ func (l *liveness) entries() error {
 }
 
 func (l *liveness) entry(dir DirID, value []byte, from, end uint64) error {
-	e, err := decodeDirent(value)
+	e, err := direntIn(dir, value)
 	if err != nil || uint64(dir) >= uint64(len(l.owners)) || l.owners[dir] == 0 {
 		return err
 	}
 	switch e.kind {
 	case kindDir:
-		if e.dir <= dir || uint64(e.dir) >= uint64(len(l.owners)) {
+		if uint64(e.dir) >= uint64(len(l.owners)) {
 			return fmt.Errorf("%w: directory %d in directory %d", ErrDamaged, e.dir, dir)
 		}
 		l.owners[e.dir] = l.owners[dir]
@@ -255,6 +255,21 @@ func (l *liveness) contents(yield func(archive.Part, archive.Content, Need) erro
 		return fmt.Errorf("%w: %d contents that generations need are in no part", ErrDamaged, lost)
 	}
 	return nil
+}
+
+// Gone yields every content whose part was removed.
+func (d *DB) Gone(yield func(archive.Hash)) error {
+	return scan(d.tables, d.number, []byte{spaceContent}, func(key, value []byte) error {
+		at, err := decodePlace(value)
+		if err != nil {
+			return err
+		}
+		if _, err = d.part(at.part); errors.Is(err, errPartGone) {
+			yield(archive.Hash(key[1:]))
+			return nil
+		}
+		return err
+	})
 }
 
 // Removals yields the names of the parts that the log removed and did not name

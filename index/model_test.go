@@ -528,8 +528,11 @@ func walk(t *testing.T, v View, root DirID) map[string]Dirent {
 		t.Fatal(err)
 	}
 	found := map[string]Dirent{".": {Name: ".", Dir: root, Ino: n.Ino, Attr: n.Attr}}
-	var visit func(dir DirID, path string)
-	visit = func(dir DirID, path string) {
+	var visit func(dir, parent DirID, path string)
+	visit = func(dir, parent DirID, path string) {
+		if n, err := v.Dir(dir); err != nil || n.Parent != parent {
+			t.Fatalf("%q lies in the directory %d, want %d: %v", path, n.Parent, parent, err)
+		}
 		last := ""
 		var dirs []Dirent
 		err := v.List(dir, "", func(e Dirent) bool {
@@ -550,10 +553,10 @@ func walk(t *testing.T, v View, root DirID) map[string]Dirent {
 			t.Fatalf("lookup of what is not there: %v", err)
 		}
 		for _, e := range dirs {
-			visit(e.Dir, path+e.Name+"/")
+			visit(e.Dir, dir, path+e.Name+"/")
 		}
 	}
-	visit(root, "")
+	visit(root, 0, "")
 	return found
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -120,6 +121,8 @@ type opener struct {
 	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
 	verified *verified
 	records  []uint64 // of the log, ascending
+	first    bool     // there is no sealed index yet
+	aside    string   // directory of indexes that are about to be removed; "" where there are none
 	rebuild  bool     // use none of them
 	shrink   bool     // merge all runs, and drop what nobody sees
 }
@@ -135,6 +138,7 @@ func (p *opener) try() (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.first = len(numbers) == 0
 	records, err := p.r.Records()
 	if err != nil {
 		return nil, err
@@ -235,7 +239,7 @@ func (p *opener) verify(n, last uint64) (*sealed, error) {
 
 func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
-		return nil, fmt.Errorf("%w, which ends with record %d", ErrBeyondLog, last)
+		return nil, fmt.Errorf("%w, which ends with record %d: `mkbackup check` says what is missing", ErrBeyondLog, last)
 	}
 	var digest archive.Digest // of a record that may be large: on another core
 	var digestErr error
@@ -334,10 +338,10 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	if err == nil {
 		var db *DB
 		if db, err = p.openSealed(p.dir(b.number), b.tables, b.number); err == nil {
-			return db, os.RemoveAll(dir) // what was replaced, if anything
+			return db, p.r.FS().RemoveAll(dir) // what was replaced, if anything
 		}
 	}
-	return nil, errors.Join(err, os.RemoveAll(dir))
+	return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
 }
 
 // buildPrivate builds outside of the repository, where nobody else looks.
@@ -348,7 +352,7 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
 	}
 	return p.openTemporary(b, problem)
 }
@@ -359,11 +363,11 @@ func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
 	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
 		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
-			return db, os.RemoveAll(b.dir)
+			return db, b.fsys.RemoveAll(b.dir)
 		}
 	}
 	db, err := newDB(b.dir, b.tables, b.number)
-	if removeErr := os.RemoveAll(b.dir); err != nil || removeErr != nil {
+	if removeErr := b.fsys.RemoveAll(b.dir); err != nil || removeErr != nil {
 		if db != nil {
 			_ = db.Close() // of what was only read
 		}
@@ -380,8 +384,8 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	}
 	if base == nil {
 		b, problem, err = p.begin(dir)
-	} else if err = clone(base, dir); err == nil {
-		b, err = newBuilder(dir, slices.Clone(base.Tables), base.Record)
+	} else if err = clone(p.r.FS(), base, dir); err == nil {
+		b, err = newBuilder(p.r.FS(), dir, slices.Clone(base.Tables), base.Record)
 		if err == nil && b.meta.digest != base.Digest {
 			b.close()
 			err = fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
@@ -399,7 +403,7 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	}
 	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
 		b.close()
-		return nil, nil, problem
+		return nil, nil, withRemedy(problem)
 	}
 	if problem != nil {
 		p.Log("the log cannot be read to its end: %v", problem)
@@ -413,14 +417,22 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	return b, problem, err
 }
 
+// withRemedy adds to the damage of a log what to do about it.
+func withRemedy(problem error) error {
+	if unwritable(problem) {
+		return problem
+	}
+	return fmt.Errorf("%w: `mkbackup check` says what is lost, and what to do", problem)
+}
+
 // clone gives dir the tables of a sealed index: the same files where that is
 // possible, else copies.
-func clone(base *sealed, dir string) error {
+func clone(fsys disk.FS, base *sealed, dir string) error {
 	for _, t := range base.Tables {
 		from, to := filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name())
-		err := os.Link(from, to)
+		err := fsys.Link(from, to)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			err = copyFile(from, to)
+			err = copyFile(fsys, from, to)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return errAgain
@@ -432,13 +444,13 @@ func clone(base *sealed, dir string) error {
 	return nil
 }
 
-func copyFile(from, to string) error {
+func copyFile(fsys disk.FS, from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	out, err := fsys.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -459,7 +471,7 @@ func (p *opener) begin(dir string) (b *builder, problem, err error) {
 	p.Progress.total.Store(int64(p.records[len(p.records)-1]))
 	for before := p.records; ; {
 		number := p.r.Checkpoint(before)
-		if b, err = newBuilder(dir, nil, 0); err != nil || number == 0 {
+		if b, err = newBuilder(p.r.FS(), dir, nil, 0); err != nil || number == 0 {
 			return b, problem, err
 		}
 		if err = p.applyRecord(b, number); err == nil {
@@ -472,7 +484,7 @@ func (p *opener) begin(dir string) (b *builder, problem, err error) {
 		if problem == nil {
 			problem = err
 		}
-		if err := emptyDir(dir); err != nil {
+		if err := p.emptyDir(dir); err != nil {
 			return nil, nil, err
 		}
 		at, _ := slices.BinarySearch(before, number)
@@ -481,10 +493,10 @@ func (p *opener) begin(dir string) (b *builder, problem, err error) {
 }
 
 // emptyDir removes the tables that were written in vain.
-func emptyDir(dir string) error {
+func (p *opener) emptyDir(dir string) error {
 	entries, err := os.ReadDir(dir)
 	for i := 0; i < len(entries) && err == nil; i++ {
-		err = os.Remove(filepath.Join(dir, entries[i].Name()))
+		err = p.r.FS().Remove(filepath.Join(dir, entries[i].Name()))
 	}
 	return err
 }
@@ -559,9 +571,13 @@ func (p *opener) publish(b *builder) (bool, error) {
 	if err := writeSeal(b, p.r.ID); err != nil {
 		return false, err
 	}
-	err := p.rename(b.dir, b.number)
+	err := p.r.SettleRecord(b.number) // an index must not outlive the log that it covers
 	if err == nil {
-		err = archive.SyncDir(p.r.IndexDir())
+		err = p.rename(b.dir, b.number)
+	}
+	if err == nil {
+		p.setOldAside(b.number, b.meta.begins)
+		err = p.r.FS().SyncDir(p.r.IndexDir())
 	}
 	if unwritable(err) {
 		p.Log("the index cannot be published: %v", err)
@@ -572,53 +588,63 @@ func (p *opener) publish(b *builder) (bool, error) {
 	}
 	p.rebuild, p.shrink = false, false
 	delete(p.bad, b.number)
-	p.removeOld(b.number, b.meta.begins)
-	return true, nil
+	return true, p.removeAside()
 }
 
 // rename makes dir the index of a number. If there is one already it is replaced
 // if it is bad; else the error is errAgain, for it may be used.
 func (p *opener) rename(dir string, number uint64) error {
 	target := p.dir(number)
-	if err := os.Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := p.makeIndexDir(); err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	err := unix.Rename(dir, target)
+	err := p.r.FS().Rename(dir, target)
 	switch {
 	case err == nil:
 		return nil
-	case err != unix.EEXIST && err != unix.ENOTEMPTY && err != unix.ENOTDIR:
+	case !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("index: publish %s: %w", target, err)
 	case !p.rebuild && !p.shrink && !p.bad[number]:
 		return errAgain
 	}
-	if err := exchange(dir, target); !errors.Is(err, fs.ErrNotExist) {
+	if err := p.exchange(dir, number); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return errAgain
 }
 
-// exchange swaps two directories, in one step where the file system can.
-func exchange(dir, target string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE)
-	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
-		old := dir + ".old"
-		if err = unix.Rename(target, old); err == nil {
-			defer os.RemoveAll(old)
-			err = unix.Rename(dir, target)
+// makeIndexDir makes the directory of the sealed indexes. Whoever sees an index in it
+// knows that its own entry is on stable storage.
+func (p *opener) makeIndexDir() error {
+	if !p.first {
+		return nil
+	}
+	if err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return p.r.FS().SyncDir(p.r.Dir())
+}
+
+// exchange puts dir in the place of an index, in one step where the file system can.
+// The other one is in dir then, or set aside.
+func (p *opener) exchange(dir string, number uint64) error {
+	err := p.r.FS().Exchange(dir, p.dir(number))
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		if err = p.setAside(number); err == nil {
+			err = p.r.FS().Rename(dir, p.dir(number))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("index: replace %s: %w", target, err)
+		return fmt.Errorf("index: replace %s: %w", p.dir(number), err)
 	}
 	return nil
 }
 
-// removeOld removes all indexes but the newest two, those before number that are
+// setOldAside sets all indexes aside but the newest two, those before number that are
 // known to be bad, and those before the checkpoint that the log begins with, which
 // nobody can go on with. Whoever has one open goes on reading. It is a courtesy: what
-// cannot be removed stays.
-func (p *opener) removeOld(number, begins uint64) {
+// cannot be moved stays.
+func (p *opener) setOldAside(number, begins uint64) {
 	numbers, err := p.list()
 	if err != nil {
 		p.Log("old indexes stay: %v", err)
@@ -632,18 +658,30 @@ func (p *opener) removeOld(number, begins uint64) {
 		if n >= begins && (p.bad[n] && n > number || !p.bad[n] && kept <= 2) {
 			continue
 		}
-		if err := p.removeIndex(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := p.setAside(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.Log("index %d stays: %v", n, err)
 		}
 	}
 }
 
-// removeIndex removes a sealed index: all of it at once for whoever looks.
-func (p *opener) removeIndex(number uint64) error {
-	old, err := p.r.TempDir("old-*")
-	if err != nil {
-		return err
+// setAside takes a sealed index away: all of it at once for whoever looks. Its files
+// may be removed once the directory of the indexes is synced; a crash before could
+// bring it back, and only a part of the files.
+func (p *opener) setAside(number uint64) (err error) {
+	if p.aside == "" {
+		if p.aside, err = p.r.TempDir("old-*"); err != nil {
+			return err
+		}
 	}
-	defer os.RemoveAll(old)
-	return os.Rename(p.dir(number), filepath.Join(old, dirName(number)))
+	return p.r.FS().Rename(p.dir(number), filepath.Join(p.aside, dirName(number)))
+}
+
+// removeAside removes what was set aside.
+func (p *opener) removeAside() error {
+	if p.aside == "" {
+		return nil
+	}
+	old := p.aside
+	p.aside = ""
+	return p.r.FS().RemoveAll(old)
 }

@@ -48,7 +48,7 @@ func randomRuns(t testing.TB, rnd *rand.Rand, runs int) *builder {
 					out.Add(b.versionedKey([]byte(key), at), y.ValueStruct{Value: sealed}, 0)
 				}
 			}
-			f, err := writeTable(b.dir, out, b.nextID)
+			f, err := writeTable(b.fsys, b.dir, out, b.nextID)
 			if err != nil {
 				t.Fatal(err)
 			}

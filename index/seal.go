@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,7 @@ const (
 
 	// schema is the version of keys, values and seal. An index of another one
 	// is rebuilt.
-	schema = 4
+	schema = 5
 )
 
 // seal is the last file that is written into an index directory. It says what
@@ -69,22 +70,22 @@ func writeSeal(b *builder, repository string) error {
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if err := writeFile(filepath.Join(b.dir, sealName), text); err != nil {
+	if err := writeFile(b.fsys, filepath.Join(b.dir, sealName), text); err != nil {
 		return err
 	}
-	if err := dropWriters(b.dir); err != nil {
+	if err := dropWriters(b.fsys, b.dir); err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	return archive.SyncDir(b.dir)
+	return b.fsys.SyncDir(b.dir)
 }
 
 // dropWriters takes the right to write from everybody but the owner.
-func dropWriters(name string) error {
+func dropWriters(fsys disk.FS, name string) error {
 	info, err := os.Stat(name)
 	if err != nil || info.Mode()&0o022 == 0 {
 		return err
 	}
-	return os.Chmod(name, info.Mode().Perm()&^0o022)
+	return fsys.Chmod(name, info.Mode().Perm()&^0o022)
 }
 
 // verifySeal reads the seal of an index directory and checks every file against
@@ -240,7 +241,10 @@ func (v *verified) check(name string, want fileSeal, buf []byte, o owners) error
 		return err
 	}
 	state := stateOf(&stat)
-	if digest, ok := v.before[state]; !ok || digest != want.BLAKE3 || state.stored != want.Stored {
+	if state.stored != want.Stored {
+		return wrongSize(name, state.stored, want)
+	}
+	if digest, ok := v.before[state]; !ok || digest != want.BLAKE3 {
 		if err := checkDigest(f, want, buf); err != nil {
 			return err
 		}
@@ -259,12 +263,16 @@ func checkDigest(f *os.File, want fileSeal, buf []byte) error {
 		return err
 	}
 	if n != want.Stored {
-		return fmt.Errorf("%s has %d bytes, not %d", filepath.Base(name), n, want.Stored)
+		return wrongSize(name, n, want)
 	}
 	if archive.Hash(h.Sum(nil)) != want.BLAKE3 {
 		return fmt.Errorf("%s was changed: its digest is another", filepath.Base(name))
 	}
 	return nil
+}
+
+func wrongSize(name string, stored int64, want fileSeal) error {
+	return fmt.Errorf("%s has %d bytes, not %d", filepath.Base(name), stored, want.Stored)
 }
 
 // owners are the users whose files are believed: root, us, and the owner of the

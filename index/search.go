@@ -151,7 +151,7 @@ func (s *search) version(dir *searchDir, entry *searchEntry, c *cursor) error {
 	if !ok {
 		return nil
 	}
-	e, err := decodeDirent(c.value)
+	e, err := direntIn(DirID(keyID(c.key)), c.value)
 	if err != nil || e.kind == kindGone {
 		return err
 	}

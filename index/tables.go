@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/zeebo/blake3"
@@ -39,16 +40,16 @@ func newTableBuilder(capacity int) *table.Builder {
 }
 
 // writeTable writes what was added to b as a table to stable storage.
-func writeTable(dir string, b *table.Builder, id uint64) (tableFile, error) {
+func writeTable(fsys disk.FS, dir string, b *table.Builder, id uint64) (tableFile, error) {
 	data := b.Finish()
 	b.Close()
 	t := tableFile{ID: id, Stored: int64(len(data)), BLAKE3: blake3.Sum256(data)}
-	return t, writeFile(filepath.Join(dir, t.name()), data)
+	return t, writeFile(fsys, filepath.Join(dir, t.name()), data)
 }
 
 // writeFile makes a file with the given bytes on stable storage.
-func writeFile(name string, data []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func writeFile(fsys disk.FS, name string, data []byte) error {
+	f, err := fsys.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
@@ -81,10 +82,10 @@ func manifest(tables []tableFile) ([]byte, error) {
 }
 
 // writeManifest makes dir the badger database of the given tables.
-func writeManifest(dir string, tables []tableFile) (fileSeal, error) {
+func writeManifest(fsys disk.FS, dir string, tables []tableFile) (fileSeal, error) {
 	b, err := manifest(tables)
 	if err != nil {
 		return fileSeal{}, err
 	}
-	return fileSeal{Stored: int64(len(b)), BLAKE3: blake3.Sum256(b)}, writeFile(filepath.Join(dir, manifestName), b)
+	return fileSeal{Stored: int64(len(b)), BLAKE3: blake3.Sum256(b)}, writeFile(fsys, filepath.Join(dir, manifestName), b)
 }

@@ -60,7 +60,8 @@ type Dirent struct {
 type Node struct {
 	Ino      Ino
 	Attr     archive.Attr
-	Children int // entries
+	Children int   // entries
+	Parent   DirID // the directory that it lies in, for life; 0 of a root
 }
 
 // Inode is everything about an inode but its extents and extended attributes.

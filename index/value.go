@@ -226,10 +226,21 @@ func decodeDirent(value []byte) (dirent, error) {
 	return e, d.end("directory entry")
 }
 
+// direntIn decodes an entry of a directory. A directory in it has a greater number, since
+// it is younger: so nothing that an index says makes a walk go round in circles.
+func direntIn(dir DirID, value []byte) (dirent, error) {
+	e, err := decodeDirent(value)
+	if err == nil && e.kind == kindDir && e.dir <= dir {
+		err = fmt.Errorf("%w: directory %d in directory %d", ErrDamaged, e.dir, dir)
+	}
+	return e, err
+}
+
 // appendNode appends the value of a directory that is there.
 func appendNode(b []byte, n Node) []byte {
 	b = binary.AppendUvarint(append(b, kindDir), uint64(n.Ino))
-	return binary.AppendUvarint(appendAttr(b, n.Attr), uint64(n.Children))
+	b = binary.AppendUvarint(appendAttr(b, n.Attr), uint64(n.Children))
+	return binary.AppendUvarint(b, uint64(n.Parent))
 }
 
 // decodeNode returns false where the directory is gone.
@@ -239,7 +250,7 @@ func decodeNode(value []byte) (Node, bool, error) {
 	if kind == kindGone {
 		return Node{}, false, d.end("directory")
 	}
-	n := Node{Ino: Ino(d.uint()), Attr: d.attr(), Children: int(d.uint32())}
+	n := Node{Ino: Ino(d.uint()), Attr: d.attr(), Children: int(d.uint32()), Parent: DirID(d.uint())}
 	if kind != kindDir {
 		d.fail()
 	}

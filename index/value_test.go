@@ -33,7 +33,7 @@ func TestValues(t *testing.T) {
 		"dirent, other":     {appendDirent(nil, dirent{kind: kindLeaf, ino: 257, attr: attr}), "02" + "8102" + attrHex},
 		"dirent, file":      {appendDirent(nil, dirent{kind: kindLeaf, ino: 256, attr: archive.Attr{Type: archive.TypeFile, Size: 3}, stored: 3}), "02" + "8002" + "01000000" + "03" + "0000000000000000"},
 		"dirent, holes":     {appendDirent(nil, dirent{kind: kindLeaf, ino: 256, attr: archive.Attr{Type: archive.TypeFile, Size: 300}, stored: 5}), "03" + "8002" + "01000000" + "ac02" + "0000000000000000" + "05"},
-		"node":              {appendNode(nil, Node{Ino: 256, Attr: attr, Children: 3}), "01" + "8002" + attrHex + "03"},
+		"node":              {appendNode(nil, Node{Ino: 256, Attr: attr, Children: 3, Parent: 200}), "01" + "8002" + attrHex + "03" + "c801"},
 		"inode":             {appendInode(nil, Inode{Attr: attr, Target: "t", Stored: 5, Changed: true}, data), attrHex + "01" + "0174" + "05" + "02" + "0a04" + hash + "0601" + hash},
 		"inode, segmented":  {appendInode(nil, Inode{Attr: attr, Stored: 33}, slices.Repeat(data[:1], 33)), attrHex + "02" + "00" + "21" + "0a"},
 		"inode, grouped":    {appendInode(nil, Inode{Attr: attr, Stored: 5, Group: "8:1"}, data), attrHex + "04" + "00" + "05" + "03383a31" + "02" + "0a04" + hash + "0601" + hash},
@@ -87,7 +87,7 @@ func FuzzValue(f *testing.F) {
 	data := []archive.Extent{{Offset: 10, Len: 4}, {Offset: 20, Len: 1}}
 	for _, b := range [][]byte{{}, {0}, {1}, {2}, appendDirent(nil, dirent{kind: kindLeaf, ino: 300, attr: attr}),
 		appendDirent(nil, dirent{kind: kindLeaf, ino: 300, attr: attr, stored: attr.Size}),
-		appendNode(nil, Node{Ino: 300, Attr: attr, Children: 7}), appendInode(nil, Inode{Attr: attr, Target: "t"}, data),
+		appendNode(nil, Node{Ino: 300, Attr: attr, Children: 7, Parent: 5}), appendInode(nil, Inode{Attr: attr, Target: "t"}, data),
 		appendInode(nil, Inode{Attr: attr}, slices.Repeat(data[:1], 40)), appendSegment(nil, 0, data), appendPlace(nil, place{1, 2, 3}),
 		appendPart(nil, archive.Part{Stored: 9, Raw: 8, TailStored: 7}), appendGroup(nil, group{ino: 300}),
 		appendGeneration(nil, Generation{Source: "s", Name: "n"}), appendForgotten(nil, time.Unix(1, 0)),

@@ -27,7 +27,7 @@ func (v View) Lookup(dir DirID, name string) (Dirent, error) {
 	if err != nil {
 		return Dirent{}, err
 	}
-	e, err := decodeDirent(value)
+	e, err := direntIn(dir, value)
 	if err == nil && e.kind == kindGone {
 		err = ErrNotFound
 	}
@@ -88,7 +88,7 @@ func (v View) list(dir DirID, after string, yield func(Dirent) bool) (seen int, 
 	c := newCursor(v.db.tables, v.ts, prefix, scanOptions{})
 	for more := c.seek(from); more && err == nil && !stopped; more = c.next() {
 		var e dirent
-		if e, err = decodeDirent(c.value); err != nil || e.kind == kindGone {
+		if e, err = direntIn(dir, c.value); err != nil || e.kind == kindGone {
 			continue
 		}
 		var entry Dirent

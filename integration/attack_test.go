@@ -279,6 +279,42 @@ func TestRandomFlips(t *testing.T) {
 	t.Logf("%d flips in %d files, %d times a file could not be read", flips, len(names), hit)
 }
 
+// TestManyFlips flips many random bits of the parts of a large repository at a time: check
+// finds every part that was hit.
+func TestManyFlips(t *testing.T) {
+	v := newVictim(t, scale(60, 2000), scale(2<<20, 105<<20))
+	rng := rand.New(rand.NewPCG(9, 10))
+	parts := v.glob("parts/*/*")
+	stored := int64(0)
+	for _, name := range parts {
+		stored += fileSize(t, name)
+	}
+	rounds, hit := scale(4, 100), 0
+	const flips = 200 // a round
+	for round := range rounds {
+		what := fmt.Sprintf("round %d", round)
+		var bits []func()
+		damaged := map[string]int{}
+		for range flips {
+			name := parts[rng.IntN(len(parts))]
+			bit := rng.Int64N(8 * fileSize(t, name))
+			flip(t, name, bit)
+			bits = append(bits, func() { flip(t, name, bit) })
+			damaged[name]++
+		}
+		l := v.look(what)
+		hit += v.wantDamage(what, l)
+		if len(l.result.DamagedParts) != len(damaged) {
+			t.Errorf("%s: %d parts were hit, check names %d", what, len(damaged), len(l.result.DamagedParts))
+		}
+		for _, mend := range bits {
+			mend()
+		}
+	}
+	v.wantWhole()
+	t.Logf("%d flips in %d parts of %d MB, %d times a file could not be read", rounds*flips, len(parts), stored>>20, hit)
+}
+
 // replace gives a file other bytes, or takes it away where those are nil, and
 // returns how to mend that.
 func replace(t *testing.T, name string, content []byte) (mend func()) {

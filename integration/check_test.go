@@ -89,7 +89,7 @@ func TestCheckLastLine(t *testing.T) {
 	names := r.generations()
 	name, _, _ := strings.Cut(filepath.Base(part), ".")
 	want := fmt.Sprintf("mkbackup: part %s: cannot be read because of that:\n  /a/one (%s to %s, 2 generations)\n  /a/two (%[2]s to %[3]s, 2 generations)\n", name, names[0], names[1])
-	if !strings.HasSuffix(res.stderr, want) || !strings.Contains(res.stderr, "damage: part "+name+" is damaged at stored offset 0: BLAKE3") {
+	if !strings.Contains(res.stderr, want) || !strings.HasSuffix(res.stderr, "see \"When there is damage\" in `mkbackup check --help`\n") || !strings.Contains(res.stderr, "damage: part "+name+" is damaged at stored offset 0: BLAKE3") {
 		t.Errorf("%s\nwant …%s", res.stderr, want)
 	}
 	c, res := r.checkJSON(4, "--read-data")
@@ -102,6 +102,61 @@ func TestCheckLastLine(t *testing.T) {
 	must(t, os.Remove(part))
 	if res := r.mkbackup("check", "-q"); res.code != 4 || !strings.HasPrefix(res.stdout, "DAMAGED: 1 part, 2 files") || !strings.Contains(res.stderr, "the part is missing") {
 		t.Errorf("a part is missing: exit code %d, %q\n%s", res.code, res.stdout, res.stderr)
+	}
+}
+
+// TestDamagedLogIsRead damages the newest log record: every command that reads shows
+// what can be read and exits as for damage, those that write change nothing, and
+// each says what to do.
+func TestDamagedLogIsRead(t *testing.T) {
+	src := tempDir(t)
+	file := filepath.Join(src, "file")
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	for _, content := range []string{"one", "two", "three"} {
+		write(t, file, content)
+		r.all(src)
+	}
+	names := r.generations()
+	records := r.records()
+	must(t, os.Rename(records[1], records[1]+".away"))
+	if res := r.mkbackup("diff", names[0], names[2]); res.code != 0 || res.stdout != "M /file  (content, size, mtime)\n" {
+		t.Errorf("diff over a record that is missing: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
+	}
+	must(t, os.Rename(records[1]+".away", records[1]))
+	flip(t, records[2], 8*40)
+	for _, c := range []struct {
+		name  string
+		newer bool // an index tells of the last generation
+	}{{"the index goes on", true}, {"no index", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			r := r.on(t)
+			last := names[1]
+			if c.newer {
+				last = names[2]
+			} else {
+				must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
+			}
+			for command, args := range map[string][]string{"list": nil, "ls": {last}, "diff": {names[0], last}, "history": {"/file"}, "find": {"f*"}, "stats": nil, "export": {last, "/file"}} {
+				res := r.mkbackup(command, args...)
+				if res.code != 4 || res.stdout == "" || !strings.Contains(res.stderr, "log record 3") || !strings.HasSuffix(res.stderr, "this is what can be read: `mkbackup check` says what is lost, and what to do\n") {
+					t.Errorf("%s: exit code %d\n%s%s", command, res.code, tail(res.stdout), res.stderr)
+				}
+				if command == "list" && (!strings.Contains(res.stdout, last+" ") || strings.Contains(res.stdout, names[2]+" ") != c.newer) {
+					t.Errorf("list: want up to %s:\n%s", last, res.stdout)
+				}
+			}
+			before := run(t, "find", filepath.Join(r.dir, "log"), filepath.Join(r.dir, "parts"), "-type", "f")
+			for command, args := range map[string][]string{"create": {src}, "forget": {names[0]}, "compact": {"--max-dead", "0"}} {
+				res := r.mkbackup(command, args...)
+				if res.code != 1 || !strings.Contains(res.stderr, "log record 3") || !strings.HasSuffix(res.stderr, "`mkbackup check` says what is lost, and what to do\n") {
+					t.Errorf("%s: exit code %d: %s", command, res.code, res.stderr)
+				}
+			}
+			if after := run(t, "find", filepath.Join(r.dir, "log"), filepath.Join(r.dir, "parts"), "-type", "f"); after != before {
+				t.Errorf("the repository has changed:\n%s\nbefore:\n%s", after, before)
+			}
+		})
 	}
 }
 

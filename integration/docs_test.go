@@ -9,14 +9,12 @@ import (
 )
 
 // machineCopy returns a directory that shows the whole machine, of which
-// everything may be changed, with the programs installed in it: the root of a
-// process that does what a page of the documentation says.
+// everything may be changed: the root of other processes.
 func machineCopy(t *testing.T) string {
 	t.Helper()
 	base := tmpfs(t, 1<<30)
 	root := mkdir(t, base, "root")
 	mountAt(t, root, "-t", "overlay", "overlay", "-o", "lowerdir=/,upperdir="+mkdir(t, base, "upper")+",workdir="+mkdir(t, base, "work"))
-	makeTarget(t, "install", "DESTDIR="+root, "PREFIX=/usr/local")
 	return root
 }
 
@@ -65,6 +63,7 @@ func TestDocumentedCommands(t *testing.T) {
 		ran++
 		t.Run(filepath.Base(page), func(t *testing.T) {
 			root := machineCopy(t)
+			makeTarget(t, "install", "DESTDIR="+root, "PREFIX=/usr/local")
 			if !strings.Contains(script, "mkbackup init") {
 				script = "mkbackup init /srv/backup; mkbackup create -q /srv/backup /etc; mkbackup create -q /srv/backup /etc\n" + script
 			}

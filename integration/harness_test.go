@@ -135,7 +135,12 @@ func mountAt(t testing.TB, dir string, args ...string) {
 		if !isMounted(t, dir) {
 			return
 		}
-		if err := unix.Unmount(dir, 0); err != nil {
+		err := unix.Unmount(dir, 0)
+		// A process that ended a moment ago may not have let go of its program.
+		for deadline := time.Now().Add(10 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = unix.Unmount(dir, 0) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil {
 			t.Errorf("umount %s: %v", dir, err)
 			unix.Unmount(dir, unix.MNT_DETACH)
 		}

@@ -44,8 +44,8 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// wantManual fails the test unless every command has a page, and man finds
-// nothing wrong with any.
+// wantManual fails the test unless every command has a page that says, word for
+// word, what its help says, and man finds nothing wrong with any.
 func wantManual(t *testing.T, dir string) {
 	t.Helper()
 	help := run(t, mkbackup, "--help")
@@ -58,7 +58,9 @@ func wantManual(t *testing.T, dir string) {
 		}
 	}
 	for _, page := range pages {
-		r := runCmd(t, exec.Command("man", "--warnings", "-l", filepath.Join(dir, page+".1")))
+		cmd := exec.Command("man", "--warnings", "-l", filepath.Join(dir, page+".1"))
+		cmd.Env = append(os.Environ(), "MANWIDTH=5000") // no line is broken, no word divided
+		r := runCmd(t, cmd)
 		if r.code != 0 || r.stderr != "" {
 			t.Errorf("man %s: exit code %d: %s", page, r.code, r.stderr)
 		}
@@ -67,12 +69,17 @@ func wantManual(t *testing.T, dir string) {
 				t.Errorf("%s has no section %s", page, section)
 			}
 		}
+		program, command, _ := strings.Cut(page, "-")
+		text, _, _ := strings.Cut(run(t, filepath.Join(filepath.Dir(mkbackup), program), append(strings.Fields(command), "--help")...), "\n\nUsage:")
+		if words := strings.Join(strings.Fields(text), " "); !strings.Contains(strings.Join(strings.Fields(r.stdout), " "), words) {
+			t.Errorf("man %s does not have the words of the help:\n%s\n%s", page, words, r.stdout)
+		}
 	}
 }
 
-// TestDebianPackage builds the package, installs it into a directory of its own
-// with dpkg, and removes it.
-func TestDebianPackage(t *testing.T) {
+// debianPackage builds the package and returns its path.
+func debianPackage(t *testing.T) string {
+	t.Helper()
 	clone := filepath.Join(tempDir(t), "main")
 	run(t, "cp", "-a", "..", clone)
 	run(t, "rm", "-rf", filepath.Join(clone, "bin"))
@@ -82,6 +89,13 @@ func TestDebianPackage(t *testing.T) {
 	if len(packages) != 1 {
 		t.Fatalf("packages: %q", packages)
 	}
+	return packages[0]
+}
+
+// TestDebianPackage installs the package into a directory of its own with dpkg, and
+// removes it.
+func TestDebianPackage(t *testing.T) {
+	file := debianPackage(t)
 	root := tempDir(t)
 	dpkg := func(args ...string) {
 		t.Helper()
@@ -90,7 +104,7 @@ func TestDebianPackage(t *testing.T) {
 	mkdir(t, root, "var/lib/dpkg/info")
 	mkdir(t, root, "var/lib/dpkg/updates")
 	write(t, filepath.Join(root, "var/lib/dpkg/status"), "")
-	dpkg("--unpack", packages[0])
+	dpkg("--unpack", file)
 	if out := run(t, filepath.Join(root, "usr/bin/mkbackup"), "--version"); !strings.HasPrefix(out, "mkbackup ") {
 		t.Errorf("mkbackup --version: %q", out)
 	}

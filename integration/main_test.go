@@ -21,7 +21,7 @@ import (
 
 // tools are the programs that the tests use; `make deps` installs them.
 var tools = []string{"attr", "chattr", "cp", "dd", "df", "diff", "du", "filefrag", "find", "fusermount3", "getfacl", "getfattr", "ionice", "jq", "ls",
-	"mkfs.ext4", "mkfs.xfs", "mount", "prlimit", "rsync", "setfacl", "setpriv", "sh", "sha256sum", "stat", "strace", "tail", "tar", "umount", "zstd"}
+	"mkfs.ext4", "mkfs.xfs", "mount", "prlimit", "rsync", "setfacl", "setpriv", "sh", "sha256sum", "smbclient", "smbd", "stat", "strace", "tail", "tar", "umount", "zstd"}
 
 // dirVariable names the directory of a run.
 const dirVariable = "BACKUPFS_INTEGRATION_DIR"

@@ -69,6 +69,28 @@ on_failure = [%s]
 	}
 }
 
+// TestRunQuietly: with -q a good run prints nothing, as cron wants it, and a bad one
+// its problems.
+func TestRunQuietly(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	write(t, filepath.Join(dir, "a"), "1")
+	const text = "repository = %q\n[[backup]]\npaths = [%q]\n[forget]\nkeep_last = 1\n[compact]\nmax_dead = \"0%%\"\n"
+	good := configFile(t, text, r.dir, dir)
+	for range 2 {
+		if res := runCmd(t, exec.Command(mkbackup, "run", "-q", good)); res.code != 0 || res.stdout+res.stderr != "" {
+			t.Errorf("exit code %d: %s%s", res.code, res.stdout, res.stderr)
+		}
+	}
+	if n := len(r.generations()); n != 1 {
+		t.Errorf("%d generations, want 1: forget was left out", n)
+	}
+	missing := filepath.Join(dir, "missing")
+	bad := configFile(t, text, r.dir, missing)
+	if res := runCmd(t, exec.Command(mkbackup, "run", "-q", bad)); res.code != 1 || res.stdout != "" || !strings.Contains(res.stderr, missing) {
+		t.Errorf("exit code %d: %s%s", res.code, res.stdout, res.stderr)
+	}
+}
+
 // TestRunStopsWhereItMust gives runs that fail in each phase.
 func TestRunStopsWhereItMust(t *testing.T) {
 	dir := tempDir(t)

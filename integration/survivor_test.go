@@ -41,24 +41,30 @@ func snapshotOf(dir string) (snapshot, error) {
 		if err != nil {
 			return err
 		}
-		info, err := os.Lstat(name)
-		if err != nil {
-			return err
-		}
-		var content []byte
-		switch info.Mode().Type() {
-		case 0:
-			content, err = readUncached(name)
-		case fs.ModeSymlink:
-			var target string
-			target, err = os.Readlink(name)
-			content = []byte(target)
-		}
 		rel, _ := filepath.Rel(dir, name) // both are absolute
-		s.add(rel, info.Mode(), info.ModTime(), content)
-		return err
+		return s.read(dir, rel)
 	})
 	return s, err
+}
+
+// read adds the file, directory or symlink name of the tree at dir, read as snapshotOf does.
+func (s snapshot) read(dir, name string) error {
+	full := filepath.Join(dir, name)
+	info, err := os.Lstat(full)
+	if err != nil {
+		return err
+	}
+	var content []byte
+	switch info.Mode().Type() {
+	case 0:
+		content, err = readUncached(full)
+	case fs.ModeSymlink:
+		var target string
+		target, err = os.Readlink(full)
+		content = []byte(target)
+	}
+	s.add(name, info.Mode(), info.ModTime(), content)
+	return err
 }
 
 func readUncached(name string) ([]byte, error) {

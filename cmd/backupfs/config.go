@@ -34,11 +34,12 @@ func (c *config) define(flags *pflag.FlagSet) {
 	flags.BoolVarP(&c.foreground, "foreground", "f", false, "stay in the foreground and log to stderr; tell systemd when ready")
 	flags.StringVar(&c.Source, "source", "", "show only the source `NAME`, its generations at the root")
 	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
+	flags.StringVar((*string)(&c.NameFormat), "name-format", "", "call generations by their time, `FORMAT` as of strftime(3):\n@GMT-%Y.%m.%d-%H.%M.%S for Samba; local time, or UTC behind @GMT\n(default: their own names)")
 	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, and what else [mount] says, from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
 	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
 	flags.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics by HTTP at `[ADDR]:PORT`, path /metrics;\nwithout ADDR at 127.0.0.1")
 	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")
-	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\ncache-size=, metrics-listen=, noexec, allow_other, and noallow_other, which is\n--private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
+	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\nname-format=, cache-size=, metrics-listen=, noexec, allow_other, and\nnoallow_other, which is --private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
 }
 
 // complete checks the command line and makes its paths absolute.
@@ -60,10 +61,15 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 		return usageError{fmt.Errorf("--source: the name is empty; without the flag all sources are shown")}
 	case flags.Changed("generation") && c.Generation == "":
 		return usageError{fmt.Errorf("--generation: the name is empty")}
+	case c.NameFormat != "" && c.Generation != "":
+		return usageError{fmt.Errorf("a name format and a generation exclude each other: at the root of the mount it has no name")}
 	case allowOther && c.Private:
 		return usageError{fmt.Errorf("private and allow_other exclude each other")}
 	case c.cache < minCache:
 		return usageError{fmt.Errorf("a cache of %s is too small: at least %s are needed", &c.cache, &least)}
+	}
+	if err := c.NameFormat.Check(); err != nil {
+		return usageError{fmt.Errorf("name format %w", err)}
 	}
 	if os.Geteuid() != 0 && !allowOther {
 		c.Private = true
@@ -102,6 +108,12 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 	if !flags.Changed("source") {
 		c.Source = f.Mount.Source
 	}
+	if !flags.Changed("name-format") && !flags.Changed("generation") {
+		c.NameFormat = fs.NameFormat(f.Mount.NameFormat)
+		if err := c.NameFormat.Check(); err != nil {
+			return nil, fmt.Errorf("%s: mount.name_format: %w", name, err)
+		}
+	}
 	if !flags.Changed("metrics-listen") {
 		c.metrics = f.Mount.MetricsListen
 	}
@@ -117,6 +129,8 @@ func (c *config) mountOption(option string, allowOther *bool) error {
 		c.Source = value
 	case hasValue && value != "" && key == "generation":
 		c.Generation = value
+	case hasValue && value != "" && key == "name-format":
+		c.NameFormat = fs.NameFormat(value)
 	case hasValue && key == "cache-size":
 		return c.cache.Set(value)
 	case hasValue && value != "" && key == "metrics-listen":

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,7 +21,7 @@ func parse(args ...string) (config, error) {
 }
 
 func TestConfig(t *testing.T) {
-	c, err := parse("repo", "/mnt", "-o", "rw,nosuid,_netdev,x-systemd.automount,cache-size=512M,source=web1", "-o", "noexec")
+	c, err := parse("repo", "/mnt", "-o", "rw,nosuid,_netdev,x-systemd.automount,cache-size=512M,source=web1,name-format=@GMT-%Y", "-o", "noexec")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +29,7 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.repository != wd+"/repo" || c.mountpoint != "/mnt" || c.CacheSize != 512<<20 || c.Source != "web1" || !c.NoExec {
+	if c.repository != wd+"/repo" || c.mountpoint != "/mnt" || c.CacheSize != 512<<20 || c.Source != "web1" || c.NameFormat != "@GMT-%Y" || !c.NoExec {
 		t.Errorf("%+v", c)
 	}
 	if c.Private != (os.Geteuid() != 0) {
@@ -48,6 +49,10 @@ func TestConfig(t *testing.T) {
 }
 
 func TestConfigErrors(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "web1.conf")
+	if err := os.WriteFile(file, []byte("repository = \"/r\"\n[mount]\npoint = \"/m\"\nname_format = \"%!\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ args, want string }{
 		{"r m -o writable", `unknown mount option "writable"`},
 		{"r m -o ro,cache-size=big", `not a size: "big"`},
@@ -56,8 +61,15 @@ func TestConfigErrors(t *testing.T) {
 		{"r m --cache-size 1K", "too small"},
 		{"r m --source=", "--source"},
 		{"r m --generation=", "--generation"},
+		{"r m --name-format %Y-%Q-%q", "a conversion that strftime(3) does not have"},
+		{"r m --name-format %D", "no name can hold"},
+		{"r m -o name-format=today", "all generations"},
+		{"r m -o name-format=", `unknown mount option "name-format="`},
+		{"r m --name-format %F --generation latest", "exclude each other"},
+		{"--config FILE", "web1.conf: mount.name_format: "},
+		{"--config FILE --name-format %q", "name format \"%q\""},
 	} {
-		_, err := parse(strings.Fields(c.args)...)
+		_, err := parse(strings.Fields(strings.ReplaceAll(c.args, "FILE", file))...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.args, err, c.want)
 		}

@@ -94,6 +94,11 @@ so that a restore is cp:
   MOUNTPOINT/latest/...                       a symlink to the newest
   MOUNTPOINT/web1/2026-11-22T03-00-00Z/...    generations of the source "web1"
 
+With --name-format generations have other names, made of their times. Of those
+with the same name the first one has it, and each later one has its number behind
+it, as in 2026-11-22.57; these numbered names, the generations' own names and
+their prefixes lead there, too, but are not listed.
+
 New generations appear within 2 seconds, forgotten ones disappear; backups and
 compaction go on while the repository is mounted. df shows the repository's raw
 bytes as the size and its stored bytes as what is used.
@@ -112,6 +117,7 @@ In /etc/fstab:
 
 const examples = `  backupfs /srv/backup /backups
   backupfs -f --cache-size 1GiB /srv/backup /backups
+  backupfs --name-format @GMT-%Y.%m.%d-%H.%M.%S /srv/backup /backups
   backupfs --generation latest --source web1 /srv/backup /mnt
   backupfs --metrics-listen 127.0.0.1:9750 /srv/backup /backups
   cp -a /backups/2026-11-22/home/me/letter.txt .`

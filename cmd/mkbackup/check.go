@@ -40,6 +40,14 @@ For each damaged part it says where, and which files of which generations cannot
 be read because of it (--json all of them); every other file can. Nothing is changed, unless --repair
 says so, and no byte of data ever.
 
+When there is damage: remove nothing, and run no compact, forget or reindex. If the
+disk is dying, copy the repository to another one first. Is there another copy of
+the repository? Put its file of the same name in the place of a part or a log record
+that is damaged or missing. --repair mends an index. What is not named as damaged
+can be read: list and backupfs show it, cp restores it; of a file that is hit,
+"mkbackup history" and .versions in a mount name other versions, which may be whole.
+The page "Check your backups" (checking.md) has more, case by case.
+
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
 usage; 4 there is damage; 130, 143 interrupted.`,
 		Example: `  mkbackup check /srv/backup
@@ -149,7 +157,11 @@ func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit\n", p.Part)
 			continue
 		}
-		_, _ = fmt.Fprintf(w, "mkbackup: part %s: cannot be read because of that:\n", p.Part)
+		which := fmt.Sprintf("part %s", p.Part)
+		if p.Part == (archive.Digest{}) {
+			which = "parts that were removed"
+		}
+		_, _ = fmt.Fprintf(w, "mkbackup: %s: cannot be read because of that:\n", which)
 		files := p.Files
 		if !f.verbose {
 			files = files[:min(len(files), maxHits)]
@@ -193,7 +205,7 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 	case damaged && f.progress.json:
 		return &exitError{exitDamage, verdict}
 	case damaged:
-		return &exitError{exitDamage, ""}
+		return &exitError{exitDamage, "what to do now: see \"When there is damage\" in `mkbackup check --help`"}
 	case r.Uncompared > 0:
 		return &exitError{exitFailed, plural(r.Uncompared, "path") + " could not be compared, named above"}
 	}

@@ -56,7 +56,7 @@ or not.`,
 				}
 				err = backup.Diff(cmd.Context(), repo, db, from, to, cleanPath(path), show)
 				if errors.Is(err, index.ErrNotFound) {
-					return fmt.Errorf("neither %s nor %s has the path %s", from.Name, to.Name, backup.Printable(path))
+					return fmt.Errorf("neither %s nor %s has the path %s: `mkbackup find` says where it is", from.Name, to.Name, backup.Printable(rooted(cleanPath(path))))
 				}
 				return err
 			})

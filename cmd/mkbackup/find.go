@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/backupfs/backupfs/backup"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -37,7 +36,7 @@ No match is no error: the exit code is 0 and nothing is printed.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			match, err := compilePattern(args[1], ignoreCase)
 			if err != nil {
-				return &exitError{exitUsage, fmt.Sprintf("bad PATTERN %s: %v", backup.Printable(args[1]), err)}
+				return &exitError{exitUsage, fmt.Sprintf("bad PATTERN %q: %v", args[1], err)}
 			}
 			return withIndex(args[0], func(db *index.DB) error {
 				gens, err := db.Generations()

@@ -29,18 +29,27 @@ func listCommand() *cobra.Command {
 	var source string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:               "list REPO",
-		Short:             "List the generations",
+		Use:   "list REPO",
+		Short: "List the generations",
+		Long: `List the generations: number, name, source, how many files and directories, and the
+bytes of all files, holes included. Every command takes a generation by its number,
+or by its name; behind SOURCE/ where it has a source.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the log is damaged: what is printed
+is what can be read, and "mkbackup check" says what is lost. The other commands
+that only read keep to the same.`,
+		Example: `  mkbackup list /srv/backup
+  mkbackup list /srv/backup --source web1 --json`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withIndex(args[0], func(db *index.DB) error {
 				gens, err := db.Generations()
+				if cmd.Flags().Changed("source") {
+					gens, err = generationsOf(db, source)
+				}
 				if err != nil {
 					return err
-				}
-				if cmd.Flags().Changed("source") {
-					gens = index.OfSource(gens, source)
 				}
 				if asJSON {
 					return listJSON(cmd.OutOrStdout(), gens)
@@ -59,19 +68,23 @@ func withIndex(dir string, read func(db *index.DB) error) error {
 	return withRepository(dir, func(_ *archive.Repository, db *index.DB) error { return read(db) })
 }
 
-// withRepository is withIndex for a command that reads more than the index.
+// withRepository is withIndex for a command that reads more than the index. Where the
+// log is damaged, it shows what can be read, and exits as for damage.
 func withRepository(dir string, read func(repo *archive.Repository, db *index.DB) error) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer repo.Close()
-	db, err := index.Open(repo, index.Options{Log: notef})
+	db, err := index.Open(repo, index.Options{Log: notef, Partial: true})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	return read(repo, db)
+	if err := read(repo, db); err != nil || db.Problem() == nil {
+		return err
+	}
+	return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
 }
 
 // findGeneration returns the generation that spec means, as index.Find understands it.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ const (
 	exitFailed     = 1 // nothing was committed
 	exitUsage      = 2
 	exitIncomplete = 3 // committed, but some source files could not be read or changed meanwhile
-	exitDamage     = 4 // check found damage, or compact did
+	exitDamage     = 4 // damage was found
 	exitSignal     = 128
 )
 
@@ -108,10 +109,11 @@ func command() *cobra.Command {
 		Long: `mkbackup writes file trees into a repository: what is new goes into immutable
 compressed parts, each run commits one generation. "backupfs REPO MOUNTPOINT"
 shows all generations as plain directories; a restore is cp.`,
-		Version:       version,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Version:                    version,
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if shareDir != "" {
 				return book().Write(cmd, shareDir)
@@ -132,22 +134,26 @@ shows all generations as plain directories; a restore is cp.`,
 	for _, sub := range root.Commands() {
 		sub.Args = usageErrors(sub.Args)
 	}
-	root.Args = usageErrors(unknownCommand)
+	root.Args = unknownCommand
 	return root
 }
 
-func unknownCommand(_ *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf("unknown command %q", args[0])
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
 	}
-	return nil
+	meant := ""
+	if similar := cmd.SuggestionsFor(args[0]); len(similar) > 0 {
+		meant = "; is it " + strings.Join(similar, " or ") + "?"
+	}
+	return &exitError{exitUsage, fmt.Sprintf("unknown command %q%s: see mkbackup --help", args[0], meant)}
 }
 
 // usageErrors makes wrong arguments exit with the code for wrong usage.
 func usageErrors(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return &exitError{exitUsage, fmt.Sprintf("%v: see %s --help", err, cmd.CommandPath())}
+			return &exitError{exitUsage, fmt.Sprintf("%v: the usage is %q: see %s --help", err, cmd.UseLine(), cmd.CommandPath())}
 		}
 		return nil
 	}

@@ -18,7 +18,7 @@ func book() manual.Book {
 : Committed, but some source files could not be read, or changed while they were read. Each is named on standard error.
 
 **4**
-: **check** found damage.
+: Damage was found. What could be done, or read, was: **mkbackup check** tells all about it, and what to do.
 
 **130**, **143**
 : Interrupted by SIGINT or SIGTERM. Nothing half-done remains visible.

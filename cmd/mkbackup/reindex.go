@@ -60,7 +60,7 @@ func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
 	db, err := index.Rebuild(repo, index.Options{Progress: counts, Log: func(format string, a ...any) { progress.note(fmt.Sprintf(format, a...)) }})
 	progress.stop()
 	if err != nil {
-		return fmt.Errorf("the index stays as it was, `mkbackup check` says what can be read: %w", err)
+		return fmt.Errorf("the index stays as it was: %w", err)
 	}
 	defer db.Close()
 	gens, err := db.Generations()

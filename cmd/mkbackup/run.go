@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,7 +21,7 @@ import (
 const exitVariable = "BACKUPFS_EXIT"
 
 func runCommand() *cobra.Command {
-	var dryRun bool
+	var dryRun, quiet bool
 	var metrics metricsFile
 	cmd := &cobra.Command{
 		Use:   "run NAME",
@@ -57,14 +58,15 @@ key or value in the file is a usage error, 2, with its line.`,
 				c.Metrics = string(metrics)
 			}
 			if dryRun {
-				return printSteps(cmd, c)
+				return printSteps(cmd, steps(c, quiet))
 			}
 			return metricsFile(c.Metrics).record(cmd.Context(), outcome{command: "run", repository: c.Repository}, func(o *outcome) error {
-				return runSteps(cmd.Context(), c, o)
+				return runSteps(cmd.Context(), c.Repository, steps(c, quiet), o)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the steps; do nothing")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only problems, and what hooks print")
 	addMetricsFlag(cmd.Flags(), &metrics)
 	return cmd
 }
@@ -133,8 +135,9 @@ func (s step) own() bool {
 	return s.phase == phaseCreate || s.phase == phaseForget || s.phase == phaseCompact || s.phase == phaseCheck
 }
 
-// steps returns everything that a configuration asks for, in order.
-func steps(c config.Config) []step {
+// steps returns everything that a configuration asks for, in order; quiet is -q of
+// each command of this program.
+func steps(c config.Config, quiet bool) []step {
 	var list []step
 	add := func(p phase, commands ...config.Command) {
 		for _, argv := range commands {
@@ -156,6 +159,11 @@ func steps(c config.Config) []step {
 		add(phaseCheck, checkArgs(c))
 	}
 	add(phaseFailure, c.Hooks.OnFailure...)
+	for i, s := range list {
+		if quiet && s.own() {
+			list[i].argv = slices.Insert(s.argv, 1, "-q")
+		}
+	}
 	return list
 }
 
@@ -235,8 +243,8 @@ func checkArgs(c config.Config) config.Command {
 	return config.Command(f)
 }
 
-func printSteps(cmd *cobra.Command, c config.Config) error {
-	for _, s := range steps(c) {
+func printSteps(cmd *cobra.Command, steps []step) error {
+	for _, s := range steps {
 		argv := s.argv
 		if s.own() {
 			argv = append([]string{"mkbackup"}, argv...)
@@ -272,13 +280,13 @@ type runner struct {
 	skip       bool   // a hook before, or a backup, failed: what would drop old data is not done
 }
 
-func runSteps(ctx context.Context, c config.Config, o *outcome) error {
+func runSteps(ctx context.Context, repository string, steps []step, o *outcome) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	r := &runner{repository: c.Repository, program: program}
-	for _, s := range steps(c) {
+	r := &runner{repository: repository, program: program}
+	for _, s := range steps {
 		if r.wanted(ctx, s.phase) {
 			r.run(ctx, s)
 		}

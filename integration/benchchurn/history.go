@@ -7,7 +7,20 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/backupfs/backupfs/integration/internal/churn"
 )
+
+// server is a fiftieth of a small real one; 90% of its bytes never change.
+type server struct{ *churn.Server }
+
+func (s server) name() string { return "server" }
+
+func (s server) steps() int { return 365 }
+
+func (s server) time(step int) time.Time { return nightly(step) }
+
+func (s server) apply(dir string, step int) error { return s.Apply(dir, step) }
 
 // commits replays the last commits of a git repository, checked out one by one.
 type commits struct {

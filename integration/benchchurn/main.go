@@ -21,6 +21,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/integration/internal/churn"
 )
 
 func main() {
@@ -62,7 +63,7 @@ func run(only, with, repository, module string, steps int, scratch string) error
 		name string
 		make func() (history, error)
 	}{
-		{"server", func() (history, error) { return newServer(), nil }},
+		{"server", func() (history, error) { return server{churn.NewServer(6000, 1024)}, nil }},
 		{"git", func() (history, error) { return newCommits(repository, 300) }},
 		{"releases", func() (history, error) { return newReleases(module) }},
 	} {
@@ -142,7 +143,7 @@ func replay(h history, steps int, dir string, makeTool func(string) (tool, error
 		if err := h.apply(src, step); err != nil {
 			return r, err
 		}
-		if err := stamp(src, h.time(step)); err != nil {
+		if err := churn.Stamp(src, h.time(step)); err != nil {
 			return r, err
 		}
 		if err := r.backup(t, src, h.time(step), seen); err != nil {
@@ -186,24 +187,6 @@ func (r *result) pruned(t tool, seen map[string]int64) error {
 	r.freed += gone - made
 	return err
 }
-
-// stamp gives every file that a step has changed the time of the step: what the
-// kernel gave it is the time of the replay.
-func stamp(dir string, at time.Time) error {
-	return filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil || info.ModTime().Nanosecond() == stamped {
-			return err
-		}
-		return os.Chtimes(path, at, at.Truncate(time.Second).Add(stamped))
-	})
-}
-
-// stamped marks a time that stamp gave: the kernel hardly ever gives it.
-const stamped = 123456789
 
 // account compares the files of a repository with those seen before: files never
 // change. What only helps to read is left out: indexes, caches and locks.

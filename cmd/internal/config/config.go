@@ -94,6 +94,7 @@ type Priority struct {
 type Mount struct {
 	Point         string `toml:"point"` // absolute path; required for a mount
 	Source        string `toml:"source"`
+	NameFormat    string `toml:"name_format"` // as backupfs --name-format
 	CacheSize     Size   `toml:"cache_size"`
 	MetricsListen string `toml:"metrics_listen"` // as backupfs --metrics-listen; "": no metrics
 }
@@ -158,7 +159,7 @@ func Path(name string) string {
 func Read(file string) (Config, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return Config{}, fmt.Errorf("there is no configuration %s: begin with the example.conf of the documentation", file)
+		return Config{}, fmt.Errorf("there is no configuration %s: begin with the example.conf of the documentation (a file elsewhere has a \"/\" in its name, as ./main.conf)", file)
 	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)

@@ -145,7 +145,8 @@ func documented(cmd *cobra.Command) []*cobra.Command {
 }
 
 // literalBlocks makes indented lines of a help text what Markdown takes for
-// preformatted text: four more spaces, and an empty line before and behind.
+// preformatted text: four more spaces, and an empty line before and behind. In the
+// others a "*" is no emphasis.
 func literalBlocks(help string) string {
 	var b strings.Builder
 	literal := false
@@ -156,6 +157,8 @@ func literalBlocks(help string) string {
 		}
 		if literal && strings.TrimSpace(line) != "" {
 			b.WriteString("    ")
+		} else {
+			line = strings.ReplaceAll(line, "*", `\*`)
 		}
 		b.WriteString(line)
 	}

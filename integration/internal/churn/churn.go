@@ -1,4 +1,6 @@
-package main
+// Package churn makes up a server whose files change as those of a real one do, day
+// by day, for benchmarks and tests of years of backups.
+package churn
 
 import (
 	"bytes"
@@ -9,13 +11,14 @@ import (
 	"time"
 )
 
-// server is a made-up server, a fiftieth of a small real one: 90% of its bytes
-// never change; logs grow and are rotated every week; databases change in place,
-// some pages far more often than others; mail arrives, and most of it is deleted
-// within weeks.
-type server struct {
+// Server is a made-up server: most of its bytes never change; logs grow and are
+// rotated every week; databases change in place, some pages far more often than
+// others; mail arrives, and most of it is deleted within weeks. The same calls make
+// the same tree. It is used by one goroutine.
+type Server struct {
+	static int // files that never change
+	pages  int // of each database
 	random *rand.Rand
-	start  time.Time
 	mails  []mail
 }
 
@@ -25,27 +28,22 @@ type mail struct {
 }
 
 const (
-	staticFiles   = 6000
-	staticBytes   = 24 << 10 // mean of a static file
-	databases     = 4
-	databasePages = 1024 // of each
-	page          = 4 << 10
-	logs          = 12
-	mailsPerDay   = 25
+	staticBytes = 24 << 10 // mean of a static file
+	databases   = 4
+	page        = 4 << 10
+	writes      = 20 // of pages, to each database, a day
+	logs        = 12
+	mailsPerDay = 25
 )
 
-func newServer() *server {
-	return &server{random: rand.New(rand.NewPCG(1, 2)), start: time.Date(2025, 1, 1, 3, 0, 0, 0, time.UTC)}
+// NewServer returns a server with so many files that never change, of 24 KiB in the
+// mean, and four databases of so many pages of 4 KiB.
+func NewServer(static, pages int) *Server {
+	return &Server{static: static, pages: pages, random: rand.New(rand.NewPCG(1, 2))}
 }
 
-func (s *server) name() string { return "server" }
-
-func (s *server) steps() int { return 365 }
-
-func (s *server) time(day int) time.Time { return s.start.AddDate(0, 0, day) }
-
-// apply makes the tree at dir what it is on a day; the days come in order.
-func (s *server) apply(dir string, day int) error {
+// Apply makes the tree at dir what it is on a day. The days come in order, from 0.
+func (s *Server) Apply(dir string, day int) error {
 	if day == 0 {
 		if err := s.install(dir); err != nil {
 			return err
@@ -59,8 +57,8 @@ func (s *server) apply(dir string, day int) error {
 	return nil
 }
 
-func (s *server) install(dir string) error {
-	for i := range staticFiles {
+func (s *Server) install(dir string) error {
+	for i := range s.static {
 		size := int(s.random.ExpFloat64() * staticBytes)
 		if err := write(filepath.Join(dir, "usr", fmt.Sprint(i%60), fmt.Sprint(i)), s.text(size)); err != nil {
 			return err
@@ -68,7 +66,7 @@ func (s *server) install(dir string) error {
 	}
 	for d := range databases {
 		var data []byte
-		for range databasePages {
+		for range s.pages {
 			data = append(data, s.page()...)
 		}
 		if err := write(filepath.Join(dir, "var/lib/db", fmt.Sprint("table", d)), data); err != nil {
@@ -79,7 +77,7 @@ func (s *server) install(dir string) error {
 }
 
 // growLogs appends to every log and rotates all of them once a week, four deep.
-func (s *server) growLogs(dir string, day int) error {
+func (s *Server) growLogs(dir string, day int) error {
 	for i := range logs {
 		log := filepath.Join(dir, "var/log", fmt.Sprintf("log%d", i))
 		if day%7 == 0 {
@@ -111,15 +109,15 @@ func (s *server) growLogs(dir string, day int) error {
 }
 
 // writeDatabases overwrites pages, of which a few are hot (Zipf).
-func (s *server) writeDatabases(dir string, _ int) error {
-	hot := rand.NewZipf(s.random, 1.2, 4, databasePages-1)
+func (s *Server) writeDatabases(dir string, _ int) error {
+	hot := rand.NewZipf(s.random, 1.2, 4, uint64(s.pages-1))
 	for d := range databases {
 		f, err := os.OpenFile(filepath.Join(dir, "var/lib/db", fmt.Sprint("table", d)), os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
-		for range 20 {
-			place := (hot.Uint64()*2654435761 + uint64(d)) % databasePages
+		for range writes {
+			place := (hot.Uint64()*2654435761 + uint64(d)) % uint64(s.pages)
 			if _, err := f.WriteAt(s.page(), int64(place)*page); err != nil {
 				return err
 			}
@@ -133,7 +131,7 @@ func (s *server) writeDatabases(dir string, _ int) error {
 
 // deliverMail adds mails, a fifth of which stay for good, and deletes those
 // whose day has come.
-func (s *server) deliverMail(dir string, day int) error {
+func (s *Server) deliverMail(dir string, day int) error {
 	kept := s.mails[:0]
 	for _, m := range s.mails {
 		if m.dies != day {
@@ -159,7 +157,7 @@ func (s *server) deliverMail(dir string, day int) error {
 }
 
 // text returns bytes that compress to about a third.
-func (s *server) text(size int) []byte {
+func (s *Server) text(size int) []byte {
 	const letters = "etaoinshrdlucmfw"
 	b := make([]byte, size)
 	for i := range b {
@@ -169,7 +167,7 @@ func (s *server) text(size int) []byte {
 }
 
 // page returns a page of a database: half of it text, half of it zeros.
-func (s *server) page() []byte {
+func (s *Server) page() []byte {
 	return append(s.text(page/2), bytes.Repeat([]byte{0}, page/2)...)
 }
 
@@ -178,4 +176,22 @@ func write(name string, data []byte) error {
 		return err
 	}
 	return os.WriteFile(name, data, 0o644)
+}
+
+// stamped marks a time that Stamp gave: the kernel hardly ever gives it.
+const stamped = 123456789
+
+// Stamp gives every file below dir that was changed since the last call the time at:
+// what the kernel gave it is the time at which the history is replayed.
+func Stamp(dir string, at time.Time) error {
+	return filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil || info.ModTime().Nanosecond() == stamped {
+			return err
+		}
+		return os.Chtimes(path, at, at.Truncate(time.Second).Add(stamped))
+	})
 }
