@@ -292,7 +292,7 @@ func (r *jsonReader) xattrs() (list []Xattr) {
 }
 
 // fields is a set of fields of a JSON object.
-type fields uint32
+type fields uint64
 
 // The fields of all lines. A string and its base64 form are one.
 const (
@@ -327,11 +327,23 @@ const (
 	fieldEnd
 	fieldName
 	fieldValue
+	fieldNumber
+	fieldDirectory
+	fieldRecord
+	fieldDirectories
+	fieldInodes
+	fieldGeneration
+	fieldTime
+	fieldSource
+	fieldBase
 
 	partFields    = fieldPart | fieldStored | fieldRaw | fieldTail | fieldTailDigest
 	contentFields = fieldContent | fieldPart | fieldOffset | fieldLength
+	givenFields   = fieldDirectories | fieldInodes
 	entryFields   = fieldPath | fieldType | fieldMode | fieldUID | fieldGID | fieldSize | fieldMtime | fieldCtime | fieldInode | fieldNlink
-	entryOptional = fieldRdev | fieldTarget | fieldXattrs | fieldData | fieldGroup | fieldChanged
+	entryOptional = fieldRdev | fieldTarget | fieldXattrs | fieldData | fieldGroup | fieldChanged | fieldNumber | fieldDirectory
+
+	generationFields = fieldGeneration | fieldTime | fieldSource | fieldName | fieldBase
 )
 
 // add notes that a field was given, which it may be only once.
@@ -362,6 +374,9 @@ type jsonLine struct {
 	gone    string
 	forget  uint64
 	removed Digest
+	record  uint64 // of a content line
+	given   Given
+	header  Header // of a generation line
 	end     Counts
 }
 
@@ -471,6 +486,36 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	case "removed":
 		j.seen.add(r, fieldRemoved)
 		r.hex((*[32]byte)(&j.removed))
+	case "number":
+		j.seen.add(r, fieldNumber)
+		j.entry.Number = uint64(r.int(1, math.MaxInt64))
+	case "directory":
+		j.seen.add(r, fieldDirectory)
+		j.entry.Directory = uint64(r.int(1, math.MaxInt64))
+	case "record":
+		j.seen.add(r, fieldRecord)
+		j.record = uint64(r.int(1, math.MaxInt64))
+	case "directories":
+		j.seen.add(r, fieldDirectories)
+		j.given.Directories = r.uint(math.MaxInt64)
+	case "inodes":
+		j.seen.add(r, fieldInodes)
+		j.given.Inodes = r.uint(maxInodeNumber)
+	case "generation":
+		j.seen.add(r, fieldGeneration)
+		j.header.Number = r.uint(math.MaxInt64)
+	case "time":
+		j.seen.add(r, fieldTime)
+		if err := j.header.Time.UnmarshalText(r.bytes()); err != nil {
+			r.failf("%v", err)
+		}
+	case "source":
+		j.header.Source = j.seen.string(r, fieldSource)
+	case "name":
+		j.header.Name = j.seen.string(r, fieldName)
+	case "base":
+		j.seen.add(r, fieldBase)
+		j.header.Base = r.uint(math.MaxInt64)
 	case "end":
 		j.seen.add(r, fieldEnd)
 		j.end = r.counts()
@@ -479,11 +524,11 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	}
 }
 
-// counts reads the value of an "end" line. The count of removed parts may be
-// absent: records that are older than it have none.
+// counts reads the value of an "end" line. The counts of removed parts and of
+// generations may be absent: most records have none.
 func (r *jsonReader) counts() (c Counts) {
 	places := map[string]*int64{"parts": &c.Parts, "contents": &c.Contents, "entries": &c.Entries,
-		"extents": &c.Extents, "gone": &c.Gone, "forgets": &c.Forgets, "removed": &c.Removed}
+		"extents": &c.Extents, "gone": &c.Gone, "forgets": &c.Forgets, "removed": &c.Removed, "generations": &c.Generations}
 	r.object(func(name []byte) {
 		place := places[string(name)]
 		if place == nil {
@@ -494,24 +539,25 @@ func (r *jsonReader) counts() (c Counts) {
 		*place = r.int(0, math.MaxInt64)
 	})
 	delete(places, "removed")
+	delete(places, "generations")
 	if len(places) > 0 {
 		r.failf("%d counts are missing", len(places))
 	}
 	return c
 }
 
-// line translates a part, content, entry, gone, forget or removed line. The entry is not
+// line translates a line that is neither "more" nor "end". The entry is not
 // complete before the extents of "more" lines are added to it.
 func (j *jsonLine) line() (Line, error) {
 	switch {
 	case j.seen == partFields:
 		p := j.part
 		return Line{Part: &p}, p.validate()
-	case j.seen == contentFields:
+	case j.seen&^fieldRecord == contentFields:
 		if j.content.RawOffset%tarBlock != 0 {
 			return Line{}, fmt.Errorf("content %s: its offset %d is no multiple of %d", j.content.Hash, j.content.RawOffset, tarBlock)
 		}
-		return Line{Content: &Placement{Part: j.part.Name, Content: j.content}}, nil
+		return Line{Content: &Placement{Part: j.part.Name, Content: j.content, Record: j.record}}, nil
 	case j.seen&entryFields == entryFields && j.seen&^(entryFields|entryOptional) == 0:
 		e := j.entry
 		return Line{Entry: &e}, nil
@@ -522,6 +568,13 @@ func (j *jsonLine) line() (Line, error) {
 	case j.seen == fieldRemoved:
 		removed := j.removed
 		return Line{Removed: &removed}, nil
+	case j.seen == givenFields:
+		given := j.given
+		return Line{Given: &given}, nil
+	case j.seen == generationFields:
+		h := j.header
+		h.Kind = KindGeneration
+		return Line{Generation: &h}, h.validate()
 	}
 	return Line{}, errors.New("a line of no known kind, or with too few or too many fields")
 }

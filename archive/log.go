@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,7 +19,9 @@ import (
 
 const recordSuffix = ".jsonl.zst"
 
-func recordName(number uint64) string { return fmt.Sprintf("log/%012d%s", number, recordSuffix) }
+// RecordStoreName returns the name of a log record in its store:
+// "log/000000000042.jsonl.zst".
+func RecordStoreName(number uint64) string { return fmt.Sprintf("log/%012d%s", number, recordSuffix) }
 
 // recordNumber returns the number of the record stored as name.
 func recordNumber(name string) (uint64, bool) {
@@ -27,21 +30,53 @@ func recordNumber(name string) (uint64, bool) {
 		return 0, false
 	}
 	number, err := strconv.ParseUint(digits, 10, 64)
-	return number, err == nil && recordName(number) == name
+	return number, err == nil && RecordStoreName(number) == name
+}
+
+// Records returns the numbers of the records that are there, ascending.
+func (r *Repository) Records() ([]uint64, error) {
+	var numbers []uint64
+	for name, err := range r.store.Names("log/") {
+		if err != nil {
+			return nil, fmt.Errorf("list the log: %w", err)
+		}
+		if number, ok := recordNumber(name); ok {
+			numbers = append(numbers, number)
+		}
+	}
+	slices.Sort(numbers) // names have more digits from 10^12 on
+	return numbers, nil
 }
 
 // Last returns the number of the newest record, 0 where there is none.
 func (r *Repository) Last() (uint64, error) {
-	last := uint64(0)
-	for name, err := range r.store.Names("log/") {
+	numbers, err := r.Records()
+	if err != nil || len(numbers) == 0 {
+		return 0, err
+	}
+	return numbers[len(numbers)-1], nil
+}
+
+// Checkpoint returns the newest checkpoint of those records, which are ascending; 0
+// where none is one. A record whose header cannot be read is not taken for one.
+func (r *Repository) Checkpoint(numbers []uint64) uint64 {
+	for _, number := range slices.Backward(numbers) {
+		record, err := r.OpenRecord(number)
 		if err != nil {
-			return 0, fmt.Errorf("list the log: %w", err)
+			continue
 		}
-		if number, ok := recordNumber(name); ok {
-			last = max(last, number)
+		kind := record.Header().Kind
+		_ = record.Close() // of what was only read
+		if kind == KindCheckpoint {
+			return number
 		}
 	}
-	return last, nil
+	return 0
+}
+
+// RemoveRecord removes a record that a checkpoint made needless.
+func (r *Repository) RemoveRecord(number uint64) error {
+	return r.store.Remove(RecordStoreName(number))
 }
 
 // NextRecord returns the least number above after that a record has; after+1 where
@@ -69,7 +104,7 @@ func (r *Repository) SettleRecord(number uint64) error {
 	if r.settled.Load() >= number {
 		return nil
 	}
-	if err := r.store.Settle(recordName(number)); err != nil {
+	if err := r.store.Settle(RecordStoreName(number)); err != nil {
 		return err
 	}
 	r.settled.Store(number)
@@ -79,7 +114,7 @@ func (r *Repository) SettleRecord(number uint64) error {
 // RecordDigest returns the digest of a record's stored bytes, which the next
 // record repeats.
 func (r *Repository) RecordDigest(number uint64) (Digest, error) {
-	object, err := r.store.Open(recordName(number))
+	object, err := r.store.Open(RecordStoreName(number))
 	if err != nil {
 		return Digest{}, fmt.Errorf("log record %d: %w", number, err)
 	}
@@ -94,8 +129,8 @@ func (r *Repository) RecordDigest(number uint64) (Digest, error) {
 // RecordReader reads one record. It is used by one goroutine and must be closed.
 type RecordReader struct {
 	number uint64
-	object Object
-	stored io.Reader // the object's bytes, which sum sees
+	object io.Closer
+	stored io.Reader // the record's bytes, which sum sees
 	sum    hash.Hash
 	zstd   *zstd.Decoder
 	lines  *bufio.Reader
@@ -110,7 +145,7 @@ type RecordReader struct {
 
 // OpenRecord opens a record and reads its header.
 func (r *Repository) OpenRecord(number uint64) (*RecordReader, error) {
-	object, err := r.store.Open(recordName(number))
+	object, err := r.store.Open(RecordStoreName(number))
 	if err != nil {
 		return nil, fmt.Errorf("log record %d: %w", number, err)
 	}
@@ -123,8 +158,13 @@ func (r *Repository) OpenRecord(number uint64) (*RecordReader, error) {
 }
 
 func newRecordReader(number uint64, object Object) (*RecordReader, error) {
+	return newStoredReader(number, io.NewSectionReader(object, 0, object.Size()), object)
+}
+
+// newStoredReader reads the header of a record. object is closed with the reader.
+func newStoredReader(number uint64, stored io.Reader, object io.Closer) (*RecordReader, error) {
 	rr := &RecordReader{number: number, object: object, sum: sha256.New()}
-	rr.stored = io.TeeReader(bufio.NewReaderSize(io.NewSectionReader(object, 0, object.Size()), 128<<10), rr.sum)
+	rr.stored = io.TeeReader(bufio.NewReaderSize(stored, 128<<10), rr.sum)
 	var err error
 	rr.zstd, err = zstd.NewReader(rr.stored, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
 	if err != nil {
@@ -207,8 +247,8 @@ func (rr *RecordReader) Next() (Line, error) {
 			return Line{}, err
 		}
 	}
-	if line.Removed != nil && rr.header.Kind != KindCompaction {
-		return Line{}, rr.fail(fmt.Errorf("a removed part in a record that is a %s", rr.header.Kind))
+	if err := rr.header.Kind.allows(line); err != nil {
+		return Line{}, rr.fail(err)
 	}
 	if line.Forget >= rr.header.Number {
 		return Line{}, rr.fail(fmt.Errorf("it forgets a generation %d that was not there yet", line.Forget))
@@ -323,17 +363,20 @@ func (d *RecordDraft) AddPart(p PublishedPart) error {
 	return nil
 }
 
-// Add adds a change: an entry, a path that is gone, a forgotten generation, or,
-// in a compaction, a part that is removed.
+// Add adds any line: a part or a content, which come before all others in the
+// record, or else what the record changes.
 // Entries and gone paths come in path order: depth first, a directory before
 // what is in it, names in the order of their bytes.
-func (d *RecordDraft) Add(change Line) error {
-	if change.Entry != nil {
-		if err := change.Entry.validate(); err != nil {
+func (d *RecordDraft) Add(l Line) error {
+	if l.Part != nil || l.Content != nil {
+		return d.contents.write(l)
+	}
+	if l.Entry != nil {
+		if err := l.Entry.validate(); err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
 	}
-	return d.changes.write(change)
+	return d.changes.write(l)
 }
 
 // Reset drops the changes, not the parts: to compare again against another base.
@@ -351,6 +394,7 @@ func (d *RecordDraft) Reset() error {
 func (d *RecordDraft) Counts() Counts {
 	c, changes := d.contents.counts, d.changes.counts
 	c.Entries, c.Extents, c.Gone, c.Forgets, c.Removed = changes.Entries, changes.Extents, changes.Gone, changes.Forgets, changes.Removed
+	c.Generations = changes.Generations
 	return c
 }
 
@@ -361,8 +405,11 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err := h.validate(); err != nil {
 		return Digest{}, 0, err
 	}
-	if d.changes.counts.Removed > 0 && h.Kind != KindCompaction {
+	if d.changes.counts.Removed > 0 && h.Kind != KindCompaction && h.Kind != KindCheckpoint {
 		return Digest{}, 0, fmt.Errorf("log record %d: only a compaction removes parts", h.Number)
+	}
+	if d.changes.counts.Generations > 0 && h.Kind != KindCheckpoint {
+		return Digest{}, 0, fmt.Errorf("log record %d: only a checkpoint states generations", h.Number)
 	}
 	draft, err := d.repository.store.Create()
 	if err != nil {
@@ -370,8 +417,12 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	}
 	defer draft.Discard()
 	sum := sha256.New()
-	if stored, err = d.writeTo(io.MultiWriter(draft, sum), h); err == nil {
-		err = draft.Publish(recordName(h.Number))
+	record, err := d.stored(h)
+	if err == nil {
+		stored, err = io.Copy(io.MultiWriter(draft, sum), record)
+	}
+	if err == nil {
+		err = draft.Publish(RecordStoreName(h.Number))
 	}
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
@@ -380,27 +431,47 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	return Digest(sum.Sum(nil)), stored, nil
 }
 
-// writeTo writes the whole record: four zstd streams, one behind the other.
-func (d *RecordDraft) writeTo(w io.Writer, h Header) (int64, error) {
-	first, err := compressedJSON(h)
+// Read returns a reader of the record as Commit would publish it, digest included.
+// It must be closed before anything else is done with the draft.
+func (d *RecordDraft) Read(h Header) (*RecordReader, error) {
+	stored, err := d.stored(h)
+	if err != nil {
+		return nil, err
+	}
+	return newStoredReader(h.Number, stored, io.NopCloser(nil))
+}
+
+// Stored returns how many stored bytes the record would have.
+func (d *RecordDraft) Stored(h Header) (int64, error) {
+	record, err := d.stored(h)
 	if err != nil {
 		return 0, err
+	}
+	return io.Copy(io.Discard, record)
+}
+
+// stored returns the bytes of the whole record: four zstd streams, one behind the
+// other.
+func (d *RecordDraft) stored(h Header) (io.Reader, error) {
+	first, err := compressedJSON(h)
+	if err != nil {
+		return nil, err
 	}
 	last, err := compressedJSON(struct {
 		End Counts `json:"end"`
 	}{d.Counts()})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	contents, err := d.contents.reader()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	changes, err := d.changes.reader()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return io.Copy(w, io.MultiReader(bytes.NewReader(first), contents, changes, bytes.NewReader(last)))
+	return io.MultiReader(bytes.NewReader(first), contents, changes, bytes.NewReader(last)), nil
 }
 
 func compressedJSON(v any) ([]byte, error) {
@@ -469,6 +540,10 @@ func (s *spool) write(l Line) error {
 		b = appendForget(b, l.Forget)
 	case l.Removed != nil:
 		b = appendRemoved(b, *l.Removed)
+	case l.Given != nil:
+		b = appendGiven(b, *l.Given)
+	case l.Generation != nil:
+		b = appendGeneration(b, *l.Generation)
 	}
 	s.buffer = b
 	s.counts.add(l)

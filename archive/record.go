@@ -3,7 +3,9 @@ package archive
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +20,17 @@ import (
 //	removed …                     what it changes
 //	end                           counts of the lines above
 //
+// A checkpoint states everything that the records before it say and that is still
+// of use, so that they can be deleted:
+//
+//	header
+//	part, content …               all parts, and where every content lies
+//	removed …                     parts whose files may still be there
+//	given                         how many numbers the index has given
+//	generation                    of each generation that was not forgotten, and
+//	entry, more, gone …           how it differs from the one of its source before
+//	end
+//
 // docs/FORMAT.md gives every field. A string that is not UTF-8 travels as base64
 // in a field of the same name with "64" appended.
 
@@ -29,6 +42,7 @@ const (
 	maxExtents     = 64 << 20 // of one entry
 	maxName        = 255      // bytes of one component of a path
 	maxContent     = 8 << 20  // raw bytes of one content
+	maxInodeNumber = 1 << 62  // that the index gives
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
@@ -41,6 +55,7 @@ const (
 	KindGeneration Kind = "generation"
 	KindForget     Kind = "forget"
 	KindCompaction Kind = "compaction"
+	KindCheckpoint Kind = "checkpoint" // the records before it are not needed any more
 )
 
 // Header is the first line of a record.
@@ -50,7 +65,7 @@ type Header struct {
 	Time     time.Time `json:"time"`
 	Source   string    `json:"source"`         // of a generation; "" is the unnamed source
 	Name     string    `json:"name,omitempty"` // of a generation
-	Base     uint64    `json:"base"`           // record that a generation's changes are against; 0: it is complete
+	Base     uint64    `json:"base"`           // number of the generation that a generation's changes are against; 0: it is complete
 	Previous Digest    `json:"previous"`       // of record Number-1; zeros for record 1
 	Program  string    `json:"program"`        // name and version of the writer
 }
@@ -61,7 +76,7 @@ func (h Header) validate() error {
 		if !ValidGenerationName(h.Name) {
 			return fmt.Errorf("record %d: bad generation name %q", h.Number, h.Name)
 		}
-	case KindForget, KindCompaction:
+	case KindForget, KindCompaction, KindCheckpoint:
 	default:
 		return fmt.Errorf("record %d: unknown kind %q: written by a newer program?", h.Number, h.Kind)
 	}
@@ -117,6 +132,14 @@ func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 type Placement struct {
 	Part Digest
 	Content
+	Record uint64 // in a checkpoint: the record that said so first; else 0
+}
+
+// Given is how many numbers of directories and of inodes the index has given before
+// a checkpoint: the next ones go on behind them.
+type Given struct {
+	Directories uint64
+	Inodes      uint64
 }
 
 // Line is one line of a record's body. Exactly one field is set.
@@ -126,7 +149,12 @@ type Line struct {
 	Entry   *Entry     // a path that is new or changed
 	Gone    string     // a path that is no more, and all below it
 	Forget  uint64     // the number of a generation that is dropped
-	Removed *Digest    // a part that is no part of the repository any more; of a compaction
+	Removed *Digest    // a part that is no part of the repository any more; of a compaction or checkpoint
+
+	// Only in a checkpoint:
+
+	Given      *Given
+	Generation *Header // of a generation: Kind, Number, Time, Source, Name and Base; the lines behind it are its changes
 }
 
 // Counts is the last line of a record: how many lines of each kind it has.
@@ -138,6 +166,8 @@ type Counts struct {
 	Gone     int64 `json:"gone"`
 	Forgets  int64 `json:"forgets"`
 	Removed  int64 `json:"removed,omitempty"`
+
+	Generations int64 `json:"generations,omitempty"` // of a checkpoint
 }
 
 func (c *Counts) add(l Line) {
@@ -155,7 +185,27 @@ func (c *Counts) add(l Line) {
 		c.Forgets++
 	case l.Removed != nil:
 		c.Removed++
+	case l.Generation != nil:
+		c.Generations++
 	}
+}
+
+// allows says what is wrong with a line in a record of the kind, nil if nothing is.
+func (k Kind) allows(l Line) error {
+	checkpoint := k == KindCheckpoint
+	switch {
+	case l.Removed != nil && k != KindCompaction && !checkpoint:
+		return fmt.Errorf("a removed part in a record that is a %s", k)
+	case (l.Given != nil || l.Generation != nil) && !checkpoint:
+		return fmt.Errorf("a line of a checkpoint in a record that is a %s", k)
+	case l.Forget != 0 && checkpoint:
+		return errors.New("a checkpoint that forgets something")
+	case l.Content != nil && (l.Content.Record != 0) != checkpoint:
+		return fmt.Errorf("content %s: with a record or without one, in a record that is a %s", l.Content.Hash, k)
+	case l.Entry != nil && (l.Entry.Number != 0) != checkpoint:
+		return fmt.Errorf("%q: with a number or without one, in a record that is a %s", l.Entry.Path, k)
+	}
+	return nil
 }
 
 // appendString appends ,"name":"value", or the base64 form where value is not UTF-8.
@@ -239,6 +289,26 @@ func appendContent(b []byte, c Placement) []byte {
 	b = appendDigest(b, "part", c.Part)
 	b = appendInt(b, "offset", c.RawOffset)
 	b = appendInt(b, "length", c.RawLen)
+	if c.Record != 0 {
+		b = appendInt(b, "record", int64(c.Record))
+	}
+	return finishLine(b, start)
+}
+
+func appendGiven(b []byte, g Given) []byte {
+	start := len(b)
+	b = appendInt(b, "directories", int64(g.Directories))
+	b = appendInt(b, "inodes", int64(g.Inodes))
+	return finishLine(b, start)
+}
+
+func appendGeneration(b []byte, h Header) []byte {
+	start := len(b)
+	b = appendInt(b, "generation", int64(h.Number))
+	b = appendString(b, "time", h.Time.UTC().Format(time.RFC3339Nano))
+	b = appendString(b, "source", h.Source)
+	b = appendString(b, "name", h.Name)
+	b = appendInt(b, "base", int64(h.Base))
 	return finishLine(b, start)
 }
 
@@ -287,6 +357,12 @@ func appendEntry(b []byte, e Entry) []byte {
 	}
 	if e.Changed {
 		b = append(b, `,"changed":true`...)
+	}
+	if e.Number != 0 {
+		b = appendInt(b, "number", int64(e.Number))
+	}
+	if e.Directory != 0 {
+		b = appendInt(b, "directory", int64(e.Directory))
 	}
 	b = finishLine(b, start)
 	for rest := e.Data; len(rest) > extentsPerLine; {
@@ -362,6 +438,9 @@ func (e *Entry) validate() error {
 	}
 	if len(e.Data) > 0 && e.Attr.Type != TypeFile {
 		return fmt.Errorf("%.300q: a %s with data", e.Path, e.Attr.Type)
+	}
+	if e.Number > maxInodeNumber || e.Directory > math.MaxInt64 || (e.Directory != 0) != (e.Number != 0 && e.Attr.Type == TypeDir) {
+		return fmt.Errorf("%q: a %s with the numbers %d and %d", e.Path, e.Attr.Type, e.Number, e.Directory)
 	}
 	if e.Group != "" && (e.Attr.Type == TypeDir || e.Attr.Whiteout()) {
 		return fmt.Errorf("%.300q: a %s in a hard-link group", e.Path, e.Attr.Type)

@@ -112,7 +112,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	part := PublishedPart{Part: Part{Name: Digest{1}, Stored: 1000, Raw: 5000, TailStored: 100, Tail: Digest{2}},
 		Contents: []Content{{Hash{3}, 512, 77}, {Hash{4}, 2048, 8 << 20}}}
-	want := []Line{{Part: &part.Part}, {Content: &Placement{Digest{1}, part.Contents[0]}}, {Content: &Placement{Digest{1}, part.Contents[1]}}}
+	want := []Line{{Part: &part.Part}, {Content: &Placement{Part: Digest{1}, Content: part.Contents[0]}}, {Content: &Placement{Part: Digest{1}, Content: part.Contents[1]}}}
 	draft, err := r.NewRecord()
 	if err != nil {
 		t.Fatal(err)
@@ -405,6 +405,143 @@ func TestCommitMore(t *testing.T) {
 	}
 }
 
+const (
+	checkpointHeader = `{"kind":"checkpoint","number":9,"time":"2026-11-22T03:00:00Z","source":"","base":0,"previous":"0000000000000000000000000000000000000000000000000000000000000000","program":"x"}` + "\n"
+	checkpointBody   = `{"part":"0100000000000000000000000000000000000000000000000000000000000000","stored":1000,"raw":5000,"tail":100,"tail_digest":"0200000000000000000000000000000000000000000000000000000000000000"}` + "\n" +
+		`{"content":"0300000000000000000000000000000000000000000000000000000000000000","part":"0100000000000000000000000000000000000000000000000000000000000000","offset":512,"length":77,"record":4}` + "\n" +
+		`{"removed":"0900000000000000000000000000000000000000000000000000000000000000"}` + "\n" +
+		`{"directories":3,"inodes":8}` + "\n" +
+		`{"generation":5,"time":"2026-11-21T03:00:00.5Z","source":"web1","name":"2026-11-21T03-00-00Z","base":0}` + "\n" +
+		`{"path":".","type":"dir","mode":"0755","uid":0,"gid":0,"size":60,"mtime":[1,2],"ctime":[3,4],"inode":5,"nlink":2,"number":256,"directory":1}` + "\n" +
+		`{"path":"a","type":"file","mode":"0644","uid":0,"gid":0,"size":77,"mtime":[1,2],"ctime":[3,4],"inode":6,"nlink":2,"data":[[0,77,"0300000000000000000000000000000000000000000000000000000000000000"]],"group":"1:6","number":258}` + "\n" +
+		`{"generation":7,"time":"2026-11-22T03:00:00Z","source":"web1","name":"2026-11-22T03-00-00Z","base":5}` + "\n" +
+		`{"gone":"a"}` + "\n"
+	checkpointEnd = `{"end":{"parts":1,"contents":1,"entries":2,"extents":1,"gone":1,"forgets":0,"removed":1,"generations":2}}` + "\n"
+)
+
+// checkpointLines are the lines of checkpointBody.
+func checkpointLines() []Line {
+	at := func(day, ns int) time.Time { return time.Date(2026, 11, day, 3, 0, 0, ns, time.UTC) }
+	dir := Attr{Type: TypeDir, Mode: 0o755, Size: 60, Mtime: Timespec{1, 2}, Ctime: Timespec{3, 4}, Inode: 5, Nlink: 2}
+	file := dir
+	file.Type, file.Mode, file.Size, file.Inode = TypeFile, 0o644, 77, 6
+	return []Line{
+		{Part: &Part{Name: Digest{1}, Stored: 1000, Raw: 5000, TailStored: 100, Tail: Digest{2}}},
+		{Content: &Placement{Part: Digest{1}, Content: Content{Hash{3}, 512, 77}, Record: 4}},
+		{Removed: &Digest{9}},
+		{Given: &Given{Directories: 3, Inodes: 8}},
+		{Generation: &Header{Kind: KindGeneration, Number: 5, Time: at(21, 5e8), Source: "web1", Name: "2026-11-21T03-00-00Z"}},
+		{Entry: &Entry{Path: ".", Attr: dir, Number: 256, Directory: 1}},
+		{Entry: &Entry{Path: "a", Attr: file, Data: []Extent{{0, 77, Hash{3}}}, Group: "1:6", Number: 258}},
+		{Generation: &Header{Kind: KindGeneration, Number: 7, Time: at(22, 0), Source: "web1", Name: "2026-11-22T03-00-00Z", Base: 5}},
+		{Gone: "a"},
+	}
+}
+
+// TestCheckpointRecord writes a checkpoint and compares it with what was written by
+// hand, and reads both.
+func TestCheckpointRecord(t *testing.T) {
+	r := newTestRepository(t)
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	for _, l := range checkpointLines() {
+		if err := draft.Add(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := Header{Kind: KindCheckpoint, Number: 9, Time: time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC), Program: "x"}
+	early, err := draft.Read(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = early.Next()
+	}
+	early.Close()
+	size, sizeErr := draft.Stored(h)
+	digest, stored, err := draft.Commit(h)
+	if err != nil || sizeErr != nil || stored != size {
+		t.Fatalf("%v, %v: %d bytes stored, %d foretold", err, sizeErr, stored, size)
+	}
+	if before, err := early.Digest(); err != nil || before != digest {
+		t.Errorf("read before the commit: %v, %v, want %v", before, err, digest)
+	}
+	object, err := r.Store().Open(RecordStoreName(9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer object.Close()
+	decoder, err := zstd.NewReader(io.NewSectionReader(object, 0, object.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer decoder.Close()
+	text, err := io.ReadAll(decoder)
+	if want := checkpointHeader + checkpointBody + checkpointEnd; err != nil || string(text) != want {
+		t.Errorf("%v: it says\n%swant\n%s", err, text, want)
+	}
+	gotHeader, got, _ := readRecord(t, r, 9)
+	if gotHeader != h || !reflect.DeepEqual(got, checkpointLines()) {
+		t.Errorf("read: %+v\n%+v\nwant\n%+v", gotHeader, got, checkpointLines())
+	}
+	if n := r.Checkpoint([]uint64{3, 9, 12}); n != 9 {
+		t.Errorf("the newest checkpoint is %d, want 9", n)
+	}
+	if n := r.Checkpoint([]uint64{3}); n != 0 {
+		t.Errorf("record 3, which is not there, is a checkpoint: %d", n)
+	}
+	if _, _, err := draft.Commit(Header{Kind: KindCompaction, Number: 10, Time: h.Time}); err == nil {
+		t.Error("generations were stated by a compaction")
+	}
+}
+
+// TestHostileCheckpoints changes a checkpoint in ways that no writer does.
+func TestHostileCheckpoints(t *testing.T) {
+	good := strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1) + checkpointBody + checkpointEnd
+	if err := read(compressed(t, good)); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string][2]string{
+		"a content without a record":  {`,"record":4`, ``},
+		"record 0":                    {`"record":4`, `"record":0`},
+		"an entry without a number":   {`,"number":258`, ``},
+		"a directory without number":  {`,"directory":1`, ``},
+		"a file with a directory":     {`"number":258`, `"number":258,"directory":2`},
+		"a huge number":               {`"number":258`, `"number":9223372036854775807`},
+		"it forgets":                  {`{"gone":"a"}`, `{"forget":5}`},
+		"no inodes given":             {`,"inodes":8`, ``},
+		"a generation without a name": {`"name":"2026-11-21T03-00-00Z",`, ``},
+		"a bad name":                  {`"name":"2026-11-21T03-00-00Z"`, `"name":"latest"`},
+		"a bad source":                {`"source":"web1"`, `"source":"../x"`},
+		"a base in the future":        {`"base":5`, `"base":7`},
+		"generation 0":                {`"generation":5`, `"generation":0`},
+		"a bad time":                  {`"2026-11-21T03:00:00.5Z"`, `"yesterday"`},
+		"a generation too few":        {`,"generations":2`, `,"generations":1`},
+		"none counted":                {`,"generations":2`, ``},
+		"in a compaction":             {`"checkpoint"`, `"compaction"`},
+		"in a forget":                 {`"checkpoint"`, `"forget"`},
+	} {
+		text := strings.Replace(good, c[0], c[1], 1)
+		if text == good {
+			t.Fatalf("%s: %q is not in it", name, c[0])
+		}
+		if err := read(compressed(t, text)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for _, line := range []string{`{"directories":3,"inodes":8}`, `{"generation":1,"time":"2026-11-21T03:00:00Z","source":"","name":"2026-11-21T03-00-00Z","base":0}`} {
+		if err := read(compressed(t, goodHeader+line+"\n"+goodEntry+goodEnd)); err == nil {
+			t.Errorf("%s in a generation: no error", line)
+		}
+	}
+	if err := read(compressed(t, goodHeader+strings.Replace(goodEntry, `"nlink":1`, `"nlink":1,"number":256`, 1)+goodEnd)); err == nil {
+		t.Error("a number in a generation: no error")
+	}
+}
+
 // TestTruncatedRecord: a record that lacks any number of bytes is not taken for whole.
 func TestTruncatedRecord(t *testing.T) {
 	whole := compressed(t, goodHeader+goodEntry+goodEnd)
@@ -421,9 +558,11 @@ func TestTruncatedRecord(t *testing.T) {
 
 func FuzzRecord(f *testing.F) {
 	f.Add(goodHeader + goodEntry + goodEnd)
+	f.Add(strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1) + checkpointBody + checkpointEnd)
 	f.Add(goodHeader + `{"gone64":"YS//"}` + "\n" + `{"forget":7}` + "\n" + `{"more":[[1,2,"00"]]}` + "\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		_ = read(compressed(t, text)) // an error or not, but no panic
+		_ = read(compressed(t, strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1)+text))
 		r, err := newRecordReader(1, compressed(t, goodHeader+text))
 		if err != nil {
 			return
@@ -447,7 +586,7 @@ func FuzzRecord(f *testing.F) {
 // FuzzLine: whatever is taken for a line is JSON, and says the same to
 // encoding/json.
 func FuzzLine(f *testing.F) {
-	for line := range strings.Lines(goodEntry + goodEnd + `{"gone":"a\u00e4\n"}` + "\n" + ` { "forget" : 7 } ` + "\n" +
+	for line := range strings.Lines(goodEntry + goodEnd + checkpointBody + checkpointEnd + `{"gone":"a\u00e4\n"}` + "\n" + ` { "forget" : 7 } ` + "\n" +
 		`{"path64":"/w==","xattrs":[{"name":"user.a","value64":"AA=="}],"data":[[0,1,"00"]],"inode":18446744073709551615}` + "\n") {
 		f.Add([]byte(line))
 	}
@@ -462,6 +601,9 @@ func FuzzLine(f *testing.F) {
 			Inode  uint64
 			Gone   string
 			Forget uint64
+			Record uint64
+			Number uint64
+			Base   uint64
 			Mtime  []int64
 		}
 		if err := json.Unmarshal(text, &oracle); err != nil {
@@ -469,7 +611,7 @@ func FuzzLine(f *testing.F) {
 		}
 		e := j.entry
 		if !bytes.Contains(text, []byte("64\"")) && (e.Path != oracle.Path || j.gone != oracle.Gone) ||
-			e.Attr.Size != oracle.Size || e.Attr.Inode != oracle.Inode || j.forget != oracle.Forget ||
+			j.record != oracle.Record || e.Number != oracle.Number || j.header.Base != oracle.Base || e.Attr.Size != oracle.Size || e.Attr.Inode != oracle.Inode || j.forget != oracle.Forget ||
 			j.seen&fieldMtime != 0 && (e.Attr.Mtime.Sec != oracle.Mtime[0] || int64(e.Attr.Mtime.Nsec) != oracle.Mtime[1]) {
 			t.Errorf("%q is read as %+v, want %+v", text, j, oracle)
 		}

@@ -196,4 +196,9 @@ type Entry struct {
 	Data    []Extent // of a file; ordered by offset, not overlapping
 	Group   string   // hard-link group: equal in all links of one inode; "" where Nlink is 1
 	Changed bool     // the file changed while it was read: the data is one that was read, not one that ever was
+
+	// In a checkpoint, else 0: what the index calls it.
+
+	Number    uint64 // of the inode
+	Directory uint64 // of a directory
 }

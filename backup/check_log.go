@@ -18,6 +18,7 @@ import (
 // logFacts is what a check keeps of the log.
 type logFacts struct {
 	last      uint64
+	whole     bool                            // nothing is missing or damaged so far
 	digest    archive.Digest                  // of record last; zeros where it is not known
 	headers   []archive.Header                // of the generations whose header could be read, by number
 	forgotten map[uint64]bool                 // numbers of generations
@@ -44,12 +45,13 @@ type recordFacts struct {
 	forgets map[uint64]struct{}
 	parts   map[archive.Digest]archive.Part
 	removed map[archive.Digest]struct{}
-	err     error // what is wrong with the record
+	stated  []archive.Header // generations of a checkpoint
+	err     error            // what is wrong with the record
 }
 
-// checkLog reads the whole log, each record once.
+// checkLog reads the whole log from the newest checkpoint on, each record once.
 func (c *checking) checkLog() error {
-	last, err := c.repo.Last()
+	records, err := c.repo.Records()
 	if err != nil {
 		return err
 	}
@@ -61,10 +63,46 @@ func (c *checking) checkLog() error {
 		stored += object.Stored
 	}
 	c.options.Progress.start("log", stored)
-	c.log = logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}}
-	err = c.readLog(1, last)
-	c.result.Records = c.log.last
+	c.log = logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}, whole: true}
+	if len(records) == 0 {
+		return nil
+	}
+	first, err := c.takeFirst(records)
+	if err != nil {
+		return err
+	}
+	err = c.readLog(first+1, records[len(records)-1])
+	c.result.Records = c.log.last - first + 1
 	return err
+}
+
+// takeFirst reads the record that the log begins with, and returns its number: that
+// of the newest checkpoint that is whole, or of the first record. What is before a
+// checkpoint is about to be deleted.
+func (c *checking) takeFirst(records []uint64) (uint64, error) {
+	damaged := uint64(0)
+	for before := records; ; {
+		number := c.repo.Checkpoint(before)
+		if number == 0 {
+			break
+		}
+		end, _ := slices.BinarySearch(before, number)
+		if f := c.readRecord(number); f.err == nil {
+			if end > 0 {
+				c.notef("%d log records before the checkpoint %d are not needed any more: the next run deletes them", end, number)
+			}
+			return number, c.takeRecord(&f)
+		}
+		before, damaged = before[:end], number
+	}
+	first := records[0]
+	if first > 1 && first != damaged {
+		c.result.DamagedRecords++
+		c.log.whole = false
+		c.damagef("log records 1 to %d are missing, and no checkpoint that can be read stands for them", first-1)
+	}
+	f := c.readRecord(first)
+	return first, c.takeRecord(&f)
 }
 
 // readLog reads the records from first to last, several at a time, and takes
@@ -133,6 +171,8 @@ func (c *checking) readLines(f *recordFacts) error {
 			f.forgets[line.Forget] = struct{}{}
 		case line.Removed != nil:
 			f.removed[*line.Removed] = struct{}{}
+		case line.Generation != nil:
+			f.stated = append(f.stated, *line.Generation)
 		}
 	}
 }
@@ -140,8 +180,11 @@ func (c *checking) readLines(f *recordFacts) error {
 // takeRecord checks that a record follows the one before, and adds what it says.
 // The error is one of permission: nothing can be said about the record.
 func (c *checking) takeRecord(f *recordFacts) error {
-	follows := c.log.digest
+	follows, began := c.log.digest, c.log.last > 0
 	c.log.last, c.log.digest = f.number, f.digest
+	if f.header.Kind == archive.KindCheckpoint && f.err == nil {
+		c.takeCheckpoint(f, began)
+	}
 	if f.header.Kind == archive.KindGeneration {
 		c.log.headers = append(c.log.headers, f.header)
 	}
@@ -158,17 +201,41 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	case errors.Is(f.err, fs.ErrNotExist):
 		return c.missing(f.number)
 	case f.err != nil:
+		c.log.whole = false
 		c.result.DamagedRecords++
 		c.damagef("%v", f.err)
 	case known && f.header.Previous != follows:
+		c.log.whole = false
 		c.result.DamagedRecords++
 		c.damagef("log record %d follows a record %s, but record %d is %s: one of the two was replaced", f.number, f.header.Previous, f.number-1, follows)
 	}
 	return nil
 }
 
+// takeCheckpoint takes what a checkpoint says for what is known of the log. What was
+// read before, if anything, must be the same.
+func (c *checking) takeCheckpoint(f *recordFacts, began bool) {
+	before := c.log
+	c.log.headers, c.log.forgotten, c.log.parts = f.stated, map[uint64]bool{}, f.parts
+	if began && before.whole && (!slices.Equal(before.kept(), c.log.kept()) || !maps.Equal(before.parts, c.log.parts)) {
+		c.result.DamagedRecords++
+		c.damagef("log record %d, a checkpoint, does not say what the records before it say", f.number)
+	}
+}
+
+// needlessNow reports whether a record is missing because a checkpoint was made, and
+// the records before it deleted, since the log was listed.
+func (c *checking) needlessNow(number uint64) (bool, error) {
+	records, err := c.repo.Records()
+	return err == nil && c.repo.Checkpoint(records) > number, err
+}
+
 // missing reports that a record is missing, and those behind it up to the next that is there.
 func (c *checking) missing(number uint64) error {
+	c.log.whole = false
+	if needless, err := c.needlessNow(number); err != nil || needless {
+		return err
+	}
 	next, err := c.repo.NextRecord(number)
 	if err != nil {
 		return err

@@ -53,6 +53,7 @@ type CompactSummary struct {
 	VerbatimBytes int64   `json:"verbatim_bytes"`   // of frames that were copied as they are
 	DeadAfter     int64   `json:"dead_bytes_after"` // that stay
 	LogBytes      int64   `json:"log_bytes"`        // of new log records
+	Checkpoint    uint64  `json:"checkpoint"`       // the record that makes those before it needless; 0: none was made
 	Damaged       int     `json:"damaged_parts"`    // that stay because they are damaged, each reported
 	Limited       bool    `json:"limited"`          // a limit ended the run early
 	Seconds       float64 `json:"seconds"`
@@ -126,7 +127,10 @@ func (c *compaction) run() error {
 	lock.Release()
 	var err error
 	c.summary.Swept, err = sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
-	return err
+	if err != nil || c.summary.Limited || c.options.hooks.whole {
+		return err
+	}
+	return c.shorten()
 }
 
 // dryRun puts what would be done into the summary.

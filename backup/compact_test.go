@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -104,4 +105,42 @@ func TestCompactLimits(t *testing.T) {
 		t.Errorf("without: %+v", s)
 	}
 	wantContents(t, r, 3, map[string]string{"a": string(randomBytes(4, 30000)), "b": string(randomBytes(2, 30000))})
+}
+
+// TestCheckpointWhenHalfIsUseless: the log is made shorter when half of it is about
+// what was forgotten, not before, and not again.
+func TestCheckpointWhenHalfIsUseless(t *testing.T) {
+	t.Parallel()
+	s := scenario{dir: filepath.Join(t.TempDir(), "repo"), source: t.TempDir()}
+	repo, err := archive.Init(s.dir, archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	for g := range 6 {
+		for i := range 60 {
+			write(t, filepath.Join(s.source, fmt.Sprint(i)), randomBytes(uint64(100*g+i), 300))
+		}
+		create(t, repo, optionsFor(s.source))
+	}
+	for _, c := range []struct {
+		forget []string
+		want   uint64 // the checkpoint; each forget and what it makes useless takes a record, too
+	}{{nil, 0}, {[]string{"2"}, 0}, {[]string{"1", "3", "4", "5"}, 11}, {nil, 0}} {
+		if c.forget != nil {
+			if _, err := Forget(context.Background(), repo, ForgetOptions{Names: c.forget, Program: "test"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := Compact(context.Background(), repo, CompactOptions{MaxDead: 0.1, Program: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Checkpoint != c.want {
+			t.Errorf("forgotten %v: checkpoint %d, want %d", c.forget, got.Checkpoint, c.want)
+		}
+	}
+	if records, err := repo.Records(); err != nil || len(records) != 1 {
+		t.Errorf("records %v, %v", records, err)
+	}
 }

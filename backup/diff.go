@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"maps"
 	"slices"
@@ -214,6 +215,9 @@ func touchedBetween(ctx context.Context, repo *archive.Repository, older, newer 
 // base of the record.
 func (t *touched) read(repo *archive.Repository, number uint64) (base uint64, err error) {
 	record, err := repo.OpenRecord(number)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // a checkpoint says what it said, but not in which record
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -63,6 +63,13 @@ func Forget(ctx context.Context, repo *archive.Repository, o ForgetOptions) (For
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
+	if !o.DryRun {
+		lock, err := repo.LockParts() // so that the number of its record is not one that a checkpoint makes needless
+		if err != nil {
+			return Forgotten{}, err
+		}
+		defer lock.Release()
+	}
 	f := &forgetting{ctx: ctx, repo: repo, options: o}
 	for {
 		result, err := f.try()

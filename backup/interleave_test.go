@@ -30,6 +30,7 @@ type command struct {
 	name   string
 	points []string // where it lets others go on
 	run    func(r *archive.Repository, h hooks) error
+	reads  bool // it takes no lock
 }
 
 // task is a command that runs, and waits at a point or has ended.
@@ -98,9 +99,11 @@ func (t *task) step(alive bool) {
 // runnable returns the tasks that can make a step. Nobody can begin while files
 // are deleted: the kernel makes them wait for the lock.
 func runnable(tasks []*task) (list []int) {
-	deleting := slices.ContainsFunc(tasks, func(t *task) bool { return !t.ended && t.point == "before unlink" })
+	deleting := slices.ContainsFunc(tasks, func(t *task) bool {
+		return !t.ended && (t.point == "before unlink" || t.point == "before record unlink")
+	})
 	for i, t := range tasks {
-		if !t.ended && (t.point != "" || !deleting || t.name == "forget") {
+		if !t.ended && (t.point != "" || !deleting || t.reads) {
 			list = append(list, i)
 		}
 	}
@@ -213,6 +216,7 @@ type scenario struct {
 	source   string
 	commands []command
 	files    map[string]map[string]string // by the generation's name; "" of every other one
+	dropped  string                       // a generation that must not be there any more; "": none
 }
 
 // explore runs the commands in every order and returns the number of orders and
@@ -283,6 +287,9 @@ func (s scenario) verify(dir string) (errs []error) {
 		return []error{errors.New("no generation is left")}
 	}
 	for _, g := range gens {
+		if g.Name == s.dropped {
+			errs = append(errs, fmt.Errorf("generation %d was dropped, and is there", g.Number))
+		}
 		want, ok := s.files[g.Name]
 		if !ok {
 			want = s.files[""]
@@ -361,9 +368,28 @@ func createStep(source string, points ...string) command {
 }
 
 func compactStep(points ...string) command {
+	c := checkpointStep(points...)
+	run := c.run
+	c.run = func(r *archive.Repository, h hooks) error {
+		h.whole = true
+		return run(r, h)
+	}
+	return c
+}
+
+// checkpointStep is a compaction that makes a checkpoint.
+func checkpointStep(points ...string) command {
 	return command{name: "compact", points: points, run: func(r *archive.Repository, h hooks) error {
 		_, err := Compact(context.Background(), r, CompactOptions{Program: "test", hooks: h})
 		return err
+	}}
+}
+
+func checkStep() command {
+	return command{name: "check", reads: true, run: func(r *archive.Repository, _ hooks) error {
+		var damages []error
+		_, err := Check(context.Background(), r, CheckOptions{Damage: func(text string) { damages = append(damages, errors.New(text)) }})
+		return errors.Join(append(damages, err)...)
 	}}
 }
 
@@ -529,5 +555,85 @@ func TestKilled(t *testing.T) {
 				wantSound(t, s, kill{victim, point})
 			})
 		}
+	}
+}
+
+// logPoints are those of a compaction at which it makes a difference for the log what
+// others do.
+var logPoints = []string{"before checkpoint", "checkpoint committed", "before log sweep", "before record unlink"}
+
+// TestCreateBesideCheckpoint: a run begins before a checkpoint, or while its records
+// are there beside it, and commits behind it.
+func TestCreateBesideCheckpoint(t *testing.T) {
+	t.Parallel()
+	s := revived(t, "dropped")
+	s.commands = []command{createStep(s.source, "index opened", "before commit", "before sweep"), checkpointStep(logPoints...)}
+	wantSound(t, s, kill{})
+}
+
+// fourth returns the scenario past with a fourth generation, number 5, and the third
+// one about to be dropped.
+func fourth(t *testing.T) scenario {
+	t.Helper()
+	s := past(t)
+	s.dropped = slices.Collect(maps.Keys(s.files))[0]
+	repo, err := archive.Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	s.write(t, "new")
+	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
+	create(t, repo, optionsFor(s.source))
+	return s
+}
+
+// TestForgetBesideCheckpoint: a forget that looked at the log before a checkpoint does
+// not take the number of a record that is deleted; a mutant without the lock does.
+func TestForgetBesideCheckpoint(t *testing.T) {
+	t.Parallel()
+	for name, mutant := range map[string]hooks{"": {}, "deleted without the lock": {unlocked: true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := fourth(t)
+			s.commands = []command{forgetStep(s.dropped, "index opened", "before commit"), checkpointStep("before checkpoint", "before log sweep")}
+			orders, failures := s.explore(t, mutant, kill{})
+			if (len(failures) > 0) != mutant.unlocked {
+				t.Errorf("%d orders: %v", orders, failures)
+			}
+			t.Logf("%d orders, %d failures", orders, len(failures))
+		})
+	}
+}
+
+// TestCheckBesideCheckpoint: whoever only reads finds a log that is whole, at any
+// point of the deletion of records.
+func TestCheckBesideCheckpoint(t *testing.T) {
+	t.Parallel()
+	s := past(t)
+	s.commands = []command{checkStep(), checkpointStep(logPoints...)}
+	if orders := wantSound(t, s, kill{}); orders < 8 {
+		t.Errorf("only %d orders", orders)
+	}
+}
+
+func TestTwoCheckpoints(t *testing.T) {
+	t.Parallel()
+	s := past(t)
+	s.commands = []command{checkpointStep("before checkpoint", "checkpoint committed", "before log sweep"), checkpointStep("before checkpoint", "before log sweep")}
+	wantSound(t, s, kill{})
+}
+
+// TestKilledAtCheckpoint: a compaction dies at each point of its checkpoint, beside a
+// run. The next run and the next compaction end well.
+func TestKilledAtCheckpoint(t *testing.T) {
+	t.Parallel()
+	for _, point := range logPoints {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			s := revived(t, "dropped")
+			s.commands = []command{createStep(s.source, "before commit"), checkpointStep(logPoints...)}
+			wantSound(t, s, kill{1, point})
+		})
 	}
 }

@@ -3,10 +3,12 @@ package backup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/backupfs/backupfs/archive"
@@ -17,11 +19,13 @@ import (
 type Swept struct {
 	Parts       int   `json:"deleted_parts"`
 	StoredBytes int64 `json:"deleted_bytes"`
-	LaterParts  int   `json:"later_parts"` // that are deleted once the run under way has ended
+	Records     int   `json:"deleted_records"` // log records that a checkpoint made needless
+	LaterParts  int   `json:"later_parts"`     // that are deleted once the run under way has ended
 	LaterBytes  int64 `json:"later_bytes"`
 }
 
-// sweeper deletes the files of parts that the log removed and did not name again.
+// sweeper deletes the files of parts that the log removed and did not name again,
+// and the log records before the newest checkpoint.
 type sweeper struct {
 	repo  *archive.Repository
 	note  func(format string, a ...any)
@@ -30,11 +34,13 @@ type sweeper struct {
 }
 
 // sweepAfter deletes what it can, if the index db, which the caller closes, knows
-// of a removal since the last time. The caller must not hold the lock of the parts.
+// of a removal or a checkpoint since the last time. The caller must not hold the
+// lock of the parts.
 func sweepAfter(repo *archive.Repository, db *index.DB, note func(string, ...any), h hooks) (Swept, error) {
 	s := &sweeper{repo: repo, note: note, hooks: h}
-	if db.LastRemoval() == s.done() {
-		return s.swept, nil
+	needless, err := s.needless(db)
+	if err != nil || db.LastRemoval() == s.done() && len(needless) == 0 {
+		return s.swept, err
 	}
 	lock, err := repo.LockToDelete()
 	switch {
@@ -43,7 +49,7 @@ func sweepAfter(repo *archive.Repository, db *index.DB, note func(string, ...any
 	case !errors.Is(err, archive.ErrLocked):
 		return s.swept, err
 	case !h.unlocked:
-		return s.swept, s.each(db, func(_ string, stored int64) error {
+		return s.swept, s.each(db, func(_ archive.Digest, stored int64) error {
 			s.swept.LaterParts++
 			s.swept.LaterBytes += stored
 			return nil
@@ -64,8 +70,9 @@ func (s *sweeper) delete() error {
 		return err
 	}
 	removed := map[string]string{} // a name from each directory
-	err = s.each(db, func(name string, stored int64) error {
+	err = s.each(db, func(part archive.Digest, stored int64) error {
 		s.hooks.reach("before unlink")
+		name := archive.PartStoreName(part)
 		if err := s.repo.Store().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -83,14 +90,76 @@ func (s *sweeper) delete() error {
 		}
 	}
 	s.remember(db.LastRemoval())
+	return s.deleteRecords(db)
+}
+
+// needless returns the numbers of the records that are there although a checkpoint
+// says all that they say.
+func (s *sweeper) needless(db *index.DB) ([]uint64, error) {
+	records, err := s.repo.Records()
+	end, _ := slices.BinarySearch(records, db.Begins())
+	return records[:end], err
+}
+
+// deleteRecords deletes what the newest checkpoint made needless, oldest first. Nobody
+// can make a record of such a number again: every writer holds the lock of the parts
+// from before it looks at the log. The checkpoint must be whole and on stable storage:
+// nothing else says then which generations there are.
+func (s *sweeper) deleteRecords(db *index.DB) error {
+	needless, err := s.needless(db)
+	if err != nil || len(needless) == 0 {
+		return err
+	}
+	if err := s.readCheckpoint(db); err != nil {
+		return fmt.Errorf("no log record was deleted: %w", err)
+	}
+	if err := s.repo.SettleRecord(db.Begins()); err != nil {
+		return err
+	}
+	for _, number := range needless {
+		s.hooks.reach("before record unlink")
+		if err := s.repo.RemoveRecord(number); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("delete log records: %w", err)
+		}
+		s.swept.Records++
+	}
 	return nil
 }
 
+// readCheckpoint reads the checkpoint that the index was derived from to its end, and
+// makes sure that it is still the one that the record behind it, or the index, follows.
+func (s *sweeper) readCheckpoint(db *index.DB) error {
+	number, want := db.Begins(), db.RecordDigest()
+	if number < db.Number() {
+		next, err := s.repo.OpenRecord(number + 1)
+		if err != nil {
+			return err
+		}
+		want = next.Header().Previous
+		_ = next.Close() // of what was only read
+	}
+	record, err := s.repo.OpenRecord(number)
+	if err != nil {
+		return err
+	}
+	defer record.Close()
+	for err == nil {
+		_, err = record.Next()
+	}
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	digest, err := record.Digest()
+	if err == nil && (digest != want || record.Header().Kind != archive.KindCheckpoint) {
+		err = fmt.Errorf("log record %d is not the checkpoint that the index was derived from", number)
+	}
+	return err
+}
+
 // each calls use with every file of a removed part that is still there.
-func (s *sweeper) each(db *index.DB, use func(name string, stored int64) error) error {
+func (s *sweeper) each(db *index.DB, use func(part archive.Digest, stored int64) error) error {
 	return db.Removals(func(part archive.Digest) error {
-		name := archive.PartStoreName(part)
-		object, err := s.repo.Store().Open(name)
+		object, err := s.repo.Store().Open(archive.PartStoreName(part))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -99,7 +168,7 @@ func (s *sweeper) each(db *index.DB, use func(name string, stored int64) error) 
 		}
 		stored := object.Size()
 		object.Close()
-		return use(name, stored)
+		return use(part, stored)
 	})
 }
 

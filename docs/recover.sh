@@ -19,14 +19,32 @@ trap 'exit 130' INT TERM
 
 record() { zstd -dcq -- "$repo/log/$(printf %012d "$1").jsonl.zst"; }
 
-# 1. The chain: a record holds what changed against the record "base".
-chain='' n=$last
-while [ "$n" -gt 0 ]; do
+# 1. The chain: a generation holds what changed against the generation "base". Those
+# before the newest checkpoint are in it, each behind a line of its own.
+checkpoint=0
+for file in "$repo"/log/*.jsonl.zst; do
+	zstd -dcq -- "$file" >"$work/record"
+	head -n 1 -- "$work/record" >"$work/header"
+	[ "$(jq -r .kind "$work/header")" != checkpoint ] || checkpoint=$(jq -r .number "$work/header")
+done
+: >"$work/checkpoint" >"$work/bases"
+if [ "$checkpoint" -gt 0 ]; then
+	record "$checkpoint" >"$work/checkpoint"
+	jq -c 'select(.generation)' "$work/checkpoint" >"$work/bases"
+fi
+chain='' stated='' n=$last
+while [ "$n" -gt "$checkpoint" ]; do
 	record "$n" >"$work/record"
 	head -n 1 -- "$work/record" >"$work/header"
 	[ "$(jq -r .kind "$work/header")" = generation ] || { echo "record $n is not a generation" >&2; exit 1; }
 	chain="$n $chain"
 	n=$(jq -r .base "$work/header")
+done
+while [ "$n" -gt 0 ]; do
+	base=$(jq --argjson n "$n" 'select(.generation == $n).base' "$work/bases")
+	[ -n "$base" ] || { echo "there is no generation $n: forgotten, or never made" >&2; exit 1; }
+	stated="$n${stated:+,$stated}"
+	n=$base
 done
 
 # 2. Where each content lies: hash, part, offset. The last word in the whole log
@@ -72,9 +90,11 @@ foreach inputs as $l ({n: 0};
     else empty end
   | map(tostring) | join("\t"))
 JQ
-for n in $chain; do
-	record "$n"
-done | jq -nr -f "$work/lines.jq" | while IFS=$tab read -r kind rest; do
+{
+	jq -c --argjson stated "[$stated]" 'foreach (., inputs) as $l (0; if $l.generation then $l.generation else . end;
+		if IN($stated[]) then $l else empty end)' "$work/checkpoint"
+	for n in $chain; do record "$n"; done
+} | jq -nr -f "$work/lines.jq" | while IFS=$tab read -r kind rest; do
 	case $kind in
 	entry) printf '%s\n' "$rest" >&3 ;;
 	extent) printf '%s\n' "$rest" >&4 ;;

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -95,19 +96,45 @@ func (m *Mount) refresh() bool {
 	return true
 }
 
-// openNewer opens a newer snapshot, nil where the log has no new record.
+// openNewer opens a newer snapshot, nil where the log has no new record, or only a
+// checkpoint, which changes nothing: its index, which has to be made from the ground,
+// is left to whoever made it.
 func (m *Mount) openNewer() (*snapshot, error) {
-	record, err := m.repository.OpenRecord(m.refreshes.number + 1)
+	kind, err := m.kindOf(m.refreshes.number + 1)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return m.openBehind()
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := record.Close(); err != nil {
+	if kind == archive.KindCheckpoint && !index.Published(m.repository, m.refreshes.number+1) {
+		if _, err := m.kindOf(m.refreshes.number + 2); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+	}
+	return m.openSnapshot(false)
+}
+
+// openBehind is openNewer where the next record is not there. The records may be gone
+// up to a checkpoint, the one of the snapshot that is shown with them.
+func (m *Mount) openBehind() (*snapshot, error) {
+	if _, err := m.kindOf(m.refreshes.number); !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	last, err := m.repository.Last()
+	if err != nil || last <= m.refreshes.number {
 		return nil, err
 	}
 	return m.openSnapshot(false)
+}
+
+// kindOf returns the kind of a log record.
+func (m *Mount) kindOf(number uint64) (archive.Kind, error) {
+	record, err := m.repository.OpenRecord(number)
+	if err != nil {
+		return "", err
+	}
+	return record.Header().Kind, record.Close()
 }
 
 func (m *Mount) failRefresh(err error) {

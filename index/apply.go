@@ -32,13 +32,17 @@ type applier struct {
 	meta   meta
 	tree   tree
 
-	begun  bool              // an entry, a gone or a removed line was seen
+	begun  bool              // something was seen that parts and contents come before
+	moved  bool              // an entry or a gone line was seen in the generation
 	path   string            // of the last one, "" for the root
+	gone   bool              // it was a gone line
 	open   []frame           // directories from the root to the one of the last line
 	recent map[uint64]uint32 // first 8 bytes of a content's hash → its length
 	part   archive.Part      // the last one that a line named, and
 	number uint64            // its number
 	alive  map[uint64]bool   // part numbers that were looked up, and whether the part is there
+
+	checkpoint *checkpoint // what only a checkpoint needs; else nil
 
 	key, value []byte // scratch
 }
@@ -60,10 +64,14 @@ func (b *builder) apply(r record) error {
 	if err := b.follows(h); err != nil {
 		return fmt.Errorf("log record %d: %w", h.Number, err)
 	}
+	before := b.number
 	b.number = h.Number
 	a := &applier{b: b, header: h, meta: b.meta, recent: map[uint64]uint32{}, alive: map[uint64]bool{}}
+	if h.Kind == archive.KindCheckpoint {
+		a.checkpoint = newCheckpoint(h)
+	}
 	if err := a.run(r); err != nil {
-		b.number--
+		b.number = before
 		if errors.As(err, new(readError)) { // it names the record and the line
 			return err
 		}
@@ -74,6 +82,12 @@ func (b *builder) apply(r record) error {
 }
 
 func (b *builder) follows(h archive.Header) error {
+	if h.Kind == archive.KindCheckpoint && b.number == 0 {
+		return nil // whatever was before it
+	}
+	if h.Kind == archive.KindCheckpoint {
+		return errors.New("an index begins with a checkpoint, or does not have it")
+	}
 	if h.Number != b.number+1 {
 		return fmt.Errorf("it does not follow record %d", b.number)
 	}
@@ -94,6 +108,11 @@ func (a *applier) run(r record) error {
 	}
 	if a.header.Kind == archive.KindGeneration {
 		if err := a.finish(); err != nil {
+			return err
+		}
+	}
+	if a.checkpoint != nil {
+		if err := a.finishCheckpoint(); err != nil {
 			return err
 		}
 	}
@@ -238,6 +257,10 @@ func (a *applier) line(l archive.Line) error {
 		return describe(a.forget(l.Forget), "forget %d", l.Forget)
 	case l.Removed != nil:
 		return describe(a.removePart(*l.Removed), "removed %s", *l.Removed)
+	case l.Given != nil:
+		return describe(a.give(*l.Given), "numbers given")
+	case l.Generation != nil:
+		return describe(a.nextGeneration(*l.Generation), "generation %d", l.Generation.Number)
 	}
 	return errors.New("line that says nothing")
 }
@@ -325,19 +348,25 @@ func (a *applier) addContent(c archive.Placement) error {
 		a.recent[binary.BigEndian.Uint64(c.Hash[:])] = uint32(c.RawLen)
 	}
 	a.value = appendPlace(a.value[:0], place{part: a.number, rawOffset: c.RawOffset, rawLen: c.RawLen})
+	if a.checkpoint != nil {
+		return a.putAt(c.Record, appendContentKey(a.key[:0], c.Hash), a.value)
+	}
 	return a.put(appendContentKey(a.key[:0], c.Hash), a.value)
 }
 
 // removePart makes a part no part of the repository any more. What still says
 // that it lies there is gone with it.
 func (a *applier) removePart(name archive.Digest) error {
-	if a.header.Kind != archive.KindCompaction {
+	if a.header.Kind != archive.KindCompaction && a.header.Kind != archive.KindCheckpoint {
 		return fmt.Errorf("in a record that is a %s", a.header.Kind)
 	}
 	a.begun = true
 	known, err := a.findPart(name)
 	if err != nil {
 		return err
+	}
+	if a.checkpoint != nil {
+		return a.rememberRemoved(name, known)
 	}
 	if !known {
 		return errors.New("no record named it, or it was removed already")
@@ -367,6 +396,9 @@ func (a *applier) partThere(number uint64) (bool, error) {
 }
 
 func (a *applier) forget(number uint64) error {
+	if a.checkpoint != nil {
+		return errors.New("in a checkpoint")
+	}
 	key := appendID(a.key[:0], spaceGeneration, number)
 	value, err := a.b.get(key)
 	if errors.Is(err, ErrNotFound) {
@@ -394,10 +426,11 @@ func (a *applier) advance(path string) error {
 	if path == "." {
 		path = ""
 	}
-	if a.begun && comparePaths(a.path, path) >= 0 {
+	order := comparePaths(a.path, path)
+	if again := a.checkpoint != nil && a.gone && order == 0; a.moved && order >= 0 && !again {
 		return fmt.Errorf("out of order: behind %.300q", a.path)
 	}
-	a.begun, a.path = true, path
+	a.begun, a.moved, a.gone, a.path = true, true, false, path
 	return nil
 }
 
@@ -585,6 +618,7 @@ func (a *applier) removePath(path string) error {
 	if old.kind == kindGone {
 		return errors.New("it was not there")
 	}
+	a.gone = true
 	if err := a.drop(old); err != nil {
 		return err
 	}
@@ -679,16 +713,25 @@ func (a *applier) addRoot(e *archive.Entry) error {
 		return fmt.Errorf("the root is a %s", e.Attr.Type)
 	}
 	if len(a.open) == 0 {
-		a.tree.root = a.newDir()
+		var err error
+		if a.tree.root, err = a.newDir(0, e); err != nil {
+			return err
+		}
 		a.open = append(a.open, frame{dir: a.tree.root, fresh: true, loaded: true})
+	} else if err := a.stays(a.tree.root, e); err != nil {
+		return err
 	}
 	return a.fill(e)
 }
 
-func (a *applier) newDir() DirID {
-	a.meta.dirs++
+// newDir gives a directory in another one, 0 for the root, its number.
+func (a *applier) newDir(parent DirID, e *archive.Entry) (DirID, error) {
 	a.tree.dirs++
-	return DirID(a.meta.dirs)
+	if a.checkpoint != nil {
+		return a.givenDir(parent, e)
+	}
+	a.meta.dirs++
+	return DirID(a.meta.dirs), nil
 }
 
 // fill gives the last open directory the attributes of an entry.
@@ -708,13 +751,19 @@ func (a *applier) fill(e *archive.Entry) error {
 // addDir applies the entry of a directory, which keeps its id if it was one.
 func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 	if old.kind == kindDir {
+		if err := a.stays(old.dir, e); err != nil {
+			return err
+		}
 		a.open = append(a.open, frame{path: e.Path, dir: old.dir})
 		return a.fill(e)
 	}
 	if err := a.drop(old); err != nil {
 		return err
 	}
-	dir := a.newDir()
+	dir, err := a.newDir(a.last().dir, e)
+	if err != nil {
+		return err
+	}
 	if err := a.putDirent(name, dirent{kind: kindDir, dir: dir}); err != nil {
 		return err
 	}
@@ -751,7 +800,7 @@ func (a *applier) leafInode(e *archive.Entry) (Ino, error) {
 	}
 	if err == nil {
 		old, err := decodeGroup(value)
-		if err != nil || old.print == print {
+		if err != nil || old.print == print && (a.checkpoint == nil || uint64(old.ino) == e.Number) {
 			return old.ino, err
 		}
 	}
@@ -785,13 +834,14 @@ func fingerprint(e *archive.Entry) (print [16]byte) {
 
 // newInode writes an inode, its extended attributes and its segments.
 func (a *applier) newInode(e *archive.Entry) (Ino, error) {
-	ino := FirstIno + Ino(a.meta.inos)<<1
-	a.meta.inos++
 	if len(e.Xattrs) > 0 {
-		ino |= 1
 		a.meta.hasXattrs = true
 	}
-	i := Inode{Attr: e.Attr, Target: e.Target, Stored: storedBytes(e.Data), Changed: e.Changed}
+	ino, written, err := a.nextIno(e)
+	if err != nil || written {
+		return ino, err
+	}
+	i := Inode{Attr: e.Attr, Target: e.Target, Stored: storedBytes(e.Data), Changed: e.Changed, Group: e.Group}
 	for _, x := range e.Data {
 		if err := a.checkContent(x); err != nil {
 			return 0, err
@@ -808,6 +858,20 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 		return ino, nil
 	}
 	return ino, a.putSegments(ino, e.Data)
+}
+
+// nextIno returns the number of a new inode; written says that a checkpoint named
+// it before.
+func (a *applier) nextIno(e *archive.Entry) (ino Ino, written bool, err error) {
+	if a.checkpoint != nil {
+		return a.givenIno(e)
+	}
+	ino = FirstIno + Ino(a.meta.inos)<<1
+	a.meta.inos++
+	if len(e.Xattrs) > 0 {
+		ino |= 1
+	}
+	return ino, false, nil
 }
 
 // storedBytes returns how many raw bytes of a file are not holes.

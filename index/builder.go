@@ -28,7 +28,9 @@ type builder struct {
 	nextID uint64  // of the next table
 	disk   *tables // the tables
 	memory *skl.Skiplist
-	inodes []byte // inode values in memory, which are put in the order of their keys and not read: key, length, value …
+	inodes []byte // inode values in memory, which are not read: key, length, value …
+	last   int    // where the last one of them begins
+	mixed  bool   // they are not in the order of their keys, as a checkpoint puts them
 	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
 
 	number   uint64   // of the newest record applied
@@ -103,6 +105,8 @@ func (b *builder) put(key, value []byte) error {
 	b.value = sealValue(key, b.number, append(b.value[:0], value...))
 	versioned := b.versionedKey(key, b.number)
 	if key[0] == spaceInode {
+		b.mixed = b.mixed || len(b.inodes) > 0 && bytes.Compare(b.inodes[b.last:][:inodeKey], versioned) > 0
+		b.last = len(b.inodes)
 		b.inodes = append(b.inodes, versioned...)
 		b.inodes = binary.BigEndian.AppendUint32(b.inodes, uint32(len(b.value)))
 		b.inodes = append(b.inodes, b.value...)
@@ -195,11 +199,8 @@ func (b *builder) spill() error {
 	for ; it.Valid() && it.Key()[0] < spaceInode; it.Next() {
 		out.Add(it.Key(), it.Value(), 0)
 	}
-	for rest := b.inodes; len(rest) > 0; {
-		const keySize = idKey + 8
-		end := keySize + 4 + int(binary.BigEndian.Uint32(rest[keySize:]))
-		out.Add(rest[:keySize], y.ValueStruct{Value: rest[keySize+4 : end]}, 0)
-		rest = rest[end:]
+	for _, inode := range b.takeInodes() {
+		out.Add(inode[:inodeKey], y.ValueStruct{Value: inode[inodeKey+4:]}, 0)
 	}
 	for ; it.Valid(); it.Next() {
 		out.Add(it.Key(), it.Value(), 0)
@@ -213,6 +214,24 @@ func (b *builder) spill() error {
 	b.nextID++
 	b.addRun(t)
 	return nil
+}
+
+// inodeKey is the length of an inode's key with its version.
+const inodeKey = idKey + versionSize
+
+// takeInodes returns the inodes in memory, in the order of their keys: of each its
+// key, the length of its value, and that.
+func (b *builder) takeInodes() (list [][]byte) {
+	for rest := b.inodes; len(rest) > 0; {
+		end := inodeKey + 4 + int(binary.BigEndian.Uint32(rest[inodeKey:]))
+		list = append(list, rest[:end])
+		rest = rest[end:]
+	}
+	if b.mixed {
+		slices.SortFunc(list, func(a, b []byte) int { return bytes.Compare(a[:inodeKey], b[:inodeKey]) })
+	}
+	b.mixed = false
+	return list
 }
 
 // finish writes everything to tables and closes the builder. whole says that no

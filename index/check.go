@@ -15,6 +15,10 @@ import (
 // errSchema says that an index is of another version of the program.
 var errSchema = errors.New("another schema")
 
+// errOutdated says that an index is older than the checkpoint that the log begins
+// with.
+var errOutdated = errors.New("the log does not go back so far")
+
 // ErrBeyondLog says that a sealed index was made of more records than the log has:
 // records are missing at its end, or the index is of another repository's log.
 var ErrBeyondLog = errors.New("it goes beyond the log")
@@ -38,7 +42,7 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 	}
 	for _, n := range numbers {
 		_, err := p.verify(n, last)
-		if err == nil || errors.Is(err, errSchema) {
+		if err == nil || errors.Is(err, errSchema) || errors.Is(err, errOutdated) {
 			continue
 		}
 		if _, gone := os.Lstat(p.dir(n)); !errors.Is(gone, fs.ErrNotExist) {

@@ -53,6 +53,10 @@ func (d *DB) Number() uint64 { return d.number }
 // where the log was empty.
 func (d *DB) RecordDigest() archive.Digest { return d.meta.digest }
 
+// Begins returns the number of the checkpoint that the index was derived from: of
+// the records before it nothing is needed any more. It is 0 where there was none.
+func (d *DB) Begins() uint64 { return d.meta.begins }
+
 // Problem returns why the index does not cover the whole log, or is not derived
 // from it as it is now. It is nil unless Options.Partial was set and the log is
 // damaged.

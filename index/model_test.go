@@ -263,23 +263,29 @@ type history struct {
 	places  map[archive.Hash]archive.Placement
 	heads   map[string]uint64
 	gone    map[uint64]bool
+	g       *gardener
 }
 
 // newHistory makes n records, twelve hours apart.
 func newHistory(seed uint64, n int) *history {
-	g := newGardener(seed)
-	h := &history{places: map[archive.Hash]archive.Placement{}, heads: map[string]uint64{}, gone: map[uint64]bool{}}
-	for number := uint64(1); number <= uint64(n); number++ {
-		switch k := g.rnd.IntN(10); {
-		case k == 0 && number > 3:
-			h.forget(g, number)
-		case k == 1 && number > 3:
-			h.compact(g, number)
-		default:
-			h.generation(g, number)
-		}
+	h := &history{places: map[archive.Hash]archive.Placement{}, heads: map[string]uint64{}, gone: map[uint64]bool{}, g: newGardener(seed)}
+	for range n {
+		h.grow()
 	}
 	return h
+}
+
+// grow makes one more record.
+func (h *history) grow() {
+	g, number := h.g, uint64(len(h.headers))+1
+	switch k := g.rnd.IntN(10); {
+	case k == 0 && number > 3:
+		h.forget(g, number)
+	case k == 1 && number > 3:
+		h.compact(g, number)
+	default:
+		h.generation(g, number)
+	}
 }
 
 func (h *history) add(header archive.Header, lines []archive.Line, tree model) {

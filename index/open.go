@@ -120,10 +120,11 @@ type opener struct {
 	bad      map[uint64]bool // sealed indexes that must not be used
 	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
 	verified *verified
-	first    bool   // there is no sealed index yet
-	aside    string // directory of indexes that are about to be removed; "" where there are none
-	rebuild  bool   // use none of them
-	shrink   bool   // merge all runs, and drop what nobody sees
+	records  []uint64 // of the log, ascending
+	first    bool     // there is no sealed index yet
+	aside    string   // directory of indexes that are about to be removed; "" where there are none
+	rebuild  bool     // use none of them
+	shrink   bool     // merge all runs, and drop what nobody sees
 }
 
 // sealed is a sealed index that agrees with its seal.
@@ -138,19 +139,27 @@ func (p *opener) try() (*DB, error) {
 		return nil, err
 	}
 	p.first = len(numbers) == 0
-	last, err := p.r.Last()
+	records, err := p.r.Records()
 	if err != nil {
 		return nil, err
 	}
-	if last == 0 {
+	if len(records) == 0 {
 		return &DB{tables: new(tables)}, nil
 	}
+	last := records[len(records)-1]
 	var base *sealed
 	if !p.rebuild {
 		if base, err = p.newest(numbers, last); err != nil {
 			return nil, err
 		}
 	}
+	if base != nil {
+		behind, _ := slices.BinarySearch(records, base.Record+1)
+		if p.r.Checkpoint(records[behind:]) > 0 {
+			base = nil // numbers of parts and versions are those of the checkpoint from there on
+		}
+	}
+	p.records = records
 	if base != nil && base.Record == last && !p.shrink {
 		return p.openSealed(base.dir, base.Tables, last)
 	}
@@ -175,6 +184,13 @@ func (p *opener) list() ([]uint64, error) {
 	return numbers, nil
 }
 
+// Published reports whether the repository has a sealed index of a record, sound or
+// not.
+func Published(r *archive.Repository, number uint64) bool {
+	_, err := os.Lstat(filepath.Join(r.IndexDir(), dirName(number)))
+	return err == nil
+}
+
 func dirName(number uint64) string { return fmt.Sprintf("%012d", number) }
 
 func (p *opener) dir(number uint64) string { return filepath.Join(p.r.IndexDir(), dirName(number)) }
@@ -191,6 +207,10 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		}
 		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
 			return nil, errAgain
+		}
+		if errors.Is(err, errOutdated) {
+			p.bad[n] = true
+			continue
 		}
 		p.reject(n, err)
 	}
@@ -245,6 +265,7 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 }
 
 // recordDigest returns the digest of a record; the record behind it tells it faster.
+// The error wraps errOutdated where both are gone.
 func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 	if n < last {
 		if next, err := p.r.OpenRecord(n + 1); err == nil {
@@ -252,7 +273,11 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 			return next.Header().Previous, nil
 		}
 	}
-	return p.r.RecordDigest(n)
+	digest, err := p.r.RecordDigest(n)
+	if n < last && errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", errOutdated, err)
+	}
+	return digest, err
 }
 
 // openSealed opens an index that was verified, unless it was exchanged for another
@@ -358,7 +383,7 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 		return nil, nil, err
 	}
 	if base == nil {
-		b, err = newBuilder(p.r.FS(), dir, nil, 0)
+		b, problem, err = p.begin(dir)
 	} else if err = clone(p.r.FS(), base, dir); err == nil {
 		b, err = newBuilder(p.r.FS(), dir, slices.Clone(base.Tables), base.Record)
 		if err == nil && b.meta.digest != base.Digest {
@@ -369,7 +394,13 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	if err != nil {
 		return nil, nil, err
 	}
-	problem = p.catchUp(b, last)
+	if rest := p.catchUp(b, last); problem == nil {
+		problem = rest
+	}
+	if errors.Is(problem, errAgain) {
+		b.close()
+		return nil, nil, problem
+	}
 	if problem != nil && (!p.Partial || unwritable(problem) || b.number == 0 && p.witness == nil) {
 		b.close()
 		return nil, nil, withRemedy(problem)
@@ -433,25 +464,73 @@ func copyFile(fsys disk.FS, from, to string) error {
 	return out.Close()
 }
 
+// begin returns a builder in dir that has the newest checkpoint applied. Where that
+// is damaged, an older one, or the first records, may still be there: problem is
+// then what is wrong with the newest.
+func (p *opener) begin(dir string) (b *builder, problem, err error) {
+	p.Progress.total.Store(int64(p.records[len(p.records)-1]))
+	for before := p.records; ; {
+		number := p.r.Checkpoint(before)
+		if b, err = newBuilder(p.r.FS(), dir, nil, 0); err != nil || number == 0 {
+			return b, problem, err
+		}
+		if err = p.applyRecord(b, number); err == nil {
+			return b, problem, nil
+		}
+		b.close()
+		if unwritable(err) || errors.Is(err, errAgain) {
+			return nil, nil, err
+		}
+		if problem == nil {
+			problem = err
+		}
+		if err := p.emptyDir(dir); err != nil {
+			return nil, nil, err
+		}
+		at, _ := slices.BinarySearch(before, number)
+		before = before[:at]
+	}
+}
+
+// emptyDir removes the tables that were written in vain.
+func (p *opener) emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for i := 0; i < len(entries) && err == nil; i++ {
+		err = p.r.FS().Remove(filepath.Join(dir, entries[i].Name()))
+	}
+	return err
+}
+
 // catchUp applies the log up to the record last.
 func (p *opener) catchUp(b *builder, last uint64) error {
 	p.Progress.total.Store(int64(last))
 	for b.number < last {
 		p.Progress.done.Store(int64(b.number))
-		r, err := p.r.OpenRecord(b.number + 1)
-		if err != nil {
-			return err
-		}
-		err = b.apply(lineCounter{r, &p.Progress.lines})
-		if closeErr := r.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
+		if err := p.applyRecord(b, b.number+1); err != nil {
 			return err
 		}
 	}
 	p.Progress.done.Store(int64(last))
 	return nil
+}
+
+// applyRecord applies a record. The error is errAgain where it was deleted since
+// the log was listed.
+func (p *opener) applyRecord(b *builder, number uint64) error {
+	r, err := p.r.OpenRecord(number)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, listed := slices.BinarySearch(p.records, number); listed {
+			return errAgain
+		}
+	}
+	if err != nil {
+		return err
+	}
+	err = b.apply(lineCounter{r, &p.Progress.lines})
+	if closeErr := r.Close(); err == nil {
+		err = closeErr
+	}
+	return err
 }
 
 // spaceMargin is what an index needs on its disk whatever it is.
@@ -497,7 +576,7 @@ func (p *opener) publish(b *builder) (bool, error) {
 		err = p.rename(b.dir, b.number)
 	}
 	if err == nil {
-		p.setOldAside(b.number)
+		p.setOldAside(b.number, b.meta.begins)
 		err = p.r.FS().SyncDir(p.r.IndexDir())
 	}
 	if unwritable(err) {
@@ -561,10 +640,11 @@ func (p *opener) exchange(dir string, number uint64) error {
 	return nil
 }
 
-// setOldAside sets all indexes aside but the newest two, and those before number that
-// are known to be bad. Whoever has one open goes on reading. It is a courtesy: what
+// setOldAside sets all indexes aside but the newest two, those before number that are
+// known to be bad, and those before the checkpoint that the log begins with, which
+// nobody can go on with. Whoever has one open goes on reading. It is a courtesy: what
 // cannot be moved stays.
-func (p *opener) setOldAside(number uint64) {
+func (p *opener) setOldAside(number, begins uint64) {
 	numbers, err := p.list()
 	if err != nil {
 		p.Log("old indexes stay: %v", err)
@@ -575,7 +655,7 @@ func (p *opener) setOldAside(number uint64) {
 		if !p.bad[n] {
 			kept++
 		}
-		if p.bad[n] && n > number || !p.bad[n] && kept <= 2 {
+		if n >= begins && (p.bad[n] && n > number || !p.bad[n] && kept <= 2) {
 			continue
 		}
 		if err := p.setAside(n); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -54,21 +54,8 @@ func (h *history) commit(t testing.TB, r *archive.Repository, number uint64) {
 		t.Fatal(err)
 	}
 	defer d.Discard()
-	var part archive.PublishedPart
 	for _, l := range lines {
-		switch {
-		case l.Part != nil:
-			part.Part = *l.Part
-		case l.Content != nil:
-			part.Contents = append(part.Contents, l.Content.Content)
-		default:
-			if err := d.Add(l); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if part.Part.Raw > 0 {
-		if err := d.AddPart(part); err != nil {
+		if err := d.Add(l); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -257,8 +244,8 @@ func TestDamage(t *testing.T) {
 		"seal cut":           func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 100) },
 		"seal empty":         func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 0) },
 		"seal missing":       func(t *testing.T, dir string) { check(os.Remove(filepath.Join(dir, sealName))) },
-		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 4`, `"schema": 5`) },
-		"older schema":       func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 4`, `"schema": 3`) },
+		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 5`, `"schema": 6`) },
+		"older schema":       func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 5`, `"schema": 4`) },
 		"another record":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"record": 5`, `"record": 4`) },
 		"another repository": func(t *testing.T, dir string) { rewriteSeal(t, dir, `"repository": "`, `"repository": "f`) },
 		"unknown field":      func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema"`, `"next": 1, "schema"`) },

@@ -70,6 +70,7 @@ type Inode struct {
 	Target  string // of a symlink
 	Stored  int64  // raw bytes that are not holes
 	Changed bool   // the file changed while it was read
+	Group   string // hard-link group, as in the log; "" where there are no other links
 }
 
 // Extent is a range of a file and where it lies.

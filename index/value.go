@@ -260,6 +260,7 @@ func decodeNode(value []byte) (Node, bool, error) {
 const (
 	flagChanged   = 1 << iota // the file changed while it was read
 	flagSegmented             // the extents are in segments
+	flagGrouped               // it is in a hard-link group
 )
 
 // inode is the value of an inode key.
@@ -279,7 +280,13 @@ func appendInode(b []byte, i Inode, data []archive.Extent) []byte {
 	if len(data) > inlineExtents {
 		flags |= flagSegmented
 	}
+	if i.Group != "" {
+		flags |= flagGrouped
+	}
 	b = binary.AppendUvarint(appendString(append(b, flags), i.Target), uint64(i.Stored))
+	if i.Group != "" {
+		b = appendString(b, i.Group)
+	}
 	if len(data) > inlineExtents {
 		return binary.AppendUvarint(b, uint64(data[0].Offset))
 	}
@@ -290,10 +297,15 @@ func appendInode(b []byte, i Inode, data []archive.Extent) []byte {
 func (d *decoder) inodeStart() (i Inode, segmented bool) {
 	i.Attr = d.attr()
 	flags := d.byte()
-	if flags >= flagSegmented<<1 {
+	if flags >= flagGrouped<<1 {
 		d.fail()
 	}
 	i.Changed, i.Target, i.Stored = flags&flagChanged != 0, d.string(), d.size()
+	if flags&flagGrouped != 0 {
+		if i.Group = d.string(); i.Group == "" {
+			d.fail()
+		}
+	}
 	return i, flags&flagSegmented != 0
 }
 
@@ -516,12 +528,13 @@ type meta struct {
 	raw       int64          // bytes of all parts that were not removed
 	stored    int64
 	removal   uint64 // the last record that removed a part
+	begins    uint64 // the checkpoint that the log begins with; 0: it begins with record 1
 	hasXattrs bool   // any inode has extended attributes
 }
 
 func appendMeta(b []byte, m meta) []byte {
 	b = appendTime(append(b, m.digest[:]...), timespec(m.time))
-	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored), m.removal} {
+	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored), m.removal, m.begins} {
 		b = binary.AppendUvarint(b, v)
 	}
 	if m.hasXattrs {
@@ -533,7 +546,7 @@ func appendMeta(b []byte, m meta) []byte {
 func decodeMeta(value []byte) (meta, error) {
 	d := decoder{b: value}
 	m := meta{digest: d.digest(), time: d.time().Time(), dirs: d.uint(), inos: d.uint(), parts: d.uint(),
-		raw: d.size(), stored: d.size(), removal: d.uint()}
+		raw: d.size(), stored: d.size(), removal: d.uint(), begins: d.uint()}
 	switch d.byte() {
 	case 0:
 	case 1:

@@ -44,6 +44,7 @@ type victim struct {
 	dir  string
 	want map[fileAt]string // contents
 	gens int
+	take func(args ...string) // makes a generation
 }
 
 // newVictim makes a repository on a tmpfs, of three generations of a source and
@@ -79,6 +80,7 @@ func newVictim(t *testing.T, files, size int) *victim {
 			return err
 		}))
 	}
+	v.take = take
 	put(1, 1)
 	take()
 	put(2, 4)

@@ -30,6 +30,8 @@ type compacted struct {
 	Verbatim     int64 `json:"verbatim_bytes"`
 	DeadAfter    int64 `json:"dead_bytes_after"`
 	LogBytes     int64 `json:"log_bytes"`
+	Checkpoint   int64 `json:"checkpoint"`
+	Records      int   `json:"deleted_records"`
 	Damaged      int   `json:"damaged_parts"`
 	Limited      bool  `json:"limited"`
 	DeletedParts int   `json:"deleted_parts"`
@@ -269,6 +271,9 @@ func TestCompactSpace(t *testing.T) {
 		r.bytesBelow("log"), fresh.bytesBelow("log"), r.newestIndexBytes(), fresh.newestIndexBytes())
 	if float64(got) > 1.03*float64(want) {
 		t.Errorf("%d bytes of parts, a fresh repository has %d", got, want)
+	}
+	if got, want := r.bytesBelow("."), fresh.bytesBelow("."); float64(got) > 1.03*float64(want) {
+		t.Errorf("%d bytes in all, a fresh repository has %d", got, want)
 	}
 	m := r.mount()
 	wantSameByRsync(t, src, m.at(last.Generation))
@@ -569,11 +574,15 @@ func TestRecoveryAfterCompaction(t *testing.T) {
 		trees, numbers = append(trees, readTree(t, src)), append(numbers, fmt.Sprint(s.Number))
 	}
 	r.forgets(numbers[0], numbers[2])
-	if c := r.compact(0, "--max-dead", "0"); c.Removed == 0 {
+	c := r.compact(0, "--max-dead", "0")
+	if c.Removed == 0 || c.Checkpoint == 0 || c.Records != int(c.Checkpoint)-1 {
 		t.Fatalf("%+v", c)
 	}
+	must(t, os.Rename(filepath.Join(src, "new3-4"), filepath.Join(src, "new3-5"))) // behind the checkpoint
+	numbers = append(numbers, fmt.Sprint(r.all(src).Number))
+	trees = append(trees, readTree(t, src))
 	path := toolsOnly(t)
-	for _, i := range []int{1, 3} {
+	for _, i := range []int{1, 3, 4} {
 		to := filepath.Join(tempDir(t), "restored")
 		cmd := exec.Command(filepath.Join(path, "sh"), recoverScript, r.dir, numbers[i], to)
 		cmd.Env = []string{"PATH=" + path}

@@ -32,6 +32,9 @@ the parts with much dead data is copied into new parts, and verified on the way;
 then the old ones are deleted. Backups and mounts go on meanwhile. Where a backup
 is under way, the old parts are deleted when it has ended, by itself.
 
+The log is made shorter, too, when much of it is about generations that were dropped:
+one record then stands for all before it, which are deleted.
+
 It can be interrupted at any time: what was done stays done.
 
 Exit codes: 0 done, also when there was nothing to do; 1 failed;
@@ -157,6 +160,9 @@ func (f *compactFlags) words(s backup.CompactSummary) (lines []string) {
 	}
 	if s.Swept.Parts > 0 {
 		lines = append(lines, fmt.Sprintf("%s deleted: %s", plural(int64(s.Swept.Parts), "file"), bytesOf(s.Swept.StoredBytes)))
+	}
+	if s.Checkpoint > 0 {
+		lines = append(lines, fmt.Sprintf("the log begins with record %d now: %s deleted", s.Checkpoint, plural(int64(s.Records), "log record")))
 	}
 	if s.LaterParts > 0 {
 		lines = append(lines, fmt.Sprintf("%s, %s, will be deleted when the run under way has ended", plural(int64(s.LaterParts), "part"), bytesOf(s.LaterBytes)))

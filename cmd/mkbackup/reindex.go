@@ -79,7 +79,11 @@ func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
 		note(fmt.Sprintf("damage: an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", lost, db.Number()))
 		lost -= db.Number()
 	}
-	done := reindexed{progress.summaryEvent(), db.Number(), len(gens), lost, time.Since(began).Seconds()}
+	records := db.Number()
+	if begins := db.Begins(); begins > 0 {
+		records -= begins - 1
+	}
+	done := reindexed{progress.summaryEvent(), records, len(gens), lost, time.Since(began).Seconds()}
 	if err := done.print(w, f); err != nil {
 		return err
 	}

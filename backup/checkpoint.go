@@ -1,0 +1,141 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/backupfs/backupfs/archive"
+)
+
+// A checkpoint is made when it is at most so large, as a share of the log; where all
+// dead bytes are to be reclaimed, the other share. So the log is rewritten when half
+// of it is of no use, and what that costs is in proportion to what was written since.
+const (
+	checkpointShare = 0.5
+	tightestShare   = 0.99
+)
+
+// leastContent is what a content takes in a checkpoint at least, in stored bytes: its
+// hash, where it lies and where it is needed, does not compress.
+const leastContent = 2 * 32
+
+// shorten makes the log shorter if that is worth it. It comes behind the deletion of
+// parts, so that a checkpoint need not remember the removed ones.
+func (c *compaction) shorten() error {
+	lock, err := c.repo.LockParts()
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	if err := c.reopen(); err != nil {
+		return err
+	}
+	if err := c.checkpoint(); err != nil || c.summary.Checkpoint == 0 {
+		return err
+	}
+	c.options.hooks.reach("before log sweep")
+	lock.Release()
+	swept, err := sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
+	c.summary.Records = swept.Records
+	return err
+}
+
+// checkpoint commits a record that says all that those before it say of the
+// generations that were not forgotten, if it is small enough. The index that is
+// derived from it alone must say the same as the one of the whole log: only then it
+// is committed. Where another run commits meanwhile, a later one does this.
+func (c *compaction) checkpoint() error {
+	limit, err := c.checkpointLimit()
+	if err != nil || limit == 0 {
+		return err
+	}
+	draft, err := c.repo.NewRecord()
+	if err != nil {
+		return err
+	}
+	defer draft.Discard()
+	if err := c.state(draft); err != nil {
+		return fmt.Errorf("make a checkpoint: %w", err)
+	}
+	h := archive.Header{Kind: archive.KindCheckpoint, Number: c.db.Number() + 1, Time: time.Now().UTC(),
+		Previous: c.db.RecordDigest(), Program: c.options.Program}
+	if stored, err := draft.Stored(h); err != nil || stored >= limit {
+		return err
+	}
+	if err := c.verifyCheckpoint(draft, h); err != nil {
+		return fmt.Errorf("make a checkpoint: nothing was changed: %w", err)
+	}
+	c.options.hooks.reach("before checkpoint")
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	stored, err := commitRecord(c.repo, draft, h)
+	if errors.Is(err, fs.ErrExist) {
+		c.notef("the log was not made shorter: another run committed meanwhile")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.summary.LogBytes += stored
+	c.summary.Checkpoint = h.Number
+	c.options.hooks.reach("checkpoint committed")
+	return c.follow(h.Number)
+}
+
+// checkpointLimit returns the stored bytes below which a checkpoint is worth it, 0
+// where none can be: all generations there ever were are there, the log has hardly
+// grown since the last one, or most of it is needed.
+func (c *compaction) checkpointLimit() (int64, error) {
+	stored, last := int64(0), int64(0)
+	for object, err := range c.repo.Store().List("log/") {
+		if err != nil {
+			return 0, fmt.Errorf("list the log: %w", err)
+		}
+		stored += object.Stored
+		if object.Name == archive.RecordStoreName(c.db.Begins()) {
+			last = object.Stored
+		}
+	}
+	generations, err := c.db.Generations()
+	if err != nil || len(generations) == 0 || uint64(len(generations)) == c.db.Number() {
+		return 0, err
+	}
+	if c.options.MaxDead == 0 {
+		return int64(float64(stored) * tightestShare), nil
+	}
+	limit := int64(float64(stored) * checkpointShare)
+	if last > limit || c.usage.index.Live*leastContent > limit {
+		return 0, nil
+	}
+	return limit, nil
+}
+
+// state writes the lines of a checkpoint.
+func (c *compaction) state(draft *archive.RecordDraft) error {
+	sweep := &sweeper{repo: c.repo}
+	err := sweep.each(c.db, func(part archive.Digest, _ int64) error { return draft.Add(archive.Line{Removed: &part}) })
+	if err != nil {
+		return err
+	}
+	lines := 0
+	return c.db.Checkpoint(func(l archive.Line) error {
+		if lines++; lines%4096 == 0 {
+			if err := c.ctx.Err(); err != nil {
+				return err
+			}
+		}
+		return draft.Add(l)
+	})
+}
+
+func (c *compaction) verifyCheckpoint(draft *archive.RecordDraft, h archive.Header) error {
+	record, err := draft.Read(h)
+	if err != nil {
+		return err
+	}
+	defer record.Close()
+	return c.db.VerifyCheckpoint(c.repo, record)
+}
