@@ -188,11 +188,14 @@ func TestDamagedCheckpoint(t *testing.T) {
 		return b
 	}
 	damages := 0
+	// A bit that means nothing to a decoder (the unused one in the header of a zstd frame)
+	// leaves the checkpoint readable: only the record behind it does not follow it then.
 	attack := func(what string, gone int, mends ...func()) {
 		t.Helper()
 		l := v.look(what)
 		v.wantDamage(what, l)
-		if len(l.gone) != gone {
+		readable := slices.ContainsFunc(l.said, func(text string) bool { return strings.Contains(text, "one of the two was replaced") })
+		if len(l.gone) != gone && (!readable || len(l.gone) != 1) {
 			t.Errorf("%s: %d generations are gone, want %d: %v", what, len(l.gone), gone, l.said)
 		}
 		for _, mend := range mends {
