@@ -35,6 +35,7 @@ func rows() []row {
 		{"create", (*bench).rowCreate, false},
 		{"size", (*bench).rowSize, false},
 		{"unchanged", (*bench).rowUnchanged, false},
+		{"gentle", (*bench).rowGentle, false},
 		{"find", (*bench).rowFind, false},
 		{"tar", (*bench).rowTar, false},
 		{"cp", (*bench).rowCopy, false},
