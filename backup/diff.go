@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"iter"
 	"maps"
 	"slices"
@@ -26,7 +25,8 @@ type PathChange struct {
 // Diff yields the paths at or below path that differ between two generations, in
 // path order: depth first, by component. Below a path that came or went every
 // path is one. Between generations of one source that are based on one another
-// only what the log says to have changed is looked at, unless the log is damaged. The error wraps
+// only what the log says to have changed is looked at, unless a record is damaged, or gone since
+// a checkpoint says what it said. The error wraps
 // index.ErrNotFound where neither generation has the path.
 func Diff(ctx context.Context, repo *archive.Repository, db *index.DB, from, to index.Generation, path string, yield func(PathChange) error) error {
 	d := diff{ctx: ctx, db: db, from: db.At(from.Number), to: db.At(to.Number), yield: yield}
@@ -215,9 +215,6 @@ func touchedBetween(ctx context.Context, repo *archive.Repository, older, newer 
 // base of the record.
 func (t *touched) read(repo *archive.Repository, number uint64) (base uint64, err error) {
 	record, err := repo.OpenRecord(number)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // a checkpoint says what it said, but not in which record
-	}
 	if err != nil {
 		return 0, err
 	}

@@ -108,9 +108,13 @@ func TestMountOverCheckpoint(t *testing.T) {
 	held, err := os.Open(filepath.Join(m.at(names[1]), "held"))
 	must(t, err)
 	defer held.Close()
+	changes := r.mkbackup("diff", names[1], names[4]).stdout
 	r.forgets(names[0], names[2], names[3])
 	if c := r.compact(0, "--max-dead", "0"); c.Checkpoint == 0 || c.Records == 0 {
 		t.Fatalf("%+v", c)
+	}
+	if res := r.mkbackup("diff", names[1], names[4]); res.code != 0 || changes == "" || res.stdout != changes {
+		t.Errorf("diff behind the checkpoint: exit code %d\n%s%sbefore:\n%s", res.code, res.stdout, res.stderr, changes)
 	}
 	waitFor(t, 30*time.Second, "the dropped generations to go", func() bool {
 		_, err := os.Lstat(m.path(names[0]))
