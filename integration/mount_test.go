@@ -370,7 +370,7 @@ func TestTrustedXattrsAreHidden(t *testing.T) {
 	s := r.all(src)
 	m := r.mount()
 	got := asUserAsk(t, 1000, 1000, nil, m.at(s.Generation), []string{"file"})[`"file"`]["xattrs"]
-	if want := "user.open=6f trusted.secret: ENODATA"; got != want {
+	if want := `["user.open"] trusted.secret=ENODATA user.open=6f user.x=ENODATA`; got != want {
 		t.Errorf("another user sees %q, want %q", got, want)
 	}
 	if got := run(t, "getfattr", "--only-values", "-n", "trusted.secret", m.at(s.Generation, "file")); got != "s" {

@@ -274,11 +274,11 @@ func TestSourceMovesUnderTheScan(t *testing.T) {
 		}
 	}
 	// The next run, when all is quiet, has what there is.
-	r.all(src)
+	s := r.all(src)
 	want, err := snapshotOf(src)
 	must(t, err)
 	m := r.mount()
-	got, err := snapshotOf(m.path("latest") + "/")
+	got, err := snapshotOf(m.at(s.Generation))
 	must(t, err)
 	if d := want.differences(got); d != "" {
 		t.Error(d)
