@@ -130,13 +130,13 @@ demo: build deps ## back up the Go source three times, mount, compare, restore (
 bench: build bench-deps ## side by side with tar, zstd, squashfs, restic, borg: ratios and targets (needs root; 20 minutes, 12 GiB of memory)
 	$(GO) run ./integration/bench $(BENCHFLAGS) bin
 
-# SCALEFLAGS='-files 1000,10000' selects trees, and writes no cost curves.
 bench-churn: ## a year of nightly backups, forget and compact: bytes copied, dead share, against restic (quarter of an hour, 1 GiB of memory)
 bench-churn: TOOLS = git rsync restic
 bench-churn: PACKAGES = git rsync restic
 bench-churn: deps
 	$(GO) run ./integration/benchchurn $(CHURNFLAGS)
 
+# SCALEFLAGS='-files 1000,10000 -history 0' selects trees, and writes no cost curves.
 bench-scale: build deps ## 1,000 to a million files: memory, times and sizes, docs/cost.svg (needs root; minutes, 12 GiB of memory)
 	$(GO) run ./integration/benchscale $(SCALEFLAGS) bin
 
