@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/zeebo/blake3"
@@ -142,7 +143,8 @@ type batch struct {
 // goroutine decodes those that follow. That has ended when readAhead returns.
 func readAhead(r record, use func(archive.Line) error) error {
 	batches, stop := make(chan batch, aheadBatches), make(chan struct{})
-	go func() {
+	var reader sync.WaitGroup
+	reader.Go(func() {
 		defer close(batches)
 		for more := true; more; {
 			b := nextBatch(r)
@@ -153,11 +155,10 @@ func readAhead(r record, use func(archive.Line) error) error {
 				return
 			}
 		}
-	}()
+	})
 	err := useBatches(batches, use)
 	close(stop)
-	for range batches {
-	}
+	reader.Wait()
 	return err
 }
 
