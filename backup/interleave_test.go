@@ -403,7 +403,8 @@ func forgetStep(name string, points ...string) command {
 // past makes a repository of three generations. The first has the files kept and
 // dropped in one part, the second also again in a part of its own, the third only
 // kept. The first two are forgotten, so dropped and again are dead. It returns the
-// source as it was in the third.
+// source as it was in the third. They are of long ago: a name that is forgotten is free, and
+// a generation made within the same second would take it.
 func past(t *testing.T) scenario {
 	t.Helper()
 	base := memoryDir(t)
@@ -415,15 +416,17 @@ func past(t *testing.T) scenario {
 	defer repo.Close()
 	s.write(t, "kept")
 	s.write(t, "dropped")
-	create(t, repo, optionsFor(s.source))
+	o := optionsFor(s.source)
+	o.Time = time.Unix(1_700_000_000, 0)
+	create(t, repo, o)
 	s.write(t, "again")
-	create(t, repo, optionsFor(s.source))
+	create(t, repo, o)
 	for _, name := range []string{"again", "dropped"} {
 		if err := os.Remove(filepath.Join(s.source, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	third := create(t, repo, optionsFor(s.source))
+	third := create(t, repo, o)
 	s.files[third.Generation] = map[string]string{"kept": contentOf("kept")}
 	if _, err := Forget(context.Background(), repo, ForgetOptions{Names: []string{"1", "2"}, Program: "test"}); err != nil {
 		t.Fatal(err)
