@@ -82,19 +82,16 @@ func (r *Repository) RemoveRecord(number uint64) error {
 // NextRecord returns the least number above after that a record has; after+1 where
 // there is none.
 func (r *Repository) NextRecord(after uint64) (uint64, error) {
-	next := uint64(0)
-	for name, err := range r.store.Names("log/") {
-		if err != nil {
-			return 0, fmt.Errorf("list the log: %w", err)
-		}
-		if number, ok := recordNumber(name); ok && number > after && (next == 0 || number < next) {
-			next = number
+	numbers, err := r.Records()
+	if err != nil {
+		return 0, err
+	}
+	for _, number := range numbers {
+		if number > after {
+			return number, nil
 		}
 	}
-	if next == 0 {
-		next = after + 1
-	}
-	return next, nil
+	return after + 1, nil
 }
 
 // SettleRecord returns once a record that is there, and those before it, are on stable
