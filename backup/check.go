@@ -83,6 +83,7 @@ type DamagedPart struct {
 	Damages  []*archive.DamageError
 	Contents int            // contents that cannot be read from it, or are others than the log says
 	Files    []index.Holder // that have such a content; each path is with one part only
+	Needless bool           // nothing of it can be read, and no file of the repository is hit
 	whole    bool           // nothing of it can be read
 }
 

@@ -335,6 +335,9 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 			c.damagef("a compaction removed parts whose contents generations still need")
 		}
 	}
+	for _, part := range c.damaged {
+		part.Needless = part.whole && len(holders) == 0
+	}
 	c.result.DamagedFiles, c.result.HitGenerations = len(holders), len(hit)
 	return nil
 }

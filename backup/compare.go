@@ -49,12 +49,11 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
+	if reason := c.leftOut(d, e, device); reason != "" {
+		return c.leaveOut(reason, path, old, s)
+	}
 	if s.all {
 		c.matched = true
-	}
-	if reason := c.leftOut(d, e, device); reason != "" {
-		c.notef("/%s is left out: %s", Printable(path), reason)
-		return c.drop(path, old)
 	}
 	if d.fd < 0 && (errors.Is(d.err, unix.ENOENT) || errors.Is(d.err, unix.ENOTDIR) || errors.Is(d.err, unix.ELOOP)) {
 		c.problem(path, errVanished)
@@ -97,11 +96,35 @@ func (c *creation) missing(d *scanned, path string, s *selection) {
 func (c *creation) leftOut(d *scanned, e *scannedEntry, device uint64) string {
 	switch {
 	case e.dev == c.own.dev && e.Inode == c.own.Inode:
-		return "it is the repository"
+		return "the repository"
 	case e.dev != device && d.fd >= 0 && fileSystem(d.fd) == "fuse.backupfs":
-		return "it is a mount of backups"
+		return "a mount of backups"
 	}
 	return ""
+}
+
+// refusal is a given path that is not part of any backup.
+type refusal struct {
+	path string
+	why  error
+}
+
+// leaveOut drops the directory at path, which is the given thing, and notes the
+// given paths at and below it.
+func (c *creation) leaveOut(what, path string, old *index.Dirent, s *selection) error {
+	if s.given {
+		c.refused = append(c.refused, refusal{path, fmt.Errorf("is %s itself", what)})
+	}
+	s.leavesBelow(path, func(leaf string) {
+		c.refused = append(c.refused, refusal{leaf, fmt.Errorf("lies in %s", what)})
+	})
+	if path == "." {
+		return nil // nothing is left
+	}
+	if !s.given && len(s.children) == 0 {
+		c.notef("/%s is left out: it is %s", Printable(path), what)
+	}
+	return c.drop(path, old)
 }
 
 // directoryEntry adds the entry of a directory where it is new or changed.
@@ -200,8 +223,15 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 		}
 	}
 	same := old != nil && old.Dir == 0 && old.Attr == e.Attr
+	lost := false
 	if same && (!c.options.Checksum || e.Type != archive.TypeFile) {
-		return c.unchanged(e, path, old)
+		var err error
+		if lost, err = c.isLost(old); err != nil {
+			return err
+		}
+		if !lost {
+			return c.unchanged(e, path, old)
+		}
 	}
 	if c.options.DryRun {
 		if e.Type == archive.TypeFile {
@@ -210,7 +240,11 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 		c.count(old, &e.inode, path, same)
 		return nil
 	}
-	c.placement.replace(old)
+	if lost {
+		c.placement.replace(nil) // it lives on
+	} else {
+		c.placement.replace(old)
+	}
 	entry, err := c.read(dir, e, path)
 	if err != nil {
 		var f fatal
@@ -263,6 +297,31 @@ func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) er
 		}
 	}
 	return c.add(entry)
+}
+
+// isLost reports whether a content of a file that the generation before has lay in a
+// part that is missing, and is not stored again yet.
+func (c *creation) isLost(old *index.Dirent) (bool, error) {
+	if len(c.lost) == 0 {
+		return false, nil
+	}
+	data, err := c.dataBefore(old)
+	if err != nil {
+		return false, err
+	}
+	for _, x := range data {
+		if _, stored := c.stored[x.Hash]; stored {
+			continue
+		}
+		place, err := c.db.Content(x.Hash)
+		if c.lost[place.Part.Name] || errors.Is(err, index.ErrNotFound) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 func (c *creation) dataBefore(old *index.Dirent) ([]archive.Extent, error) {

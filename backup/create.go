@@ -5,10 +5,13 @@
 package backup
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +49,7 @@ type CreateOptions struct {
 type Events struct {
 	Problem func(path string, err error)     // something could not be backed up, or changed meanwhile
 	Note    func(text string)                // something worth to know
+	Damage  func(text string)                // the repository is damaged
 	Change  func(change Change, path string) // a path that differs from the generation before
 	// Excluded is told of each path that is left out, but not of what lies below it,
 	// and why.
@@ -97,13 +101,14 @@ type Summary struct {
 	New         int64   `json:"new"`     // entries that the generation before did not have
 	Changed     int64   `json:"changed"` // entries that it had otherwise
 	Unchanged   int64   `json:"unchanged"`
-	Gone        int64   `json:"gone"`         // entries that only it had
-	Excluded    int64   `json:"excluded"`     // paths excluded, not counting what lies below
-	Errors      int64   `json:"errors"`       // problems, each reported
-	RawBytes    int64   `json:"raw_bytes"`    // of all files, each link counted
-	ReadBytes   int64   `json:"read_bytes"`   // read from the source
-	StoredBytes int64   `json:"stored_bytes"` // of new parts and of the log record
-	Parts       int64   `json:"parts"`        // new parts
+	Gone        int64   `json:"gone"`          // entries that only it had
+	Excluded    int64   `json:"excluded"`      // paths excluded, not counting what lies below
+	Errors      int64   `json:"errors"`        // problems, each reported
+	RawBytes    int64   `json:"raw_bytes"`     // of all files, each link counted
+	ReadBytes   int64   `json:"read_bytes"`    // read from the source
+	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record
+	Parts       int64   `json:"parts"`         // new parts
+	Missing     int64   `json:"missing_parts"` // parts that were not there, each reported
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -139,17 +144,21 @@ type creation struct {
 	added     []int64                   // stored bytes of the parts added to the draft
 	stored    map[archive.Hash]struct{} // contents in those parts, or in the packer
 	relied    map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
+	lost      map[archive.Digest]bool   // parts that the index names and that are not there
 	links     map[string]archive.Entry  // first link of each hard-link group that was read
 	said      map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
 	chunks    chunker
 	small     []byte // buffer of one small file
 	matched   bool   // one of the paths is there
-	again     bool   // this is not the first comparison: changes were reported
+	refused   []refusal
+	again     bool // this is not the first comparison: changes were reported
 	summary   Summary
 }
 
 // Create makes a generation. Problems with single files are reported and
 // counted in Summary.Errors; the generation is committed without those files.
+// Of parts that are missing, the source's files that lay in them are read and stored
+// again.
 // An error means that nothing was committed; parts that were finished stay and
 // are used by the next run. Other runs, on the same source too, may go on at
 // the same time.
@@ -237,16 +246,20 @@ func (c *creation) close() {
 
 // run compares and commits, again and again until no other run came between.
 func (c *creation) run() error {
+	unnamed, err := c.listParts()
+	if err != nil {
+		return err
+	}
 	if !c.options.DryRun {
-		if err := c.adopt(); err != nil {
+		if err := c.adopt(unnamed); err != nil {
 			return err
 		}
 	}
 	for {
-		if err := c.compare(); err != nil || c.options.DryRun {
-			return err
+		err := c.compare()
+		if err == nil && !c.options.DryRun {
+			err = c.commit()
 		}
-		err := c.commit()
 		if !errors.Is(err, errOvertaken) {
 			return err
 		}
@@ -257,31 +270,79 @@ func (c *creation) run() error {
 	}
 }
 
-// adopt takes over the parts that no record names: those which an interrupted
-// run finished. What lies in them is not stored again.
-func (c *creation) adopt() error {
-	known := make(map[archive.Digest]struct{})
+// listParts compares the parts that are there with those that the index names. It
+// returns the ones that no record names, and reports in lost those that are missing.
+func (c *creation) listParts() (unnamed []archive.Digest, err error) {
+	there := make(map[archive.Digest]bool) // of those that a record names: whether they are
 	if err := c.db.Parts(func(p archive.Part) bool {
-		known[p.Name] = struct{}{}
+		there[p.Name] = false
 		return true
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.db.Removals(func(part archive.Digest) error { // what is left of them is about to be deleted
-		known[part] = struct{}{}
+		there[part] = true
 		return nil
 	}); err != nil {
-		return err
+		return nil, err
 	}
-	adopted := 0
 	for stored, err := range c.repo.Store().Names("parts/") {
 		if err != nil {
-			return fmt.Errorf("list the parts: %w", err)
+			return nil, fmt.Errorf("list the parts: %w", err)
 		}
 		name, ok := archive.ParsePartStoreName(stored)
-		if _, named := known[name]; named || !ok {
+		if !ok {
 			continue
 		}
+		if _, named := there[name]; !named {
+			unnamed = append(unnamed, name)
+		}
+		there[name] = true
+	}
+	c.lost = make(map[archive.Digest]bool)
+	for name := range there {
+		if there[name] {
+			continue
+		}
+		if missing, err := c.isMissing(name); err != nil {
+			return nil, err
+		} else if missing {
+			c.lost[name] = true
+		}
+	}
+	c.reportLost()
+	return unnamed, nil
+}
+
+// reportLost names the parts that are missing, the first maxProblems of them.
+func (c *creation) reportLost() {
+	lost := slices.SortedFunc(maps.Keys(c.lost), func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) })
+	for _, name := range lost[:min(len(lost), maxProblems)] {
+		c.damagef("part %s is missing: what lay in it is stored again where the source still has it", name)
+	}
+	if more := len(lost) - maxProblems; more > 0 {
+		c.damagef("%d more parts are missing", more)
+	}
+}
+
+// isMissing reports whether a part is not there. A listing does not prove that: of a
+// network file system it may be an old one.
+func (c *creation) isMissing(part archive.Digest) (bool, error) {
+	object, err := c.repo.Store().Open(archive.PartStoreName(part))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, object.Close()
+}
+
+// adopt takes over the parts that no record names: those which an interrupted
+// run finished. What lies in them is not stored again.
+func (c *creation) adopt(unnamed []archive.Digest) error {
+	adopted := 0
+	for _, name := range unnamed {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
@@ -290,7 +351,7 @@ func (c *creation) adopt() error {
 			c.notef("a part that no generation names cannot be used: %v", err)
 			continue
 		}
-		if err := c.repo.Store().Settle(stored); err != nil {
+		if err := c.repo.Store().Settle(archive.PartStoreName(name)); err != nil {
 			return err
 		}
 		if err := c.addPart(part); err != nil {
@@ -325,10 +386,10 @@ func (c *creation) compare() (err error) {
 	if err := c.chooseBase(); err != nil {
 		return err
 	}
-	c.summary = Summary{}
+	c.summary = Summary{Missing: int64(len(c.lost))}
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
-	c.matched = false
+	c.matched, c.refused = false, nil
 	c.options.Progress.files.Store(1) // the root
 	c.options.hooks.reach("base chosen")
 	c.packers = [temperatures]*archive.Packer{}
@@ -339,10 +400,24 @@ func (c *creation) compare() (err error) {
 		}
 		return err
 	}
+	if !c.matched && len(c.refused) > 0 {
+		return fmt.Errorf("%w: %s %w", ErrNothing, c.shown(c.refused[0].path), c.refused[0].why)
+	}
 	if !c.matched {
 		return fmt.Errorf("%w: none of the given paths can be backed up", ErrNothing)
 	}
+	for _, r := range c.refused {
+		c.problem(r.path, r.why)
+	}
 	return c.closePackers()
+}
+
+// shown returns a path of the generation as a message shows it.
+func (c *creation) shown(path string) string {
+	if path == "." {
+		return cmp.Or(c.options.Root, "/")
+	}
+	return "/" + Printable(path)
 }
 
 // chooseBase finds the generation to compare with: the newest one of the
@@ -526,8 +601,8 @@ func (c *creation) known(hash archive.Hash) (bool, error) {
 	if _, ok := c.stored[hash]; ok {
 		return true, nil
 	}
-	_, err := c.db.Content(hash)
-	if errors.Is(err, index.ErrNotFound) {
+	place, err := c.db.Content(hash)
+	if errors.Is(err, index.ErrNotFound) || c.lost[place.Part.Name] {
 		return false, nil
 	}
 	if err != nil {
@@ -557,6 +632,12 @@ func (c *creation) problem(path string, err error) {
 	c.summary.Errors++
 	if c.options.Events.Problem != nil && c.first(path+": "+err.Error()) {
 		c.options.Events.Problem(path, err)
+	}
+}
+
+func (c *creation) damagef(format string, a ...any) {
+	if c.options.Events.Damage != nil {
+		c.options.Events.Damage(fmt.Sprintf(format, a...))
 	}
 }
 

@@ -328,6 +328,53 @@ func TestRepositoryAndMountInsideTheSource(t *testing.T) {
 	}
 }
 
+// TestSourceThatIsTheRepository: there is nothing to back up, or what is left of the
+// given paths, with the exit code that says so.
+func TestSourceThatIsTheRepository(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	bound := mkdir(t, tempDir(t), "bound")
+	mountAt(t, bound, "--bind", r.dir)
+	for _, c := range []struct {
+		args []string
+		say  string
+	}{
+		{[]string{r.dir}, r.dir + " is the repository itself"},
+		{[]string{r.dir + "/"}, r.dir + " is the repository itself"},
+		{[]string{bound}, bound + " is the repository itself"},
+		{[]string{filepath.Join(r.dir, "parts"), r.dir}, r.dir + " is the repository itself"},
+		{[]string{filepath.Join(r.dir, "parts")}, r.dir + "/parts lies in the repository"},
+		{[]string{"--root", r.dir, "/"}, r.dir + " is the repository itself"},
+		{[]string{"--root", r.dir, "/parts"}, "/parts lies in the repository"},
+	} {
+		for _, dry := range [][]string{nil, {"--dry-run"}} {
+			res := r.mkbackup("create", append(dry, c.args...)...)
+			if res.code != 1 || res.stdout != "" {
+				t.Errorf("create %q: exit code %d, want 1\n%s", c.args, res.code, res.stdout)
+			}
+			wantOneLine(t, res.stderr, "nothing to back up: "+c.say)
+		}
+	}
+	if n := len(r.records()); n != 0 {
+		t.Errorf("%d generations were made of nothing", n)
+	}
+	s, res := r.createExit(3, src, r.dir)
+	if s.Errors != 1 || strings.Count(res.stderr, r.dir+": is the repository itself") != 1 {
+		t.Errorf("a source and the repository: %d errors, %s", s.Errors, res.stderr)
+	}
+	m := r.mount()
+	wantContent(t, m.path(s.Generation, src, "file"), "x")
+	res = r.mkbackup("create", m.dir)
+	if res.code != 1 {
+		t.Errorf("create of a mount of backups: exit code %d, want 1", res.code)
+	}
+	wantOneLine(t, res.stderr, m.dir+" is a mount of backups itself")
+	if n := len(r.generations()); n != 1 {
+		t.Errorf("%d generations, want 1", n)
+	}
+}
+
 func TestBusyMountPoint(t *testing.T) {
 	r, _ := timedRepo(t)
 	m := r.mount()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/backupfs/backupfs/internal/treetest"
 )
 
@@ -161,6 +163,161 @@ func TestDamagedLogIsRead(t *testing.T) {
 }
 
 // TestManyHits names the first hundred files of a part, or all.
+// lossy makes a repository of small parts, of a tree whose last file, "z-alone", fills a part of
+// its own. It is not checked when the test ends.
+func lossy(t *testing.T) (r *repo, src string, first summary) {
+	t.Helper()
+	src = tempDir(t)
+	nodes := []treetest.Node{{Path: "large", Seed: 1, Size: 3 << 20}, {Path: "link", Type: treetest.HardLink, Target: "large"}, {Path: "small", Data: []byte("small")},
+		{Path: "z-alone", Seed: 2, Size: 200_000}}
+	for i := range 40 {
+		nodes = append(nodes, treetest.Node{Path: fmt.Sprintf("d/f%02d", i), Seed: uint64(i) + 10, Size: 30_000})
+	}
+	createTree(t, src, nodes)
+	r = &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir, "--part-size", "64KiB")
+	return r, src, r.all(src)
+}
+
+// partsOf returns the files of the parts in which a file of the newest generation lies.
+func (r *repo) partsOf(path string) (files []string) {
+	r.t.Helper()
+	script := `zstd -dc "$1"/log/* | jq -rs --arg path "$2" '([.[] | select(.path == $path) | .data[][2]]) as $hashes |
+		[.[] | select(.content)] | reverse | unique_by(.content)[] | select(.content as $c | $hashes | index($c)) | .part' | sort -u`
+	for _, name := range strings.Fields(shell(r.t, script, r.dir, path)) {
+		files = append(files, filepath.Join(r.dir, "parts", name[:2], name+".tar.zst"))
+	}
+	if len(files) == 0 {
+		r.t.Fatalf("%s lies in no part", path)
+	}
+	return files
+}
+
+// TestMissingPartIsStoredAgain: a run notices that a part is gone, and stores what lay
+// in it again, so that every generation is whole as far as the source has what it had.
+func TestMissingPartIsStoredAgain(t *testing.T) {
+	for what, remove := range map[string]func(r *repo) []string{
+		"one":             func(r *repo) []string { return r.partsOf("small")[:1] },
+		"of a large file": func(r *repo) []string { return r.partsOf("large") },
+		"all":             func(r *repo) []string { return r.parts() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			r, src, first := lossy(t)
+			want := readTree(t, src)
+			gone := remove(r)
+			for _, part := range gone {
+				must(t, os.Remove(part))
+			}
+			dry := r.mkbackup("create", "--dry-run", "--root", src, "/")
+			s, res := r.createExit(4, "-q", "--root", src, "/")
+			if s.Missing != int64(len(gone)) || s.Unchanged == 0 || s.Changed != 0 || s.Errors != 0 {
+				t.Errorf("summary: %+v; %d parts are missing", s, len(gone))
+			}
+			for _, text := range []string{res.stderr, dry.stderr} {
+				for _, part := range gone[:min(len(gone), 10)] {
+					if name, _, _ := strings.Cut(filepath.Base(part), "."); strings.Count(text, name) != 1 {
+						t.Errorf("the part %s is not named once:\n%s", name, text)
+					}
+				}
+				if !strings.Contains(text, "mkbackup check "+r.dir) {
+					t.Errorf("no word of what to do:\n%s", text)
+				}
+			}
+			if dry.code != 4 || strings.Contains(dry.stderr, "committed") {
+				t.Errorf("dry run: exit code %d, want 4\n%s", dry.code, dry.stderr)
+			}
+			m := r.mount()
+			for _, g := range []string{first.Generation, s.Generation} {
+				wantTree(t, what, want, m.at(g), treetest.Options{})
+			}
+			m.stop()
+			r.mkbackup("compact") // parts that were not made anew, and are not needed
+			r.checkJSON(0, "--read-data")
+			if again := r.all(src); again.ReadBytes != 0 || again.Missing != 0 {
+				t.Errorf("again: %+v", again)
+			}
+		})
+	}
+}
+
+// TestMissingPartOfWhatIsGone: what the source has no more stays lost, and every run
+// says so until no generation needs it.
+func TestMissingPartOfWhatIsGone(t *testing.T) {
+	r, src, first := lossy(t)
+	gone := r.partsOf("z-alone")
+	before := readTree(t, src)
+	must(t, os.Remove(filepath.Join(src, "z-alone")))
+	r.all(src)
+	for _, part := range gone {
+		must(t, os.Remove(part))
+	}
+	want := readTree(t, src)
+	for range 2 {
+		s, _ := r.createExit(4, "--root", src, "/")
+		m := r.mount()
+		wantTree(t, "new", want, m.at(s.Generation), treetest.Options{})
+		for _, path := range before.Paths() {
+			if path == "z-alone" || before.Entries[path].Type != treetest.File {
+				continue
+			}
+			if _, err := os.ReadFile(m.at(first.Generation, path)); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		_, err := os.ReadFile(m.at(first.Generation, "z-alone"))
+		wantErrno(t, "z-alone", unix.EIO, err)
+		m.stop()
+		c, _ := r.checkJSON(4)
+		if c.DamagedFiles != 1 {
+			t.Errorf("check: %+v", c)
+		}
+	}
+	r.forget(first.Number)
+	if res := r.mkbackup("check"); res.code != 4 || !strings.Contains(res.stderr, "`mkbackup compact` removes it") {
+		t.Errorf("check: exit code %d\n%s", res.code, res.stderr)
+	}
+	if res := r.mkbackup("compact"); res.code != 0 {
+		t.Errorf("compact: exit code %d\n%s", res.code, res.stderr)
+	}
+	r.checkJSON(0, "--read-data")
+	r.all(src)
+}
+
+// TestMissingPartAfterForget: the record must be complete then, and what it says of
+// unchanged files is whole all the same.
+func TestMissingPartAfterForget(t *testing.T) {
+	r, src, _ := lossy(t)
+	write(t, filepath.Join(src, "new"), "new")
+	r.forget(r.all(src).Number)
+	must(t, os.Remove(r.partsOf("small")[0]))
+	s, _ := r.createExit(4, "--root", src, "/")
+	m := r.mount()
+	wantTree(t, "complete", readTree(t, src), m.at(s.Generation), treetest.Options{})
+	m.stop()
+	r.mkbackup("compact")
+	r.checkJSON(0, "--read-data")
+}
+
+// TestDamagedPartPutAside does what docs/checking.md says about a damaged part: away
+// with it, create, and back with it, for what can still be read.
+func TestDamagedPartPutAside(t *testing.T) {
+	r, src, first := lossy(t)
+	part := r.partsOf("small")[0]
+	want := readTree(t, src)
+	damage(t, part, "truncated")
+	aside := filepath.Join(tempDir(t), "part")
+	run(t, "mv", part, aside)
+	r.createExit(4, "--root", src, "/")
+	if _, err := os.Lstat(part); err != nil {
+		run(t, "mv", aside, part)
+	}
+	m := r.mount()
+	wantTree(t, "old", want, m.at(first.Generation), treetest.Options{})
+	m.stop()
+	r.mkbackup("compact")
+	r.checkJSON(0, "--read-data")
+}
+
 func TestManyHits(t *testing.T) {
 	src := tempDir(t)
 	for i := range 130 {

@@ -229,6 +229,7 @@ type summary struct {
 	ReadBytes   int64   `json:"read_bytes"`
 	StoredBytes int64   `json:"stored_bytes"`
 	Parts       int64   `json:"parts"`
+	Missing     int64   `json:"missing_parts"`
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -314,7 +315,7 @@ func (r *repo) createExit(code int, args ...string) (summary, result) {
 		r.t.Fatalf("create %q: exit code %d, want %d\n%s%s", args, res.code, code, tail(res.stdout), tail(res.stderr))
 	}
 	var s summary
-	if code == 0 || code == 3 {
+	if code == 0 || code == 3 || code == 4 {
 		s = parseSummary(r.t, res.stdout)
 	}
 	return s, res

@@ -154,7 +154,7 @@ const maxHits = 100
 func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 	for _, p := range parts {
 		if len(p.Files) == 0 {
-			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit\n", p.Part)
+			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit%s\n", p.Part, needless(p))
 			continue
 		}
 		which := fmt.Sprintf("part %s", p.Part)
@@ -173,6 +173,14 @@ func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 			_, _ = fmt.Fprintf(w, "  and %s more: -v or --json names all\n", humanize.Comma(int64(more)))
 		}
 	}
+}
+
+// needless says what to do about a damaged part that no file needs.
+func needless(p *backup.DamagedPart) string {
+	if p.Needless {
+		return "; `mkbackup compact` removes it"
+	}
+	return ""
 }
 
 // span says which generations of a source are meant.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -46,8 +47,13 @@ entered. A FILE may have blank lines and, behind #, comments. A directory with a
 CACHEDIR.TAG or NAME, when so asked, is stored with nothing else in it. A PATH that is
 excluded itself is a problem: it is named, and the exit code is 3.
 
+A part of the repository that is missing is named. What lay in it is read and stored
+again where the source still has it, so that the new generation is whole, and so are
+the older ones as far as they have the same contents; the exit code is 4.
+
 Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
-some files could not be read or changed while they were read; 130, 143 interrupted.`,
+some files could not be read or changed while they were read; 4 committed, but a
+part of the repository is missing; 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
@@ -101,10 +107,29 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *ou
 	o.created(summary)
 	o.measure(repo, false)
 	f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary)
-	if summary.Errors > 0 {
-		return &exitError{exitIncomplete, plural(summary.Errors, "problem") + " with files, named above; everything else is committed"}
+	return f.judge(summary, dir)
+}
+
+// judge returns how a run is to be judged that came to its end.
+func (f *createFlags) judge(s backup.Summary, dir string) error {
+	var problems []string
+	code := 0
+	if s.Errors > 0 {
+		code = exitIncomplete
+		text := plural(s.Errors, "problem") + " with files, named above"
+		if !f.DryRun {
+			text += "; everything else is committed"
+		}
+		problems = append(problems, text)
 	}
-	return nil
+	if s.Missing > 0 {
+		code = exitDamage
+		problems = append(problems, fmt.Sprintf("the repository has lost %s, named above: `mkbackup check %s` says what is gone with it", plural(s.Missing, "part"), dir))
+	}
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code, strings.Join(problems, "; ")}
 }
 
 // complete checks the flags and fills the options that are not flags.
@@ -149,6 +174,7 @@ func (f *createFlags) events(p *progress) backup.Events {
 			path = "/" + display(path)
 			p.warn(fmt.Sprintf("%s: %v", path, err), message{"problem", path, err.Error()})
 		},
+		Damage: func(text string) { p.warn("damage: "+text, message{Event: "damage", Text: text}) },
 	}
 	if !f.progress.quiet {
 		e.Note = p.note
