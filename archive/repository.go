@@ -29,13 +29,18 @@ const MinPartSize = 64 << 10
 const (
 	configName = "repo.json"
 	maxConfig  = 64 << 10 // bytes of it
+	idLen      = 32       // hexadecimal digits of a repository's id
 )
 
 var (
 	// ErrNoRepository says that there is no repository at a place.
 	ErrNoRepository = errors.New("no repository")
+	// ErrNoConfig says that a repository has lost its repo.json.
+	ErrNoConfig = errors.New("a repository that has lost its " + configName)
 	// ErrNewerFormat says that a newer version made the repository.
 	ErrNewerFormat = errors.New("newer format")
+
+	errBadConfig = errors.New("damaged")
 )
 
 // Config is what repo.json holds. It never changes.
@@ -80,18 +85,69 @@ func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 			return nil, fmt.Errorf("make the repository: %w", err)
 		}
 	}
+	r, err := configure(fsys, dir, newID(), o.PartSize)
+	if err != nil {
+		return nil, fmt.Errorf("make the repository: %w", err)
+	}
+	return r, nil
+}
+
+func newID() string {
+	var id [16]byte
+	rand.Read(id[:]) // never fails, says crypto/rand
+	return fmt.Sprintf("%x", id)
+}
+
+// configure makes the directory dir a repository: it writes its repo.json.
+func configure(fsys disk.FS, dir, id string, partSize int64) (*Repository, error) {
 	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
 		return nil, err
 	}
-	var id [16]byte
-	rand.Read(id[:]) // never fails, says crypto/rand
-	r := &Repository{store: store, Config: Config{Format: FormatVersion, ID: fmt.Sprintf("%x", id),
-		Created: time.Now().UTC().Truncate(time.Second), PartSize: o.PartSize}}
+	r := &Repository{store: store, Config: Config{Format: FormatVersion, ID: id, Created: time.Now().UTC().Truncate(time.Second), PartSize: partSize}}
 	if err := r.writeConfig(); err != nil {
-		return nil, fmt.Errorf("make the repository: %w", errors.Join(err, store.Close()))
+		return nil, errors.Join(err, store.Close())
 	}
 	return r, nil
+}
+
+// RestoreConfig writes the repo.json of a repository that has lost it. id is what
+// its indexes say, or "" for a new one. The part size is the default: nothing that
+// is stored depends on it. The error wraps ErrNoRepository where there is no log.
+// Nobody may write into the repository meanwhile.
+func RestoreConfig(dir, id string) (*Repository, error) {
+	there, err := Open(dir)
+	if err == nil {
+		return nil, errors.Join(fmt.Errorf("%s: its %s is there", dir, configName), there.Close())
+	}
+	if !errors.Is(err, ErrNoConfig) {
+		return nil, err
+	}
+	if id == "" {
+		id = newID()
+	}
+	if len(id) != idLen {
+		return nil, fmt.Errorf("repository id %q: it must have %d hexadecimal digits", id, idLen)
+	}
+	r, err := configure(disk.OS{}, dir, id, DefaultPartSize)
+	if err != nil {
+		return nil, fmt.Errorf("write %s again: %w", configName, err)
+	}
+	return r, nil
+}
+
+func noConfig(dir string) error {
+	return fmt.Errorf("%s: %w: `mkbackup check --repair %s` writes it again", dir, ErrNoConfig, dir)
+}
+
+// hasLog reports whether there are log records in a directory.
+func hasLog(dir string) bool {
+	store, err := newDirStoreOn(disk.OS{}, dir)
+	if err != nil {
+		return false
+	}
+	records, err := (&Repository{store: store}).Records()
+	return err == nil && len(records) > 0
 }
 
 // layout are the directories of a repository.
@@ -116,6 +172,9 @@ func makeEmptyDir(fsys disk.FS, dir string) error {
 	}
 	if _, err := os.Lstat(filepath.Join(dir, configName)); err == nil {
 		return fmt.Errorf("%s is a repository already", dir)
+	}
+	if hasLog(dir) {
+		return noConfig(dir)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -162,6 +221,8 @@ func Open(dir string) (*Repository, error) { return OpenOn(disk.OS{}, dir) }
 func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	text, err := ReadSmallFile(filepath.Join(dir, configName), maxConfig)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && hasLog(dir):
+		return nil, noConfig(dir)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)
 	case errors.Is(err, syscall.ENOTDIR):
@@ -170,6 +231,9 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
 	config, err := parseConfig(text)
+	if errors.Is(err, errBadConfig) && hasLog(dir) {
+		return nil, fmt.Errorf("%s: %w: move it away, and `mkbackup check --repair %s` writes a new one", filepath.Join(dir, configName), err, dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, configName), err)
 	}
@@ -183,13 +247,13 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 func parseConfig(text []byte) (Config, error) {
 	var c Config
 	if err := json.Unmarshal(text, &c); err != nil {
-		return Config{}, fmt.Errorf("damaged: %w", err)
+		return Config{}, fmt.Errorf("%w: %w", errBadConfig, err)
 	}
 	switch {
 	case c.Format > FormatVersion:
 		return Config{}, fmt.Errorf("%w %d, this program knows up to %d: use a newer program", ErrNewerFormat, c.Format, FormatVersion)
-	case c.Format < 1 || len(c.ID) != 32 || c.PartSize < MinPartSize:
-		return Config{}, fmt.Errorf("damaged: format %d, id %q, part size %d", c.Format, c.ID, c.PartSize)
+	case c.Format < 1 || len(c.ID) != idLen || c.PartSize < MinPartSize:
+		return Config{}, fmt.Errorf("%w: format %d, id %q, part size %d", errBadConfig, c.Format, c.ID, c.PartSize)
 	}
 	return c, nil
 }

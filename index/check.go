@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
@@ -50,6 +51,26 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 		}
 	}
 	return nil
+}
+
+// RepositoryID returns the id that the newest sealed index in dir, the directory of a
+// repository's indexes, has of its repository, "" where no index has one that can be believed. It is for
+// a repository that has lost its own note of it.
+func RepositoryID(dir string) (string, error) {
+	trusted, err := ownersOf(filepath.Dir(dir))
+	if err != nil {
+		return "", err
+	}
+	numbers, err := listIn(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range numbers {
+		if s, err := readSeal(filepath.Join(dir, dirName(n), sealName), trusted); err == nil {
+			return s.Repository, nil
+		}
+	}
+	return "", nil
 }
 
 // Digest returns a digest of everything that the index can be asked about the

@@ -167,8 +167,10 @@ func (p *opener) try() (*DB, error) {
 }
 
 // list returns the numbers of the sealed indexes, newest first.
-func (p *opener) list() ([]uint64, error) {
-	entries, err := os.ReadDir(p.r.IndexDir())
+func (p *opener) list() ([]uint64, error) { return listIn(p.r.IndexDir()) }
+
+func listIn(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("index: %w", err)
 	}

@@ -318,6 +318,83 @@ func TestDamagedPartPutAside(t *testing.T) {
 	r.checkJSON(0, "--read-data")
 }
 
+// TestLostConfig: a repository without its repo.json is told from none, and gets it back.
+func TestLostConfig(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "file", Seed: 1, Size: 50_000}})
+	want := readTree(t, src)
+	config := func(r *repo) (c struct {
+		ID       string
+		PartSize int64 `json:"part_size"`
+	}) {
+		b, err := os.ReadFile(filepath.Join(r.dir, "repo.json"))
+		must(t, err)
+		must(t, json.Unmarshal(b, &c))
+		return c
+	}
+	for what, index := range map[string]string{"index": "kept", "no index": "gone", "index of strangers": "suspect"} {
+		t.Run(what, func(t *testing.T) {
+			r := newRepo(t)
+			s := r.all(src)
+			before := config(r)
+			must(t, os.Remove(filepath.Join(r.dir, "repo.json")))
+			switch index {
+			case "gone":
+				must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
+			case "suspect":
+				shell(t, `chmod o+w "$1"/index/*/seal.json`, r.dir)
+			}
+			for _, command := range [][]string{{"create", "/"}, {"list"}, {"check"}, {"init"}} {
+				res := r.mkbackup(command[0], command[1:]...)
+				if res.code != 1 {
+					t.Errorf("%s: exit code %d, want 1\n%s", command, res.code, res.stdout)
+				}
+				wantOneLine(t, res.stderr, r.dir, "has lost its repo.json", "mkbackup check --repair "+r.dir)
+			}
+			mnt := mkdir(t, tempDir(t), "mnt")
+			res := runCmd(t, exec.Command(backupfs, r.dir, mnt))
+			if res.code != 1 {
+				t.Errorf("backupfs: exit code %d, want 1", res.code)
+			}
+			wantOneLine(t, res.stderr, r.dir, "has lost its repo.json")
+			if res = r.mkbackup("check", "-q", "--repair"); res.code != 0 || !strings.Contains(res.stderr, "repo.json is written again") {
+				t.Errorf("check --repair: exit code %d\n%s", res.code, res.stderr)
+			}
+			if after := config(r); (after.ID == before.ID) != (index == "kept") || after.PartSize != before.PartSize {
+				t.Errorf("repo.json is %+v, was %+v", after, before)
+			}
+			m := r.mount()
+			wantTree(t, what, want, m.at(s.Generation), treetest.Options{})
+			m.stop()
+			if again := r.all(src); again.ReadBytes != 0 {
+				t.Errorf("create after that: %+v", again)
+			}
+		})
+	}
+	// A damaged one names what to do, and that works.
+	r := newRepo(t)
+	r.all(src)
+	rewrite(t, filepath.Join(r.dir, "repo.json"), "{")
+	res := r.mkbackup("check", "--repair")
+	if res.code != 1 {
+		t.Errorf("damaged repo.json: exit code %d, want 1", res.code)
+	}
+	wantOneLine(t, res.stderr, "repo.json: damaged", "move it away", "mkbackup check --repair "+r.dir)
+	must(t, os.Remove(filepath.Join(r.dir, "repo.json")))
+	if res = r.mkbackup("check", "--repair"); res.code != 0 {
+		t.Errorf("check --repair: exit code %d\n%s", res.code, res.stderr)
+	}
+	// No log: no repository.
+	empty := tempDir(t)
+	mkdir(t, empty, "log")
+	mkdir(t, empty, "parts", "3f")
+	res = runCmd(t, exec.Command(mkbackup, "check", "--repair", empty))
+	if res.code != 1 {
+		t.Errorf("no repository: exit code %d, want 1", res.code)
+	}
+	wantOneLine(t, res.stderr, "no repository there")
+}
+
 func TestManyHits(t *testing.T) {
 	src := tempDir(t)
 	for i := range 130 {

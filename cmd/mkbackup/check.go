@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -43,9 +45,11 @@ says so, and no byte of data ever.
 When there is damage: remove nothing, and run no compact, forget or reindex. If the
 disk is dying, copy the repository to another one first. Is there another copy of
 the repository? Put its file of the same name in the place of a part or a log record
-that is damaged or missing. --repair mends an index. What is not named as damaged
-can be read: list and backupfs show it, cp restores it; of a file that is hit,
-"mkbackup history" and .versions in a mount name other versions, which may be whole.
+that is damaged or missing. If there is none, create stores what lay in a missing part
+again, where the source still has it. --repair mends an index, and a repo.json that is
+gone. What is not named as damaged can be read: list and backupfs show it, cp restores
+it; of a file that is hit, "mkbackup history" and .versions in a mount name other
+versions, which may be whole.
 The page "Check your backups" (checking.md) has more, case by case.
 
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
@@ -66,7 +70,7 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 	flags.StringVar(&f.subset, "read-data-subset", "", "the same of `N%` of the parts, the next ones each time")
 	flags.StringVar(&f.Against, "against", "", "compare the newest generation with `DIR`, contents included; DIR is what --root was, or /")
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
-	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing")
+	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing; write a repo.json that is missing")
 	addMetricsFlag(flags, &f.metrics)
 	addJSONProgressFlags(flags, &f.progress)
 	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only damage")
@@ -86,6 +90,9 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		return err
 	}
 	repo, err := archive.Open(dir)
+	if f.Repair && errors.Is(err, archive.ErrNoConfig) {
+		repo, err = restoreConfig(dir)
+	}
 	if err != nil {
 		return err
 	}
@@ -109,6 +116,24 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		rememberSubset(repo, f.Subset)
 	}
 	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
+}
+
+// restoreConfig writes the repo.json of a repository that has lost it.
+func restoreConfig(dir string) (*archive.Repository, error) {
+	id, err := index.RepositoryID(filepath.Join(dir, "index"))
+	if err != nil {
+		return nil, err
+	}
+	repo, err := archive.RestoreConfig(dir, id)
+	if err != nil {
+		return nil, err
+	}
+	from := "with the repository's id, as its index has it"
+	if id == "" {
+		from = "with a new id, as no index has the old one"
+	}
+	notef("repo.json is written again %s; the size of new parts is %s now", from, humanize.IBytes(uint64(repo.PartSize)))
+	return repo, nil
 }
 
 // subsetLength reads --read-data-subset; 0 is no subset.
