@@ -56,9 +56,48 @@ func TestInitAgain(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "log/000000000001.jsonl.zst"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Init(dir, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
+	if _, err := Init(dir, InitOptions{}); !errors.Is(err, ErrNoConfig) {
 		t.Errorf("over the log of a repository: %v", err)
 	}
+	if err := os.Rename(filepath.Join(dir, "log/000000000001.jsonl.zst"), filepath.Join(dir, "log/file")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(dir, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("over a file in log/: %v", err)
+	}
+}
+
+// TestRestoreConfig: only what has lost its repo.json gets one, with the id that is given.
+func TestRestoreConfig(t *testing.T) {
+	r := newTestRepository(t)
+	if _, err := RestoreConfig(r.Dir(), ""); err == nil || !strings.Contains(err.Error(), "is there") {
+		t.Errorf("nothing is lost: %v", err)
+	}
+	if err := os.Remove(filepath.Join(r.Dir(), configName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := RestoreConfig(r.Dir(), r.ID); !errors.Is(err, ErrNoRepository) {
+		t.Errorf("no log: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(r.Dir(), "log/000000000001.jsonl.zst"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(r.Dir()); !errors.Is(err, ErrNoConfig) {
+		t.Errorf("open: %v", err)
+	}
+	if _, err := RestoreConfig(r.Dir(), "short"); err == nil {
+		t.Error("an id of 5 letters: no error")
+	}
+	restored, err := RestoreConfig(r.Dir(), r.ID)
+	if err != nil || restored.ID != r.ID || restored.PartSize != DefaultPartSize {
+		t.Fatalf("restored: %+v, %v", restored, err)
+	}
+	restored.Close()
+	again, err := Open(r.Dir())
+	if err != nil || again.Config != restored.Config {
+		t.Fatalf("opened: %+v, %v", again, err)
+	}
+	again.Close()
 }
 
 func TestInitRefuses(t *testing.T) {
