@@ -97,15 +97,16 @@ func TestRunStopsWhereItMust(t *testing.T) {
 	createTree(t, mkdir(t, dir, "etc"), []treetest.Node{{Path: "a", Data: []byte("1")}})
 	for _, test := range []struct {
 		name, before, path, more string
+		after, failed            string // what these hooks do, too
 		code                     int
 		want                     string // of the hooks
 		records                  int
 	}{
-		{"before fails", `["false"]`, "/etc", "", 1, "after 1\nfailed 1\n", 0},
-		{"before cannot start", `["/no/such/program"]`, "/etc", "", 1, "after 1\nfailed 1\n", 0},
-		{"create fails", `["true"]`, "/none", "", 1, "after 1\nfailed 1\n", 0},
-		{"a file is missing", `["true"]`, `/none", "/etc`, "", 3, "after 3\nfailed 3\n", 1},
-		{"forget fails", `["true"]`, "/etc", "[forget]\nkeep_within = \"long\"\n", 2, "after 0\nfailed 2\n", 1},
+		{"before fails", `["false"]`, "/etc", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
+		{"before cannot start", `["/no/such/program"]`, "/etc", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
+		{"create fails", `["true"]`, "/none", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
+		{"a file is missing", `["true"]`, `/none", "/etc`, "", ":", ":", 3, "after 3\nfailed 3\n", 1},
+		{"forget fails", `["true"]`, "/etc", "[forget]\nkeep_last = 1\n", "cd $BACKUPFS_REPOSITORY; mv repo.json away", "cd $BACKUPFS_REPOSITORY; mv away repo.json", 1, "after 0\nfailed 1\n", 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r, trace := newRepo(t), filepath.Join(tempDir(t), "trace")
@@ -116,9 +117,9 @@ root = %q
 paths = ["%s"]
 [hooks]
 before = [%s]
-after = [["sh", "-c", "echo after $BACKUPFS_EXIT >>%s"]]
-on_failure = [["sh", "-c", "echo failed $BACKUPFS_EXIT >>%s"]]
-%s`, r.dir, dir, test.path, test.before, trace, trace, test.more)
+after = [["sh", "-c", "echo after $BACKUPFS_EXIT >>%s; %s"]]
+on_failure = [["sh", "-c", "echo failed $BACKUPFS_EXIT >>%s; %s"]]
+%s`, r.dir, dir, test.path, test.before, trace, test.after, trace, test.failed, test.more)
 			result := runConfig(t, file)
 			if result.code != test.code {
 				t.Errorf("exit code %d, want %d\n%s", result.code, test.code, result.stderr)
@@ -137,17 +138,28 @@ on_failure = [["sh", "-c", "echo failed $BACKUPFS_EXIT >>%s"]]
 
 func TestRunRefusesAWrongFile(t *testing.T) {
 	r := newRepo(t)
+	const backup = "repository = %q\n[[backup]]\npaths = [\"/etc\"]\n"
 	for _, test := range []struct{ text, want string }{
 		{"repository = %q\npath = 1\n", ":2: "},
 		{"repository = %q\n", "no [[backup]]"},
-		{"repository = %q\n[[backup]]\nsource = \"x\"\n", "has no paths"},
-		{"repository = %q\n[[backup]]\npaths = [\"/etc\"]\n[hooks]\nafter = [[]]\n", "empty command"},
+		{"repository = %q\n[[backup]]\nsource = \"x\"\n", ":2: backup.paths: there are no paths"},
+		{backup + "[hooks]\nafter = [[]]\n", ":5: hooks.after: an empty command"},
+		{backup + "source = \"a b\"\n", `:4: backup.source: "a b": it begins with a letter`},
+		{backup + "exclude = [\"*.o\", \"[a\"]\n", `:4: backup.exclude: "[a": `},
+		{backup + "exclude_if_present = [\"a/b\"]\n", `:4: backup.exclude_if_present: "a/b": `},
+		{backup + "[forget]\nkeep_within = \"long\"\n", `:5: forget.keep_within: bad span "long"`},
+		{backup + "[priority]\nnice = 40\n", `:5: priority.nice: "40": give a number from -20 to 19`},
+		{backup + "[priority]\nionice = \"idl\"\n", `:5: priority.ionice: "idl": give idle`},
+		{backup + "[priority]\nthreads = 5000\n", `:5: priority.threads: "5000": give a number from 1 to 256`},
 	} {
 		result := runConfig(t, configFile(t, test.text, r.dir))
 		if result.code != 2 {
 			t.Errorf("%q: exit code %d, want 2", test.text, result.code)
 		}
 		wantOneLine(t, result.stderr, "test.conf", test.want)
+	}
+	if n := len(r.records()); n != 0 {
+		t.Errorf("%d records: something was done", n)
 	}
 	if result := runConfig(t, "no-such-name"); result.code != 2 || !strings.Contains(result.stderr, "/etc/backupfs/no-such-name.conf") {
 		t.Errorf("exit code %d: %s", result.code, result.stderr)
@@ -163,9 +175,22 @@ func TestMountByConfiguration(t *testing.T) {
 	run(t, backupfs, "--config", file)
 	t.Cleanup(func() { run(t, "umount", point) })
 	wantTree(t, "the mount", readTree(t, src), filepath.Join(point, "latest"), treetest.Options{})
-	for _, args := range [][]string{{"--config", file, r.dir}, {"--config", configFile(t, "repository = %q\n", r.dir)}} {
-		if result := runCmd(t, exec.Command(backupfs, args...)); result.code != 2 {
-			t.Errorf("%v: exit code %d, want 2", args, result.code)
+	wrong := func(mount string) string { return configFile(t, "repository = %q\n[mount]\n%s", r.dir, mount) }
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--config", file, r.dir}, "too much"},
+		{[]string{"--config", configFile(t, "repository = %q\n", r.dir)}, "mount.point: an absolute path is needed"},
+		{[]string{"--config", wrong("point = \"backups\"\n")}, ":3: mount.point: an absolute path is needed"},
+		{[]string{"--config", wrong("point = \"/b\"\ncache_size = \"big\"\n")}, ":4: mount.cache_size: "},
+		{[]string{"--config", wrong("point = \"/b\"\nname_format = \"%%\"\n")}, ":4: mount.name_format: "},
+		{[]string{"--config", wrong("point = \"/b\"\nmetrics_listen = \"9750\"\n")}, ":4: mount.metrics_listen: "},
+	} {
+		result := runCmd(t, exec.Command(backupfs, test.args...))
+		if result.code != 2 {
+			t.Errorf("%v: exit code %d, want 2", test.args, result.code)
 		}
+		wantOneLine(t, result.stderr, test.want)
 	}
 }

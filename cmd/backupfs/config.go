@@ -77,7 +77,7 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 	c.CacheSize = int64(c.cache)
 	if c.metrics != "" || flags.Changed("metrics-listen") {
 		if c.metrics, err = metricsAddress(c.metrics); err != nil {
-			return usageError{err}
+			return usageError{fmt.Errorf("--metrics-listen %w", err)}
 		}
 	}
 	if c.repository, err = filepath.Abs(args[0]); err != nil {
@@ -93,16 +93,15 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 	if c.file == "" {
 		return args, nil
 	}
-	name := conf.Path(c.file)
-	f, err := conf.Read(name)
+	f, err := conf.Read(conf.Path(c.file))
 	switch {
 	case err != nil:
 		return nil, err
 	case !filepath.IsAbs(f.Mount.Point):
-		return nil, fmt.Errorf("%s: mount.point: an absolute path is needed, it is %q", name, f.Mount.Point)
-	case f.Mount.CacheSize.String() != "" && !flags.Changed("cache-size"):
-		if err := c.cache.Set(f.Mount.CacheSize.String()); err != nil {
-			return nil, fmt.Errorf("%s: mount.cache_size: %w", name, err)
+		return nil, f.Wrong("mount.point", fmt.Errorf("an absolute path is needed, it is %q", f.Mount.Point))
+	case f.Mount.CacheSize != "" && !flags.Changed("cache-size"):
+		if err := c.cache.Set(string(f.Mount.CacheSize)); err != nil {
+			return nil, f.Wrong("mount.cache_size", err)
 		}
 	}
 	if !flags.Changed("source") {
@@ -111,11 +110,13 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 	if !flags.Changed("name-format") && !flags.Changed("generation") {
 		c.NameFormat = fs.NameFormat(f.Mount.NameFormat)
 		if err := c.NameFormat.Check(); err != nil {
-			return nil, fmt.Errorf("%s: mount.name_format: %w", name, err)
+			return nil, f.Wrong("mount.name_format", err)
 		}
 	}
-	if !flags.Changed("metrics-listen") {
-		c.metrics = f.Mount.MetricsListen
+	if !flags.Changed("metrics-listen") && f.Mount.MetricsListen != "" {
+		if c.metrics, err = metricsAddress(f.Mount.MetricsListen); err != nil {
+			return nil, f.Wrong("mount.metrics_listen", err)
+		}
 	}
 	return []string{f.Repository, f.Mount.Point}, nil
 }

@@ -66,7 +66,7 @@ func TestConfigErrors(t *testing.T) {
 		{"r m -o name-format=today", "all generations"},
 		{"r m -o name-format=", `unknown mount option "name-format="`},
 		{"r m --name-format %F --generation latest", "exclude each other"},
-		{"--config FILE", "web1.conf: mount.name_format: "},
+		{"--config FILE", "web1.conf:4: mount.name_format: "},
 		{"--config FILE --name-format %q", "name format \"%q\""},
 	} {
 		_, err := parse(strings.Fields(strings.ReplaceAll(c.args, "FILE", file))...)

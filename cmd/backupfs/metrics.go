@@ -29,7 +29,7 @@ const headerTimeout = 10 * time.Second
 func metricsAddress(text string) (string, error) {
 	host, port, err := net.SplitHostPort(text)
 	if err != nil || port == "" || strings.Contains(text, "/") {
-		return "", fmt.Errorf("--metrics-listen %q: give an address and a port, as 127.0.0.1:9750; without the address it is 127.0.0.1", text)
+		return "", fmt.Errorf("%q: give an address and a port, as 127.0.0.1:9750; without the address it is 127.0.0.1", text)
 	}
 	if host == "" {
 		host = "127.0.0.1"

@@ -151,7 +151,7 @@ func (f *createFlags) complete(paths []string) error {
 		return err
 	}
 	if !archive.ValidSourceName(f.Source) {
-		return &exitError{exitUsage, fmt.Sprintf("bad --source %q: it begins with a letter, has only letters, digits, '.', '_' and '-', and is not \"latest\"", f.Source)}
+		return &exitError{exitUsage, fmt.Sprintf("bad --source %v", badSource(f.Source))}
 	}
 	if f.Root != "" {
 		root, err := filepath.Abs(f.Root)
@@ -166,6 +166,11 @@ func (f *createFlags) complete(paths []string) error {
 		}
 	}
 	return nil
+}
+
+// badSource says why a name is none of a source.
+func badSource(name string) error {
+	return fmt.Errorf("%q: it begins with a letter, has only letters, digits, '.', '_' and '-', and is not \"latest\"", name)
 }
 
 func (f *createFlags) events(p *progress) backup.Events {

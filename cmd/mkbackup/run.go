@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/backup"
 	"github.com/backupfs/backupfs/cmd/internal/config"
 )
 
@@ -86,6 +89,8 @@ func configNames() []string {
 	return names
 }
 
+// readConfig reads a file, and checks what the steps of a run take from it: what is
+// wrong is said before the first one, not by it.
 func readConfig(file string) (config.Config, error) {
 	c, err := config.Read(file)
 	if err != nil {
@@ -95,20 +100,56 @@ func readConfig(file string) (config.Config, error) {
 		return c, fmt.Errorf("%s: no [[backup]]: nothing to do", file)
 	}
 	for i, b := range c.Backup {
-		if len(b.Paths) == 0 {
-			return c, fmt.Errorf("%s: the [[backup]] number %d has no paths", file, i+1)
+		if err := checkBackup(c, fmt.Sprintf("backup.%d", i), b); err != nil {
+			return c, err
 		}
 	}
-	for _, hook := range hooks(c) {
-		if len(hook) == 0 {
-			return c, fmt.Errorf("%s: an empty command in [hooks]", file)
+	if c.Forget.KeepWithin != "" {
+		if _, err := backup.ParseSpan(c.Forget.KeepWithin); err != nil {
+			return c, c.Wrong("forget.keep_within", err)
 		}
 	}
-	return c, nil
+	for _, hooks := range []struct {
+		key  string
+		list []config.Command
+	}{{"before", c.Hooks.Before}, {"after", c.Hooks.After}, {"on_failure", c.Hooks.OnFailure}} {
+		if slices.ContainsFunc(hooks.list, func(argv config.Command) bool { return len(argv) == 0 || argv[0] == "" }) {
+			return c, c.Wrong("hooks."+hooks.key, errors.New("an empty command"))
+		}
+	}
+	return c, checkValues(c, "priority", priorityArgs(c))
 }
 
-func hooks(c config.Config) []config.Command {
-	return append(append(append([]config.Command{}, c.Hooks.Before...), c.Hooks.After...), c.Hooks.OnFailure...)
+// checkBackup checks a [[backup]], whose key is given.
+func checkBackup(c config.Config, key string, b config.Backup) error {
+	if len(b.Paths) == 0 || slices.Contains(b.Paths, "") {
+		return c.Wrong(key+".paths", errors.New("there are no paths, or an empty one"))
+	}
+	if !archive.ValidSourceName(b.Source) {
+		return c.Wrong(key+".source", badSource(b.Source))
+	}
+	var f flagList
+	f.texts("exclude", b.Exclude)
+	f.texts("exclude-if-present", b.ExcludeIfPresent)
+	return checkValues(c, key, f)
+}
+
+// checkValues lets mkbackup create check the values of flags that stand for the keys
+// of a table.
+func checkValues(c config.Config, table string, list flagList) error {
+	flags := createCommand().Flags()
+	for _, flag := range list {
+		name, value, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
+		err := flags.Set(name, value)
+		var invalid *pflag.InvalidValueError
+		if errors.As(err, &invalid) {
+			err = fmt.Errorf("%q: %w", value, invalid.Unwrap())
+		}
+		if err != nil {
+			return c.Wrong(table+"."+strings.ReplaceAll(name, "-", "_"), err)
+		}
+	}
+	return nil
 }
 
 // step is one command of a run.
@@ -152,7 +193,7 @@ func steps(c config.Config, quiet bool) []step {
 	if c.Forget != (config.Forget{}) {
 		add(phaseForget, forgetArgs(c))
 	}
-	if c.Compact.MaxDead.String() != "" {
+	if c.Compact.MaxDead != "" {
 		add(phaseCompact, compactArgs(c))
 	}
 	if !c.Check.Skip {
@@ -204,14 +245,19 @@ func createArgs(c config.Config, b config.Backup) config.Command {
 	f.yes("exclude-caches", b.ExcludeCaches)
 	f.yes("exclude-nodump", b.ExcludeNodump)
 	f.yes("one-file-system", b.OneFileSystem)
+	f = append(f, priorityArgs(c)...)
+	f.text("metrics", c.Metrics)
+	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
+}
+
+func priorityArgs(c config.Config) (f flagList) {
 	if c.Priority.Nice != 0 {
 		f.text("nice", strconv.Itoa(c.Priority.Nice))
 	}
 	f.text("ionice", c.Priority.IONice)
-	f.text("read-rate", c.Priority.ReadRate.String())
+	f.text("read-rate", string(c.Priority.ReadRate))
 	f.number("threads", c.Priority.Threads)
-	f.text("metrics", c.Metrics)
-	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
+	return f
 }
 
 func forgetArgs(c config.Config) config.Command {
@@ -229,16 +275,16 @@ func forgetArgs(c config.Config) config.Command {
 
 func compactArgs(c config.Config) config.Command {
 	f := flagList{"compact", c.Repository}
-	f.text("max-dead", c.Compact.MaxDead.String())
-	f.text("time-limit", c.Compact.TimeLimit.String())
-	f.text("limit", c.Compact.Limit.String())
+	f.text("max-dead", string(c.Compact.MaxDead))
+	f.text("time-limit", string(c.Compact.TimeLimit))
+	f.text("limit", string(c.Compact.Limit))
 	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
 
 func checkArgs(c config.Config) config.Command {
 	f := flagList{"check", c.Repository}
-	f.text("read-data-subset", c.Check.ReadDataSubset.String())
+	f.text("read-data-subset", string(c.Check.ReadDataSubset))
 	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }

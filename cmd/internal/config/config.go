@@ -8,11 +8,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 )
 
 // Dir is where files are looked up by name.
@@ -31,6 +35,9 @@ type Config struct {
 	Priority Priority `toml:"priority"`
 
 	Mount Mount `toml:"mount"`
+
+	file  string
+	lines map[string]int // of keys, as Wrong has them
 }
 
 // Backup is one source.
@@ -99,50 +106,43 @@ type Mount struct {
 	MetricsListen string `toml:"metrics_listen"` // as backupfs --metrics-listen; "": no metrics
 }
 
-// Percent is a text as "10%". The zero value is not given.
-type Percent struct{ text string }
+// Percent is a text as "10%"; "" is not given.
+type Percent string
 
-// String returns the text, "" where it is not given.
-func (p Percent) String() string { return p.text }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (p *Percent) UnmarshalText(text []byte) error {
-	var n float64
-	digits, ok := strings.CutSuffix(string(text), "%")
-	if _, err := fmt.Sscanf(digits+"\n", "%g\n", &n); !ok || err != nil || !(n >= 0 && n <= 100) {
-		return fmt.Errorf("%q is no percentage: write it as \"10%%\"", text)
+func (p Percent) check() error {
+	if p == "" {
+		return nil
 	}
-	p.text = string(text)
+	digits, ok := strings.CutSuffix(string(p), "%")
+	if n, err := strconv.ParseFloat(digits, 64); !ok || err != nil || !(n >= 0 && n <= 100) {
+		return fmt.Errorf("%q is no percentage: write it as \"10%%\"", p)
+	}
 	return nil
 }
 
-// Size is a text as "512MiB". The zero value is not given.
-type Size struct{ text string }
+// Size is a text as "512MiB"; "" is not given.
+type Size string
 
-// String returns the text, "" where it is not given.
-func (s Size) String() string { return s.text }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (s *Size) UnmarshalText(text []byte) error {
-	if n, err := humanize.ParseBytes(string(text)); err != nil || n == 0 {
-		return fmt.Errorf("%q is no size: write it as \"512MiB\"", text)
+func (s Size) check() error {
+	if s == "" {
+		return nil
 	}
-	s.text = string(text)
+	if n, err := humanize.ParseBytes(string(s)); err != nil || n == 0 {
+		return fmt.Errorf("%q is no size: write it as \"512MiB\"", s)
+	}
 	return nil
 }
 
-// Duration is a text as "90m". The zero value is not given.
-type Duration struct{ text string }
+// Duration is a text as "90m"; "" is not given.
+type Duration string
 
-// String returns the text, "" where it is not given.
-func (d Duration) String() string { return d.text }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (d *Duration) UnmarshalText(text []byte) error {
-	if n, err := time.ParseDuration(string(text)); err != nil || n <= 0 {
-		return fmt.Errorf("%q is no duration: write it as \"90m\" or \"2h\"", text)
+func (d Duration) check() error {
+	if d == "" {
+		return nil
 	}
-	d.text = string(text)
+	if n, err := time.ParseDuration(string(d)); err != nil || n <= 0 {
+		return fmt.Errorf("%q is no duration: write it as \"90m\" or \"2h\"", d)
+	}
 	return nil
 }
 
@@ -164,20 +164,88 @@ func Read(file string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
-	var c Config
+	c := Config{file: file, lines: keyLines(text)}
 	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c); err != nil {
 		return Config{}, positioned(file, err)
 	}
-	if c.Repository == "" || !filepath.IsAbs(c.Repository) {
-		return Config{}, fmt.Errorf("%s: repository: an absolute path is needed, it is %q", file, c.Repository)
-	}
-	if c.Metrics != "" && !filepath.IsAbs(c.Metrics) {
-		return Config{}, fmt.Errorf("%s: metrics: an absolute path is needed, it is %q", file, c.Metrics)
+	if err := c.check(); err != nil {
+		return Config{}, err
 	}
 	return c, nil
 }
 
-// positioned puts the file and the line before an error of the TOML decoder.
+// check checks the values whose types say what they look like, and paths.
+func (c *Config) check() error {
+	if !filepath.IsAbs(c.Repository) {
+		return c.Wrong("repository", fmt.Errorf("an absolute path is needed, it is %q", c.Repository))
+	}
+	if c.Metrics != "" && !filepath.IsAbs(c.Metrics) {
+		return c.Wrong("metrics", fmt.Errorf("an absolute path is needed, it is %q", c.Metrics))
+	}
+	for _, value := range []struct {
+		key string
+		err error
+	}{
+		{"compact.max_dead", c.Compact.MaxDead.check()},
+		{"compact.time_limit", c.Compact.TimeLimit.check()},
+		{"compact.limit", c.Compact.Limit.check()},
+		{"check.read_data_subset", c.Check.ReadDataSubset.check()},
+		{"priority.read_rate", c.Priority.ReadRate.check()},
+		{"mount.cache_size", c.Mount.CacheSize.check()},
+	} {
+		if value.err != nil {
+			return c.Wrong(value.key, value.err)
+		}
+	}
+	return nil
+}
+
+// Wrong returns err as what is wrong with the value of a key, "forget.keep_daily"
+// or, of the first [[backup]], "backup.0.source", behind the file and the line.
+func (c *Config) Wrong(key string, err error) error {
+	place := c.file
+	for part := key; part != ""; part = part[:max(strings.LastIndexByte(part, '.'), 0)] {
+		if line, ok := c.lines[part]; ok {
+			place = fmt.Sprintf("%s:%d", c.file, line)
+			break
+		}
+	}
+	words := slices.DeleteFunc(strings.Split(key, "."), func(word string) bool { return word[0] <= '9' })
+	return fmt.Errorf("%s: %s: %w", place, strings.Join(words, "."), err)
+}
+
+// keyLines returns the line of each key and table of a document, up to where it
+// is no TOML. Keys are those of [Config.Wrong].
+func keyLines(text []byte) map[string]int {
+	var p unstable.Parser
+	p.Reset(text)
+	lines, count, table := map[string]int{}, map[string]int{}, ""
+	for p.NextExpression() {
+		node := p.Expression()
+		var words []string
+		line := 0
+		for key := node.Key(); key.Next(); {
+			words = append(words, string(key.Node().Data))
+			line = p.Shape(key.Node().Raw).Start.Line
+		}
+		name := strings.Join(words, ".")
+		switch node.Kind {
+		case unstable.ArrayTable:
+			count[name]++
+			table = fmt.Sprintf("%s.%d.", name, count[name]-1)
+			lines[strings.TrimSuffix(table, ".")] = line
+		case unstable.Table:
+			table = name + "."
+			lines[name] = line
+		default:
+			lines[table+name] = line
+		}
+	}
+	return lines
+}
+
+// positioned puts the file and the line before an error of the TOML decoder, and
+// says what a value of a wrong type should be.
 func positioned(file string, err error) error {
 	var unknown *toml.StrictMissingError
 	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
@@ -186,13 +254,66 @@ func positioned(file string, err error) error {
 		return fmt.Errorf("%s:%d: unknown key %q", file, line, strings.Join(first.Key(), "."))
 	}
 	var wrong *toml.DecodeError
-	if errors.As(err, &wrong) {
-		line, _ := wrong.Position()
-		message := strings.TrimPrefix(wrong.Error(), "toml: ")
-		if key := strings.Join(wrong.Key(), "."); key != "" {
-			message = key + ": " + message
-		}
-		return fmt.Errorf("%s:%d: %s", file, line, message)
+	if !errors.As(err, &wrong) {
+		return fmt.Errorf("%s: %w", file, err)
 	}
-	return fmt.Errorf("%s: %w", file, err)
+	line, _ := wrong.Position()
+	message := strings.TrimPrefix(wrong.Error(), "toml: ")
+	if strings.HasPrefix(message, "cannot ") || strings.Contains(message, "cannot be stored") {
+		if shape := shapeOf(wrong.Key()); shape != "" {
+			message = shape + " is needed"
+		}
+		message = strings.Join(wrong.Key(), ".") + ": " + message
+	} else {
+		message = "this is no TOML: " + message
+		if strings.HasSuffix(message, "at start of value") {
+			message += ": a text stands in \"quotes\", yes and no are true and false"
+		}
+	}
+	return fmt.Errorf("%s:%d: %s", file, line, message)
+}
+
+// shapeOf says what the value of a key looks like; "" where there is no such key.
+func shapeOf(key []string) string {
+	t := reflect.TypeFor[Config]()
+	for _, word := range key {
+		for t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct {
+			return ""
+		}
+		index := slices.IndexFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool { return f.Tag.Get("toml") == word })
+		if index < 0 {
+			return ""
+		}
+		t = t.Field(index).Type
+	}
+	switch t {
+	case reflect.TypeFor[Percent]():
+		return `a percentage in quotes, as "10%",`
+	case reflect.TypeFor[Size]():
+		return `a size in quotes, as "512MiB",`
+	case reflect.TypeFor[Duration]():
+		return `a duration in quotes, as "90m" or "2h",`
+	case reflect.TypeFor[[]string]():
+		return `a list of texts, as ["/etc", "/home"],`
+	case reflect.TypeFor[[]Command]():
+		return `a list of commands, each a list of a program and its arguments, as [["systemctl", "stop", "db"]],`
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a text in quotes"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Uint:
+		return "a whole number, 0 or more,"
+	case reflect.Struct:
+		return fmt.Sprintf("a table, a line [%s] with its keys below it,", strings.Join(key, "."))
+	case reflect.Slice:
+		return fmt.Sprintf("a table, a line [[%s]] with its keys below it,", strings.Join(key, "."))
+	}
+	return ""
 }
