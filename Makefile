@@ -6,6 +6,7 @@ LDFLAGS       := -s -w -X main.version=$(VERSION)
 # A Debian version begins with a digit and has no "-" of its own.
 DEBVERSION    := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/+/g' | grep . || echo 0.0.0+$(VERSION) | tr - +)
 PREFIX        ?= /usr/local
+DOCS          := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # The database of known vulnerabilities, or a copy of it: file:///srv/vulndb
@@ -23,8 +24,8 @@ SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
-TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 mkfs.xfs setpriv prlimit mount gcc bsdtar make file man systemd-analyze dpkg-deb smbd smbclient /usr/lib/*/samba/vfs/shadow_copy2.so
-PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs xfsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg samba samba-vfs-modules smbclient
+TOOLS    := attr git ionice getfacl jq rsync zstd fusermount3 strace mkfs.ext4 mkfs.xfs setpriv prlimit mount gcc bsdtar make file man systemd-analyze dpkg-deb smbd smbclient /usr/lib/*/samba/vfs/shadow_copy2.so fish zsh /usr/share/bash-completion/bash_completion
+PACKAGES := attr acl git jq rsync zstd fuse3 strace e2fsprogs xfsprogs util-linux mount gcc libc6-dev libarchive-tools make file man-db systemd dpkg samba samba-vfs-modules smbclient fish zsh bash-completion
 
 # What the benchmarks compare with, and the tree that they measure.
 BENCH_TOOLS    := restic borg mksquashfs squashfuse tar xz rsync zstd fusermount strace mkfs.ext4 mount /usr/src/linux-source-6.1.tar.xz
@@ -140,13 +141,14 @@ bench-churn: deps
 bench-scale: build deps ## 1,000 to a million files: memory, times and sizes, docs/cost.svg (needs root; minutes, 12 GiB of memory)
 	$(GO) run ./integration/benchscale $(SCALEFLAGS) bin
 
+# Everybody may read what is installed, whatever the umask is.
 install: build ## programs, manual, completions, systemd units below $(DESTDIR)$(PREFIX)
 	install -D -m 755 -t '$(DESTDIR)$(PREFIX)/bin' bin/mkbackup bin/backupfs
-	bin/mkbackup --write-manual '$(DESTDIR)$(PREFIX)/share'
-	bin/backupfs --write-manual '$(DESTDIR)$(PREFIX)/share'
-	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/share/doc/backupfs' README.md CHANGELOG.md LICENSE docs/*.md docs/recover.sh internal/packaging/example.conf
+	umask 022 && bin/mkbackup --write-manual '$(DESTDIR)$(PREFIX)/share' && bin/backupfs --write-manual '$(DESTDIR)$(PREFIX)/share'
+	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/share/doc/backupfs' $(DOCS) internal/packaging/example.conf
+	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/share/doc/backupfs/docs' docs/*
 	install -d '$(DESTDIR)$(PREFIX)/lib/systemd/system'
-	for unit in internal/packaging/systemd/*; do \
+	umask 022 && for unit in internal/packaging/systemd/*; do \
 		sed 's|@BINDIR@|$(PREFIX)/bin|' "$$unit" >'$(DESTDIR)$(PREFIX)/lib/systemd/system/'"$${unit##*/}" || exit 1; \
 	done
 
@@ -163,7 +165,8 @@ deb: ## a Debian package, into bin/ (needs dpkg-deb)
 	rm -rf bin/deb
 	$(MAKE) install DESTDIR=bin/deb PREFIX=/usr
 	gzip -9n bin/deb/usr/share/man/man1/*.1
-	install -D -m 755 -t bin/deb/DEBIAN internal/packaging/debian/postinst internal/packaging/debian/postrm
+	mv bin/deb/usr/share/zsh/site-functions bin/deb/usr/share/zsh/vendor-completions # where Debian's zsh looks
+	umask 022 && install -D -m 755 -t bin/deb/DEBIAN internal/packaging/debian/postinst internal/packaging/debian/postrm
 	arch=$$(dpkg --print-architecture) && \
 		sed "s/@VERSION@/$(DEBVERSION)/; s/@ARCH@/$$arch/" internal/packaging/debian/control >bin/deb/DEBIAN/control && \
 		dpkg-deb --root-owner-group --build bin/deb "bin/backupfs_$(DEBVERSION)_$$arch.deb"

@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
 // version is set by the build.
@@ -55,6 +57,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:          true,
 		SilenceErrors:         true,
 		DisableFlagsInUseLine: true,
+		ValidArgsFunction:     cli.Dirs,
 		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args: func(_ *cobra.Command, args []string) error {
 			switch elsewhere := c.file != "" || shareDir != ""; {
@@ -77,10 +80,24 @@ func newCommand() *cobra.Command {
 	}
 	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetUsageFunc(cli.Usage)
 	c.define(cmd.Flags())
 	cmd.Flags().StringVar(&shareDir, "write-manual", "", "write manual pages and shell completions below `DIR`, as in /usr/share")
 	_ = cmd.Flags().MarkHidden("write-manual") // the flag exists
+	cli.CompleteFlags(cmd, flagValues)
 	return cmd
+}
+
+// flagValues completes the values of flags. What the others take no shell can know.
+var flagValues = map[string]cobra.CompletionFunc{
+	"source": cli.WithIndex(cli.Sources),
+	"config": cli.Configurations,
+	"generation": func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if source := cmd.Flag("source"); source.Changed {
+			return cli.WithIndex(cli.GenerationsOf(source.Value.String()))(cmd, args, typed)
+		}
+		return cli.WithIndex(cli.Generations)(cmd, args, typed)
+	},
 }
 
 const longHelp = `backupfs mounts the repository REPO, which mkbackup made, on the directory

@@ -14,12 +14,18 @@ func book() manual.Book {
 **2**
 : Wrong usage.
 `}, manual.Section{Title: "FILES", Text: `
+*/etc/backupfs/NAME.conf*
+: What **--config NAME** takes the repository, the mount point and the options from.
+
 */etc/fstab*
 : Mounts at boot: see DESCRIPTION, and **fstab**(5).
 
 */etc/fuse.conf*
 : **user_allow_other** lets users who are not root mount for others.
 `}, manual.Section{Title: "ENVIRONMENT", Text: `
+**TZ**
+: The time zone of the names that **--name-format** makes.
+
 **TMPDIR**
 : Where a temporary index is built when the repository cannot be written or its disk is full (default: /tmp).
 

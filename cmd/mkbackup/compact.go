@@ -40,6 +40,9 @@ It can be interrupted at any time: what was done stays done.
 Exit codes: 0 done, also when there was nothing to do; 1 failed;
 2 wrong usage; 4 done, but parts are damaged, named above, and were kept;
 130, 143 interrupted.`,
+		Example: `  mkbackup compact /srv/backup --dry-run
+  mkbackup compact /srv/backup --time-limit 1h
+  mkbackup compact /srv/backup --max-dead 0`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -6,59 +6,37 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
-// completer completes one argument in the shell: db is the index of the
-// repository that the first argument names, args are those before.
-type completer func(db *index.DB, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective)
-
 // completeArgs completes the arguments of a command: a repository, then what the
 // completers say, the last of which serves all that follow.
-func completeArgs(next ...completer) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+func completeArgs(next ...cli.Completer) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) == 0 {
-			return nil, cobra.ShellCompDirectiveFilterDirs
+			return cli.Dirs(cmd, args, typed)
 		}
-		complete := next[min(len(args), len(next))-1]
-		repo, err := archive.Open(args[0])
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		defer repo.Close()
-		db, err := index.Open(repo, index.Options{})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		defer db.Close()
-		return complete(db, args, typed)
+		return cli.WithIndex(next[min(len(args), len(next))-1])(cmd, args, typed)
 	}
 }
 
-// generations completes the name of a generation, of any source.
-func generations(db *index.DB, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	gens, err := db.Generations()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	names := map[string]bool{}
-	var list []cobra.Completion
-	add := func(name string) {
-		if strings.HasPrefix(name, typed) && !names[name] {
-			names[name] = true
-			list = append(list, name)
-		}
-	}
-	for _, g := range gens {
-		of := ""
-		if g.Source != "" {
-			of = g.Source + "/"
-		}
-		add(of + g.Name)
-		add(of + "latest")
-	}
-	return list, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+// flagValues completes the values of flags. What the others take is neither a file
+// nor in the repository.
+var flagValues = map[string]cobra.CompletionFunc{
+	"source":       cli.WithIndex(cli.Sources),
+	"root":         cli.Dirs,
+	"against":      cli.Dirs,
+	"exclude-from": cli.Files,
+	"metrics":      cli.Files,
+	"progress":     choice("auto\ton a terminal", "always\telsewhere as a line a minute", "never"),
+	"ionice":       choice("idle\twhen nobody else wants the disk", "best-effort", "realtime\tbefore all others; root only"),
+	"nice":         choice("10\tafter most others", "19\tafter all others"),
+}
+
+// choice completes to one of some words, behind which a description may stand.
+func choice(words ...cobra.Completion) cobra.CompletionFunc {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveKeepOrder)
 }
 
 // paths completes a path inside the generation that the second argument names.
@@ -87,11 +65,13 @@ func pathsOf(db *index.DB, g index.Generation, typed string) ([]cobra.Completion
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var list []cobra.Completion
+	directive := cobra.ShellCompDirectiveNoFileComp
 	err = view.List(entry.Dir, "", func(e index.Dirent) bool {
 		if strings.HasPrefix(e.Name, start) && !strings.ContainsAny(e.Name, "\n\t") {
 			name := dir + e.Name
 			if e.Dir != 0 {
 				name += "/"
+				directive |= cobra.ShellCompDirectiveNoSpace // the path may go on
 			}
 			list = append(list, name)
 		}
@@ -100,7 +80,7 @@ func pathsOf(db *index.DB, g index.Generation, typed string) ([]cobra.Completion
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	return list, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	return list, directive
 }
 
 // nothing ends the completion.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -35,7 +36,7 @@ or not.`,
 		Example: `  mkbackup diff /srv/backup latest~1 latest
   mkbackup diff /srv/backup 2026-11-20 2026-11-22 /etc --json`,
 		Args:              cobra.RangeArgs(3, 4),
-		ValidArgsFunction: completeArgs(generations, generations, paths, nothing),
+		ValidArgsFunction: completeArgs(cli.Generations, cli.Generations, paths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := "/"
 			if len(args) == 4 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -34,7 +35,7 @@ GEN is what "mkbackup ls" takes.`,
 		Example: `  mkbackup export /srv/backup latest | ssh web2 tar -x -p --numeric-owner --acls --xattrs --xattrs-include='*' -C /mnt
   mkbackup export /srv/backup 2026-11-22 /etc /home/alice >alice.tar`,
 		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: completeArgs(generations, paths),
+		ValidArgsFunction: completeArgs(cli.Generations, paths),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err

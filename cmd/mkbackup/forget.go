@@ -13,6 +13,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
 type forgetFlags struct {
@@ -46,7 +47,7 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
 		Example: `  mkbackup forget /srv/backup --keep-daily 14 --keep-weekly 8 --keep-monthly 24 --dry-run
   mkbackup forget /srv/backup 2026-11-22T03-00-00Z web1/latest~3`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: completeArgs(generations),
+		ValidArgsFunction: completeArgs(cli.Generations),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.metrics.record(cmd.Context(), outcome{command: "forget", repository: args[0], source: f.source}, func(o *outcome) error {
 				return forget(cmd, args[0], args[1:], f, o)

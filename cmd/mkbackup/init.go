@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
 func initCommand() *cobra.Command {
@@ -18,7 +19,10 @@ func initCommand() *cobra.Command {
 
 The part size is the size at which one archive file ends and the next begins. It
 cannot be changed later.`,
-		Args: cobra.ExactArgs(1),
+		Example: `  mkbackup init /srv/backup
+  mkbackup init /mnt/usb/backup --part-size 256MiB`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cli.Dirs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			bytes, err := humanize.ParseBytes(size)
 			if err != nil || bytes > 1<<40 {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -25,8 +26,10 @@ func lsCommand() *cobra.Command {
 
 GEN is a generation's name or number, a date or the beginning of one, "latest" or
 "latest~2"; "web1/latest" is one of the source web1.`,
+		Example: `  mkbackup ls /srv/backup latest /etc
+  mkbackup ls /srv/backup web1/2026-11-22 /etc/nginx`,
 		Args:              cobra.RangeArgs(2, 3),
-		ValidArgsFunction: completeArgs(generations, paths, nothing),
+		ValidArgsFunction: completeArgs(cli.Generations, paths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := "/"
 			if len(args) == 3 {

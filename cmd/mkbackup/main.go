@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
 // version is set by the build.
@@ -109,6 +111,10 @@ func command() *cobra.Command {
 		Long: `mkbackup writes file trees into a repository: what is new goes into immutable
 compressed parts, each run commits one generation. "backupfs REPO MOUNTPOINT"
 shows all generations as plain directories; a restore is cp.`,
+		Example: `  mkbackup init /srv/backup
+  mkbackup create /srv/backup /etc /home
+  mkbackup list /srv/backup
+  mkbackup run main`,
 		Version:                    version,
 		SilenceErrors:              true,
 		SilenceUsage:               true,
@@ -131,7 +137,9 @@ shows all generations as plain directories; a restore is cp.`,
 	})
 	root.AddCommand(initCommand(), createCommand(), listCommand(), lsCommand(), diffCommand(), historyCommand(), findCommand(), exportCommand(),
 		statsCommand(), checkCommand(), forgetCommand(), compactCommand(), reindexCommand(), runCommand())
+	root.SetUsageFunc(cli.Usage)
 	for _, sub := range root.Commands() {
+		cli.CompleteFlags(sub, flagValues)
 		sub.Args = usageErrors(sub.Args)
 	}
 	root.Args = unknownCommand

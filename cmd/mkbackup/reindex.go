@@ -34,6 +34,7 @@ one that is there stays, and "mkbackup check" says what is lost.
 
 Exit codes: 0 done; 1 failed, the index stays as it was; 4 rebuilt, but the log has
 lost its last records.`,
+		Example:           `  mkbackup reindex /srv/backup`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/cmd/internal/config"
 )
 
@@ -48,10 +49,8 @@ could not be read (the later steps are done all the same), 4 for damage. A wrong
 key or value in the file is a usage error, 2, with its line.`,
 		Example: `  mkbackup run web1
   mkbackup run --dry-run ./test.conf`,
-		Args: cobra.ExactArgs(1),
-		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			return configNames(), cobra.ShellCompDirectiveDefault
-		},
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: cli.Configurations,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := readConfig(config.Path(args[0]))
 			if err != nil {
@@ -72,21 +71,6 @@ key or value in the file is a usage error, 2, with its line.`,
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only problems, and what hooks print")
 	addMetricsFlag(cmd.Flags(), &metrics)
 	return cmd
-}
-
-// configNames returns the names of the files in config.Dir.
-func configNames() []string {
-	entries, err := os.ReadDir(config.Dir)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".conf"); ok {
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // readConfig reads a file, and checks what the steps of a run take from it: what is

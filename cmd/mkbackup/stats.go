@@ -29,6 +29,8 @@ func statsCommand() *cobra.Command {
   log, index     their stored bytes
   deduplication  raw bytes of all generations / raw bytes of the contents
   compression    raw bytes of the parts / stored bytes of the parts`,
+		Example: `  mkbackup stats /srv/backup
+  mkbackup stats /srv/backup --json`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -155,11 +155,26 @@ func Path(name string) string {
 	return filepath.Join(Dir, name+".conf")
 }
 
+// Names returns the names of the files in Dir.
+func Names() []string {
+	entries, err := os.ReadDir(Dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".conf"); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Read reads a file. An error says in which line a wrong key or value is.
 func Read(file string) (Config, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return Config{}, fmt.Errorf("there is no configuration %s: begin with the example.conf of the documentation (a file elsewhere has a \"/\" in its name, as ./main.conf)", file)
+		return Config{}, fmt.Errorf("there is no configuration %s: begin with share/doc/backupfs/example.conf (a file elsewhere has a \"/\" in its name, as ./main.conf)", file)
 	}
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
