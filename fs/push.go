@@ -12,8 +12,8 @@ const (
 	// maxStreams is how many programs that go through a tree are told apart.
 	maxStreams = 8
 	// streamReach is how far, in inode numbers, a file may lie ahead of what a
-	// stream knows, to belong to it; streamBack is how far behind: several
-	// programs that share a work read in about the right order.
+	// stream knows, to belong to it, or behind if it is listed; streamBack is how far
+	// behind if it is read: several programs that share a work read in about the right order.
 	streamReach = 128
 	streamBack  = 16
 	// minWindow and maxWindow bound how many raw bytes of files are looked at
@@ -61,13 +61,13 @@ type pusher struct {
 
 // stream is a sequence of files that somebody seems to read one after another.
 type stream struct {
-	used     uint64 // by the clock; 0: a free place
-	head     index.Ino
-	window   int64 // raw bytes to look at ahead of head; 0: only one READ so far
-	unproved int64 // raw bytes pushed since the last READ
+	used     uint64    // by the clock; 0: a free place
+	head     index.Ino // up to which it has come
+	window   int64     // raw bytes to look at ahead of head; 0: only one READ so far
+	unproved int64     // raw bytes pushed since the last READ
 
 	next     index.Ino         // the first file that was not looked at
-	ahead    []index.WholeFile // behind head and before next
+	ahead    []index.WholeFile // behind head and before next, in their order
 	bytes    int64             // in them
 	scanning bool              // somebody looks at more
 	running  bool              // somebody pushes in the background
@@ -107,10 +107,14 @@ func (p *pusher) follow(i index.Ino, read bool) *stream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.clock++
+	back := index.Ino(streamBack)
+	if !read {
+		back = streamReach
+	}
 	oldest := &p.streams[0]
 	for k := range p.streams {
 		s := &p.streams[k]
-		if s.used != 0 && i+streamBack > s.head && i < s.next+streamReach {
+		if s.used != 0 && i+back > s.head && i < s.next+streamReach {
 			return s.moveOn(i, read, p.clock)
 		}
 		if s.used < oldest.used {
@@ -130,35 +134,41 @@ func (s *stream) start(i index.Ino, now uint64) {
 	}
 }
 
-// moveOn moves a stream on to a file, and returns it if there is something to
-// push then. A READ of what lies behind it begins it again.
+// moveOn moves a stream on to a file that is read, or listed, and returns it if
+// there is something to push then. A READ of what lies behind it begins it again. A
+// list says little about what was not read before it: the files of directories
+// may be read in another order than they lie.
 func (s *stream) moveOn(i index.Ino, read bool, now uint64) *stream {
 	s.used = now
-	if !read {
-		i-- // that one was not read yet
-	}
-	if i <= s.head {
-		if read {
-			s.start(i, now)
-		}
+	if read && i <= s.head {
+		s.start(i, now)
 		return nil
 	}
+	passed := i
 	if read {
 		s.window = min(max(2*s.window, minWindow), maxWindow)
 		s.unproved = 0
+	} else {
+		passed -= min(i, streamReach)
+		i-- // that one was not read yet
 	}
-	s.head = i
+	s.head = max(s.head, i)
 	s.next = max(s.next, i+1)
-	passed := 0
-	for passed < len(s.ahead) && s.ahead[passed].Ino <= i {
-		s.bytes -= s.ahead[passed].RawSize
-		passed++
-	}
-	s.ahead = s.ahead[passed:]
+	s.pass(passed)
 	if s.window == 0 {
 		return nil
 	}
 	return s
+}
+
+// pass drops the files up to one.
+func (s *stream) pass(last index.Ino) {
+	n := 0
+	for n < len(s.ahead) && s.ahead[n].Ino <= last {
+		s.bytes -= s.ahead[n].RawSize
+		n++
+	}
+	s.ahead = s.ahead[n:]
 }
 
 // push stores files of the frame where a stream goes on: all of them, or once it
@@ -188,6 +198,8 @@ func (p *pusher) push(s *stream) {
 // run stores what lies ahead of a stream.
 func (p *pusher) run(s *stream) {
 	for {
+		for p.pushFrame(s, maxWindow, maxAheadFiles) {
+		}
 		p.extend(s, maxWindow)
 		if !p.pushFrame(s, maxWindow, maxAheadFiles) {
 			break
