@@ -362,7 +362,10 @@ func (c *checking) repair() error {
 		if err != nil {
 			return err
 		}
-		return db.Close()
+		if !db.Kept() {
+			err = errors.New("the index was not repaired")
+		}
+		return errors.Join(err, db.Close())
 	}
 	db, err := index.Rebuild(c.repo, index.Options{Log: c.notef})
 	if err != nil {

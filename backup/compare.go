@@ -201,6 +201,9 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 		return c.unreadable(path, unix.ENOTDIR, old, s)
 	}
 	c.matched = true
+	if s.given && e.Type == archive.TypeSymlink {
+		c.notef("/%s is a symlink: it is stored as such, and not what it leads to (for that, give the path with a / at its end, or the other path)", Printable(path))
+	}
 	s.leavesBelow(path, func(leaf string) { c.problem(leaf, unix.ENOTDIR) })
 	return c.file(d.fd, e, path, old)
 }

@@ -19,16 +19,20 @@ type selection struct {
 
 // newSelection returns the selection of paths below root; both are absolute
 // where root is not "". Symlinks above the last component are resolved, since
-// what is stored is the tree as it is; below another root they cannot be.
+// what is stored is the tree as it is; below another root they cannot be. A path that
+// ends with a "/" is that of a directory, also for a symlink to one.
 func newSelection(root string, paths []string) (*selection, error) {
 	s := &selection{}
 	for _, path := range paths {
 		if root == "" {
-			var err error
-			if path, err = filepath.Abs(path); err != nil {
+			absolute, err := filepath.Abs(path)
+			if err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
-			path = resolveParent(path)
+			if dir, err := filepath.EvalSymlinks(absolute); err == nil && strings.HasSuffix(path, "/") {
+				absolute = dir
+			}
+			path = resolveParent(absolute)
 		}
 		s.add(filepath.Clean("/" + path))
 	}

@@ -226,6 +226,9 @@ func checkMountpoint(mountpoint, repository string) error {
 	if within(repository, where) {
 		return fmt.Errorf("mount point %s: it would hide the repository %s", mountpoint, repository)
 	}
+	if within(where, repository) {
+		return fmt.Errorf("mount point %s: it would hide a part of the repository %s", mountpoint, repository)
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ type DB struct {
 	number   uint64
 	meta     meta
 	problem  error
+	unkept   bool      // its files are not in the repository
 	verified *verified // what Open has hashed; nil where nothing was
 
 	partsMu sync.RWMutex
@@ -33,6 +34,9 @@ func newDB(dir string, files []tableFile, number uint64) (*DB, error) {
 	}
 	return d, nil
 }
+
+// Kept reports whether the index is in the repository, for others to use.
+func (d *DB) Kept() bool { return !d.unkept }
 
 // Close releases the index. It waits for nobody: no reader may be active. It
 // returns nil.

@@ -369,6 +369,9 @@ func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
 		}
 	}
 	db, err := newDB(b.dir, b.tables, b.number)
+	if db != nil {
+		db.unkept = true
+	}
 	if removeErr := b.fsys.RemoveAll(b.dir); err != nil || removeErr != nil {
 		if db != nil {
 			_ = db.Close() // of what was only read

@@ -62,6 +62,58 @@ func TestExitCodesAndMessages(t *testing.T) {
 		c{[]string{mkbackup}, 2, ""},
 		c{[]string{mkbackup, "no-such-command"}, 2, "no-such-command"},
 		c{[]string{mkbackup, "creat", r.dir, src}, 2, "is it create?"},
+		c{[]string{mkbackup, "help", "creat"}, 2, "is it create?"},
+		c{[]string{mkbackup, "init", missing, "--part-size", "0"}, 2, "--part-size"},
+		c{[]string{mkbackup, "init", missing, "--part-size", "1KiB"}, 2, "64KiB"},
+		c{[]string{mkbackup, "init", missing, "--part-size", "2TiB"}, 2, "1TiB"},
+		c{[]string{mkbackup, "list", ""}, 2, `bad REPO ""`},
+		c{[]string{mkbackup, "ls", r.dir, ""}, 2, `bad GEN ""`},
+		c{[]string{mkbackup, "diff", r.dir, "latest", ""}, 2, `bad GEN2 ""`},
+		c{[]string{mkbackup, "export", r.dir, "latest", "/", ""}, 2, `bad PATH ""`},
+		c{[]string{mkbackup, "create", r.dir, src, ""}, 2, `bad PATH ""`},
+		c{[]string{mkbackup, "forget", r.dir, ""}, 2, `bad GEN ""`},
+		c{[]string{mkbackup, "history", r.dir, ""}, 2, `bad PATH ""`},
+		c{[]string{mkbackup, "run", ""}, 2, `bad NAME ""`},
+		c{[]string{mkbackup, "create", r.dir, "--root", "", "/"}, 2, `bad --root ""`},
+		c{[]string{mkbackup, "create", r.dir, "--time", "", src}, 2, `bad --time ""`},
+		c{[]string{mkbackup, "check", r.dir, "--against", ""}, 2, `bad --against ""`},
+		c{[]string{mkbackup, "check", r.dir, "--read-data-subset", ""}, 2, `bad --read-data-subset ""`},
+		c{[]string{mkbackup, "check", r.dir, "--read-data-subset", "0%"}, 2, "0%"},
+		c{[]string{mkbackup, "check", r.dir, "--read-data-subset", "101%"}, 2, "101%"},
+		c{[]string{mkbackup, "check", r.dir, "--read-data-subset", "NaN%"}, 2, "NaN%"},
+		c{[]string{mkbackup, "check", r.dir, "--against", missing}, 1, missing},
+		c{[]string{mkbackup, "check", r.dir, "--against", file}, 1, file},
+		c{[]string{mkbackup, "compact", r.dir, "--limit", ""}, 2, `bad --limit ""`},
+		c{[]string{mkbackup, "compact", r.dir, "--limit", "0"}, 2, "--limit"},
+		c{[]string{mkbackup, "compact", r.dir, "--limit", "99999999999999999GiB"}, 2, "--limit"},
+		c{[]string{mkbackup, "compact", r.dir, "--max-dead", "101%"}, 2, "101%"},
+		c{[]string{mkbackup, "compact", r.dir, "--max-dead", "-1%"}, 2, "-1%"},
+		c{[]string{mkbackup, "compact", r.dir, "--max-dead", "NaN%"}, 2, "NaN%"},
+		c{[]string{mkbackup, "compact", r.dir, "--time-limit", "-1s"}, 2, "-1s"},
+		c{[]string{mkbackup, "compact", r.dir, "--time-limit", "1"}, 2, "30s"},
+		c{[]string{mkbackup, "forget", r.dir}, 2, "--keep-daily 7"},
+		c{[]string{mkbackup, "forget", r.dir, "--keep-last", "-1"}, 2, "at least 1"},
+		c{[]string{mkbackup, "forget", r.dir, "--keep-daily", "0"}, 2, "at least 1"},
+		c{[]string{mkbackup, "forget", r.dir, "--keep-yearly", "99999999999999999999"}, 2, "--keep-yearly"},
+		c{[]string{mkbackup, "forget", r.dir, "--keep-within", "14"}, 2, "14d"},
+		c{[]string{mkbackup, "forget", r.dir, "latest", "--keep-last", "1"}, 2, "one after the other"},
+		c{[]string{mkbackup, "forget", r.dir, "nothing"}, 1, "mkbackup list"},
+		c{[]string{mkbackup, "ls", r.dir, "latest~1"}, 1, "there are only 1"},
+		c{[]string{mkbackup, "ls", r.dir, "latest~-1"}, 1, "latest~-1"},
+		c{[]string{mkbackup, "ls", r.dir, "latest~99999999999999999999"}, 1, "latest~99999999999999999999"},
+		c{[]string{mkbackup, "create", r.dir, "--threads", "0", src}, 2, "1 to 256"},
+		c{[]string{mkbackup, "create", r.dir, "--threads", "-1", src}, 2, "1 to 256"},
+		c{[]string{mkbackup, "create", r.dir, "--read-rate", "0", src}, 2, "20MiB"},
+		c{[]string{mkbackup, "create", r.dir, "--nice", "20", src}, 2, "-20 to 19"},
+		c{[]string{mkbackup, "create", r.dir, "--exclude", "[", src}, 2, "--exclude"},
+		c{[]string{mkbackup, "create", r.dir, "--exclude-from", missing, src}, 2, missing},
+		c{[]string{backupfs, "", mountPoint}, 2, "empty"},
+		c{[]string{backupfs, r.dir, ""}, 2, "empty"},
+		c{[]string{backupfs, "--cache-size", "0", r.dir, mountPoint}, 2, "1MiB"},
+		c{[]string{backupfs, "--cache-size", "1", r.dir, mountPoint}, 2, "1MiB"},
+		c{[]string{backupfs, "--cache-size", "-1", r.dir, mountPoint}, 2, "-1"},
+		c{[]string{backupfs, r.dir, r.dir}, 1, "hide the repository"},
+		c{[]string{backupfs, r.dir, filepath.Join(r.dir, "parts")}, 1, "hide a part of the repository"},
 		c{[]string{mkbackup, "ls", r.dir}, 2, `"mkbackup ls REPO GEN [PATH] [flags]"`},
 		c{[]string{mkbackup, "diff", r.dir, "latest", "latest", "gone"}, 1, "has the path /gone: `mkbackup find`"},
 		c{[]string{mkbackup, "find", r.dir, ""}, 2, `bad PATTERN ""`},
@@ -177,6 +229,127 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 		}
 		wantOneLine(t, res.stderr, "space")
 	}
+}
+
+// TestResultThatCannotBePrinted: what was done is done, a dry run has nothing but its output.
+func TestResultThatCannotBePrinted(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	r.all(src)
+	run := func(command string, args ...string) result {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		must(t, err)
+		defer full.Close()
+		cmd := r.command(command, args...)
+		cmd.Stdout = full
+		return runCmd(t, cmd)
+	}
+	for command, args := range map[string][]string{"create": {src}, "forget": {"--keep-last", "1"}, "compact": {"--max-dead", "0"}, "reindex": nil} {
+		for _, form := range [][]string{nil, {"--json"}} {
+			res := run(command, append(form, args...)...)
+			if res.code != 0 {
+				t.Errorf("%s to a full disk: exit code %d, want 0", command, res.code)
+			}
+			wantOneLine(t, res.stderr, "it is done", "space")
+			if command == "reindex" {
+				continue
+			}
+			if res = run(command, append(form, append(args, "--dry-run")...)...); res.code != 1 {
+				t.Errorf("%s --dry-run to a full disk: exit code %d, want 1", command, res.code)
+			}
+			wantOneLine(t, res.stderr, "space")
+		}
+	}
+	// Each create made a generation, and forget left one.
+	if n := len(r.generations()); n < 1 || n > 3 {
+		t.Errorf("%d generations", n)
+	}
+}
+
+// TestClosedPipe: who reads only the beginning is no failure to speak of, and nothing is harmed.
+func TestClosedPipe(t *testing.T) {
+	src := tempDir(t)
+	manyFiles(t, src, 3000)
+	r := newRepo(t)
+	r.all(src)
+	for _, command := range []string{"ls $1 latest /d000", "ls $1 latest /d000 --json", "find $1 '*'", "export $1 latest", "list $1", "check $1"} {
+		res := runCmd(t, exec.Command("bash", "-c", `set -o pipefail; "$0" `+command+" | head -c 1", mkbackup, r.dir))
+		if res.code != 0 && res.code != 128+int(syscall.SIGPIPE) || res.stderr != "" || len(res.stdout) != 1 {
+			t.Errorf("%s: exit code %d, %q, stderr %q", command, res.code, res.stdout, res.stderr)
+		}
+	}
+}
+
+// TestReadOnlyRepository: what reads works, what cannot be done is a failure with its reason.
+func TestReadOnlyRepository(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	write(t, filepath.Join(src, "file"), "y")
+	r.all(src)
+	ro := &repo{t: t, dir: mkdir(t, tempDir(t), "ro")}
+	mountAt(t, ro.dir, "--bind", r.dir)
+	run(t, "mount", "-o", "remount,ro,bind", ro.dir)
+	for _, c := range []struct {
+		words []string
+		code  int
+	}{
+		{[]string{"list"}, 0}, {[]string{"ls", "latest"}, 0}, {[]string{"diff", "latest~1", "latest"}, 0}, {[]string{"export", "latest"}, 0}, {[]string{"stats"}, 0},
+		{[]string{"check", "--read-data"}, 0}, {[]string{"check", "--repair"}, 0}, {[]string{"create", "--dry-run", src}, 0}, {[]string{"compact", "--dry-run"}, 0},
+		{[]string{"create", src}, 1}, {[]string{"forget", "latest~1"}, 1}, {[]string{"reindex"}, 1},
+	} {
+		res := ro.mkbackup(c.words[0], c.words[1:]...)
+		if res.code != c.code || c.code == 1 && !strings.Contains(res.stderr, "read-only file system") {
+			t.Errorf("%s: exit code %d, want %d\n%s", c.words, res.code, c.code, res.stderr)
+		}
+	}
+	must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
+	for command, code := range map[string]int{"list": 0, "check": 0, "check --repair": 1, "reindex": 1} {
+		words := strings.Fields(command)
+		res := ro.mkbackup(words[0], words[1:]...)
+		if res.code != code || !strings.Contains(res.stderr, "read-only file system") {
+			t.Errorf("%s without an index: exit code %d, want %d\n%s", command, res.code, code, res.stderr)
+		}
+	}
+	if n := len(r.generations()); n != 2 {
+		t.Errorf("%d generations, want 2", n)
+	}
+}
+
+// TestTwoNames: paths that overlap, and two names of one directory.
+func TestTwoNames(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a/one", Data: []byte("1")}, {Path: "a/b/large", Seed: 1, Size: 3 << 20}, {Path: "c", Type: treetest.Dir},
+		{Path: "link", Type: treetest.Symlink, Target: "a"}})
+	r := newRepo(t)
+	a, c, link := filepath.Join(src, "a"), filepath.Join(src, "c"), filepath.Join(src, "link")
+	once := r.create(a)
+	overlapping := r.create(a, filepath.Join(a, "b"), a+"/", filepath.Join(a, "b", "large"))
+	if overlapping.Files != once.Files || overlapping.Dirs != once.Dirs || overlapping.Unchanged != once.Files+once.Dirs {
+		t.Errorf("overlapping paths: %+v, and alone %+v", overlapping, once)
+	}
+	if got := strings.Count(r.mkbackup("ls", "latest", a).stdout, "\n"); got != 2 {
+		t.Errorf("ls lists %d entries, want 2", got)
+	}
+	mountAt(t, c, "--bind", a)
+	both := r.create(a, c)
+	if both.Files != 2*once.Files || both.Parts != 0 {
+		t.Errorf("two names: %+v; under one %+v", both, once)
+	}
+	m := r.mount()
+	wantTree(t, "second name", readTree(t, a), m.path(both.Generation, c), treetest.Options{})
+	linked, res := r.createExit(0, link)
+	if linked.Files != 1 || !strings.Contains(res.stderr, link+" is a symlink") {
+		t.Errorf("a symlink: %+v, %q", linked, res.stderr)
+	}
+	through, res := r.createExit(0, link+"/")
+	if through.Files != once.Files || res.stderr != "" {
+		t.Errorf("a symlink with a slash: %+v, %q", through, res.stderr)
+	}
+	wantTree(t, "through a symlink", readTree(t, a), m.at(through.Generation, a), treetest.Options{})
 }
 
 // TestUnreadableRepository takes every right from a repository and asks as

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -65,6 +66,8 @@ func newCommand() *cobra.Command {
 				return usageError{fmt.Errorf("REPO and MOUNTPOINT come from the file: %q is too much", args[0])}
 			case !elsewhere && len(args) != 2:
 				return usageError{fmt.Errorf("two arguments are needed, REPO and MOUNTPOINT; there are %d", len(args))}
+			case slices.Contains(args, ""):
+				return usageError{errors.New("REPO or MOUNTPOINT is empty")}
 			}
 			return nil
 		},

@@ -85,6 +85,11 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if f.Source != "" && f.Against == "" {
 		return &exitError{exitUsage, "--source says what --against compares: give both"}
 	}
+	if info, err := os.Stat(f.Against); f.Against != "" && err != nil {
+		return fmt.Errorf("--against: %w", err)
+	} else if f.Against != "" && !info.IsDir() {
+		return fmt.Errorf("--against %s: not a directory", f.Against)
+	}
 	length, err := f.subsetLength()
 	if err != nil {
 		return err

@@ -88,7 +88,7 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	o.detail("last_success_stored_bytes", summary.NewBytes)
 	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
 	o.measure(repo, true)
-	if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary); err != nil {
+	if err := printed(f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary), f.DryRun); err != nil {
 		return err
 	}
 	if summary.Damaged > 0 {

@@ -34,6 +34,10 @@ func createCommand() *cobra.Command {
 changed since the source's generation before are read; a file is unchanged if its
 type, size, times and inode number are.
 
+A PATH that is a symlink is stored as one; with a / at its end it is the directory that
+it leads to. PATHs may overlap: what several of them hold is stored once. What has two
+names, as by a bind mount, is read and listed under both; its contents are stored once.
+
 Files that cannot be read are named, the others are backed up, and the exit code
 is 3. A mount of backups and the repository itself are left out; /proc, /sys and
 their like are not entered.
@@ -106,7 +110,9 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *ou
 	}
 	o.created(summary)
 	o.measure(repo, false)
-	f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary)
+	if err := printed(f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary), f.DryRun); err != nil {
+		return err
+	}
 	return f.judge(summary, dir)
 }
 
@@ -160,11 +166,6 @@ func (f *createFlags) complete(paths []string) error {
 		}
 		f.Root = root
 	}
-	for _, path := range paths {
-		if path == "" {
-			return &exitError{exitUsage, "an empty PATH"}
-		}
-	}
 	return nil
 }
 
@@ -207,32 +208,31 @@ func display(path string) string {
 
 func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
 
-func (f *createFlags) print(w io.Writer, event string, s backup.Summary) {
+func (f *createFlags) print(w io.Writer, event string, s backup.Summary) error {
 	if f.progress.json {
-		_ = json.NewEncoder(w).Encode(struct {
+		return json.NewEncoder(w).Encode(struct {
 			Event string `json:"event,omitempty"`
 			backup.Summary
 		}{event, s})
-		return
 	}
 	if f.progress.quiet {
-		return
+		return nil
 	}
 	counts := fmt.Sprintf("%s new, %s changed, %s gone, %s unchanged", humanize.Comma(s.New), humanize.Comma(s.Changed), humanize.Comma(s.Gone), humanize.Comma(s.Unchanged))
 	if s.Excluded > 0 {
 		counts += fmt.Sprintf(", %s excluded", plural(s.Excluded, "path"))
 	}
 	if f.DryRun {
-		_, _ = fmt.Fprintf(w, "dry run: %s; %s would be read\n", counts, humanize.IBytes(uint64(s.ReadBytes)))
-		return
+		_, err := fmt.Fprintf(w, "dry run: %s; %s would be read\n", counts, humanize.IBytes(uint64(s.ReadBytes)))
+		return err
 	}
 	name := s.Generation
 	if f.Source != "" {
 		name = f.Source + "/" + name
 	}
-	_, _ = fmt.Fprintf(w, "%s: %s files and directories, %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)))
-	_, _ = fmt.Fprintf(w, "%s; read %s, stored %s (%s), %s\n", counts, humanize.IBytes(uint64(s.ReadBytes)),
+	_, err := fmt.Fprintf(w, "%s: %s files and directories, %s\n%s; read %s, stored %s (%s), %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)), counts, humanize.IBytes(uint64(s.ReadBytes)),
 		humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
+	return err
 }
 
 func plural(n int64, noun string) string {

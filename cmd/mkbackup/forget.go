@@ -88,11 +88,11 @@ func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags, o *ou
 	o.measure(repo, true)
 	switch {
 	case f.json:
-		return forgetJSON(cmd.OutOrStdout(), result, f.DryRun)
+		return printed(forgetJSON(cmd.OutOrStdout(), result, f.DryRun), f.DryRun)
 	case f.quiet:
 		return nil
 	}
-	return forgetTables(cmd.OutOrStdout(), result, f.DryRun)
+	return printed(forgetTables(cmd.OutOrStdout(), result, f.DryRun), f.DryRun)
 }
 
 // complete checks the flags and fills the options that are not flags.

@@ -10,6 +10,8 @@ import (
 	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
+const maxPartSize = 1 << 40 // stored bytes
+
 func initCommand() *cobra.Command {
 	size := "64MiB"
 	cmd := &cobra.Command{
@@ -25,8 +27,8 @@ cannot be changed later.`,
 		ValidArgsFunction: cli.Dirs,
 		RunE: func(_ *cobra.Command, args []string) error {
 			bytes, err := humanize.ParseBytes(size)
-			if err != nil || bytes > 1<<40 {
-				return &exitError{exitUsage, fmt.Sprintf("bad part size %q: give a number with a unit, as 64MiB", size)}
+			if err != nil || bytes < archive.MinPartSize || bytes > maxPartSize {
+				return &exitError{exitUsage, fmt.Sprintf("bad --part-size %q: give a number with a unit, as 64MiB, from 64KiB to 1TiB", size)}
 			}
 			repo, err := archive.Init(args[0], archive.InitOptions{PartSize: int64(bytes)})
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
@@ -143,7 +144,34 @@ shows all generations as plain directories; a restore is cp.`,
 		sub.Args = usageErrors(sub.Args)
 	}
 	root.Args = unknownCommand
+	root.SetHelpCommand(helpCommand())
 	return root
+}
+
+// helpCommand is cobra's, but for a command that there is not.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about a command",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
+			for _, sub := range cmd.Root().Commands() {
+				if len(args) == 0 && sub.IsAvailableCommand() {
+					names = append(names, cobra.CompletionWithDesc(sub.Name(), sub.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || about == cmd.Root() {
+				err = unknownCommand(cmd.Root(), rest)
+			}
+			if err != nil {
+				return err
+			}
+			return about.Help()
+		},
+	}
 }
 
 func unknownCommand(cmd *cobra.Command, args []string) error {
@@ -163,6 +191,35 @@ func usageErrors(check cobra.PositionalArgs) cobra.PositionalArgs {
 		if err := check(cmd, args); err != nil {
 			return &exitError{exitUsage, fmt.Sprintf("%v: the usage is %q: see %s --help", err, cmd.UseLine(), cmd.CommandPath())}
 		}
-		return nil
+		return emptyWords(cmd, args)
 	}
+}
+
+// emptyWords refuses arguments and values of flags that are empty: a variable of a script
+// was not set. The unnamed source and no metrics are spelled like that.
+func emptyWords(cmd *cobra.Command, args []string) error {
+	names := strings.Fields(cmd.Use)[1:]
+	for i, arg := range args {
+		if arg == "" {
+			name := strings.Trim(names[min(i, len(names)-1)], "[].")
+			return &exitError{exitUsage, fmt.Sprintf("bad %s \"\": it is empty: see %s --help", name, cmd.CommandPath())}
+		}
+	}
+	var err error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "string" && f.Value.String() == "" && f.Name != "source" && f.Name != "metrics" {
+			err = &exitError{exitUsage, fmt.Sprintf("bad --%s \"\": it is empty: see %s --help", f.Name, cmd.CommandPath())}
+		}
+	})
+	return err
+}
+
+// printed returns how a command ends that has changed something, where its result
+// could not be printed: that is said, but it is done, and to do it again is no remedy.
+func printed(err error, dryRun bool) error {
+	if err == nil || dryRun {
+		return err
+	}
+	note(fmt.Sprintf("it is done, but what was done could not be printed: %v", err))
+	return nil
 }

@@ -64,6 +64,9 @@ func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
 		return fmt.Errorf("the index stays as it was: %w", err)
 	}
 	defer db.Close()
+	if !db.Kept() {
+		return errors.New("the index stays as it was: the new one cannot be kept in the repository")
+	}
 	gens, err := db.Generations()
 	if err != nil {
 		return err
@@ -85,7 +88,7 @@ func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
 		records -= begins - 1
 	}
 	done := reindexed{progress.summaryEvent(), records, len(gens), lost, time.Since(began).Seconds()}
-	if err := done.print(w, f); err != nil {
+	if err := printed(done.print(w, f), false); err != nil {
 		return err
 	}
 	if lost > 0 {
