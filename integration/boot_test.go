@@ -91,6 +91,20 @@ func TestBootedPackage(t *testing.T) {
 	b.run("mkdir", "/backups")
 	b.run("mkbackup", "init", "/srv/backup")
 	write(t, filepath.Join(b.root, "etc/backupfs/main.conf"), "repository = \"/srv/backup\"\n[[backup]]\npaths = [\"/etc\"]\n[mount]\npoint = \"/backups\"\n")
+	// What a service could be kept from seeing.
+	write(t, filepath.Join(mkdir(t, b.root, "usr/lib/modules/kernel"), "driver.ko"), "module")
+	write(t, filepath.Join(b.root, "etc/backupfs/all.conf"), `repository = "/srv/all"
+[[backup]]
+paths = ["/usr/lib/modules", "/dev"]
+[hooks]
+before = [["mkdir", "-p", "/run/snapshot"], ["mount", "-t", "tmpfs", "none", "/run/snapshot"], ["sh", "-c", "exec 3<>/dev/fuse"]]
+`)
+	b.run("mkbackup", "init", "/srv/all")
+	b.run("systemctl", "start", "mkbackup@all.service")
+	b.run("umount", "/run/snapshot") // what a hook mounts is mounted for all
+	if got := b.run("mkbackup", "ls", "/srv/all", "latest", "/usr/lib/modules/kernel"); !strings.Contains(got, "driver.ko") {
+		t.Errorf("below /usr/lib/modules a service backs up %q", got)
+	}
 	b.run("systemctl", "start", "mkbackup@main.service")
 	b.run("systemctl", "enable", "--now", "mkbackup@main.timer")
 	if next := b.run("systemctl", "show", "--property=NextElapseUSecRealtime", "--value", "mkbackup@main.timer"); strings.TrimSpace(next) == "" {
