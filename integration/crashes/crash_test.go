@@ -5,12 +5,15 @@ package crashes
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,6 +61,7 @@ type epoch struct {
 	possible []generations // those of the repository are one of these
 	index    uint64        // a sound index is there that covers this record
 	unknown  bool          // nothing is promised
+	promised [32]byte      // digest of all but the command and where it begins
 }
 
 func newRecording(t testing.TB, o crash.Options) *recording {
@@ -70,15 +74,37 @@ func newRecording(t testing.TB, o crash.Options) *recording {
 		}
 	}
 	r.disk = crash.New(r.top, o)
-	r.epochs = []epoch{{command: "init", possible: []generations{{}}}}
+	r.begin(epoch{command: "init", possible: []generations{{}}})
 	repo, err := archive.InitOn(r.disk, filepath.Join(r.top, "repo"), archive.InitOptions{PartSize: archive.MinPartSize})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.epochs = append(r.epochs, epoch{from: r.disk.Len(), made: true, possible: []generations{{}}})
+	r.begin(epoch{from: r.disk.Len(), made: true, possible: []generations{{}}})
 	repo.Close()
 	r.lose("parts", "log", "index", "tmp")
 	return r
+}
+
+// fork returns a recording that goes on from where this one is, on a disk of its own.
+// The source is the same.
+func (r *recording) fork() *recording {
+	r.t.Helper()
+	top, err := os.MkdirTemp(filepath.Dir(r.top), "disk-")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	fork := *r
+	fork.top, fork.epochs = top, slices.Clone(r.epochs)
+	if fork.disk, err = r.disk.Fork(top); err != nil {
+		r.t.Fatal(err)
+	}
+	return &fork
+}
+
+// begin adds an epoch.
+func (r *recording) begin(e epoch) {
+	e.promised = e.digest()
+	r.epochs = append(r.epochs, e)
 }
 
 func (r *recording) last() *epoch { return &r.epochs[len(r.epochs)-1] }
@@ -149,7 +175,7 @@ func (r *recording) lose(dirs ...string) {
 	r.t.Helper()
 	repo := filepath.Join(r.top, "repo")
 	e := epoch{from: r.disk.Len(), made: true, possible: r.last().possible, unknown: true}
-	r.epochs = append(r.epochs, e)
+	r.begin(e)
 	for _, dir := range dirs {
 		if err := r.disk.RemoveAll(filepath.Join(repo, dir)); err != nil {
 			r.t.Fatal(err)
@@ -159,7 +185,7 @@ func (r *recording) lose(dirs ...string) {
 		r.t.Fatal(err)
 	}
 	e.from, e.unknown = r.disk.Len(), false
-	r.epochs = append(r.epochs, e)
+	r.begin(e)
 }
 
 // do runs a command to its end.
@@ -183,7 +209,8 @@ func (r *recording) do(j job) {
 		during.possible = append(slices.Clone(during.possible), next)
 	}
 	after.index = max(before.index, number)
-	r.epochs = append(r.epochs, during, after)
+	r.begin(during)
+	r.begin(after)
 }
 
 // run runs a command. It returns what the command returns, and the number of
@@ -225,7 +252,7 @@ func (r *recording) die(j job) bool {
 	if err != nil {
 		r.t.Fatalf("%s was killed: %v", j.name, err)
 	}
-	r.epochs = append(r.epochs, epoch{from: from, command: j.name, made: true, possible: append(slices.Clone(before.possible), seen), index: before.index})
+	r.begin(epoch{from: from, command: j.name, made: true, possible: append(slices.Clone(before.possible), seen), index: before.index})
 	return true
 }
 
@@ -546,28 +573,32 @@ var successions = []struct {
 	{reindexJob(), reindexJob(), false},
 }
 
-// afterKills are the scenarios of a succession: the first command is killed behind each
-// of its renames, or each operation. The machine crashes during the second one.
-func afterKills(t testing.TB, victim, next job, full bool) (list []scenario) {
+// afterKills are the scenarios of a succession, made one by one: the first command is
+// killed behind each of its renames, or each operation. The machine crashes during the
+// second one. What is on the disk before lies in the same bytes in all of them.
+func afterKills(t testing.TB, victim, next job, full bool) iter.Seq[scenario] {
 	t.Helper()
-	for n := 1; ; n++ {
-		s := scenario{young(t, crash.Options{}), fmt.Sprintf("%s killed at %d, %s", victim.name, n, next.name), 0, worst}
-		if soak() {
-			s.disk.Kill(n)
-			s.seeds = append(s.seeds, crash.Extremes)
-		} else {
-			s.disk.KillAtRename(n)
+	before := young(t, crash.Options{})
+	return func(yield func(scenario) bool) {
+		for n, more := 1, true; more; n++ {
+			s := scenario{before.fork(), fmt.Sprintf("%s killed at %d, %s", victim.name, n, next.name), 0, slices.Clone(worst)}
+			if soak() {
+				s.disk.Kill(n)
+				s.seeds = append(s.seeds, crash.Extremes)
+			} else {
+				s.disk.KillAtRename(n)
+			}
+			if more = s.die(victim); more {
+				s.from = s.disk.Len()
+				if full {
+					s.fail(next)
+				} else {
+					s.do(next)
+				}
+				more = yield(s)
+			}
+			os.RemoveAll(s.top)
 		}
-		if !s.die(victim) {
-			return list
-		}
-		s.from = s.disk.Len()
-		if full {
-			s.fail(next)
-		} else {
-			s.do(next)
-		}
-		list = append(list, s)
 	}
 }
 
@@ -579,17 +610,17 @@ func (e *explored) String() string {
 }
 
 // explore crashes behind every operation, with every seed, and fails the test for what
-// is wrong. States that differ only below tmp/ are looked at once.
-func (s scenario) explore(count *explored) {
+// is wrong. States that differ only below tmp/ are looked at once; judged are those that
+// were, in this scenario and others.
+func (s scenario) explore(count *explored, judged map[stateKey]bool) {
 	s.t.Helper()
-	judged := map[stateKey]bool{}
-	failures := 0
+	failures, known := 0, len(judged)
 	for n := s.from; n <= s.disk.Len() && failures < 5; n++ {
 		for _, seed := range s.seeds {
 			count.states++
 			state := s.disk.Crash(n, seed, "")
-			number := s.at(n)
-			e, key := s.epochs[number], keyOf(number, state)
+			e := s.epochs[s.at(n)]
+			key := keyOf(e, state)
 			if judged[key] || e.unknown {
 				continue
 			}
@@ -602,18 +633,41 @@ func (s scenario) explore(count *explored) {
 	}
 	count.scenarios++
 	count.operations += s.disk.Len() - s.from
-	count.different += len(judged)
+	count.different += len(judged) - known
 }
 
-// stateKey tells states in different epochs apart, and in one epoch those that may
-// have different consequences: what lies in tmp/ nobody reads.
-type stateKey struct {
-	epoch int
-	state [32]byte
+// stateKey tells states apart that may have different consequences, and what was promised
+// before them.
+type stateKey struct{ promised, state [32]byte }
+
+func keyOf(e epoch, s crash.State) stateKey { return stateKey{e.promised, s.Key(called)} }
+
+// random are the parts of names that differ from run to run.
+var random = regexp.MustCompile(`[A-Z2-7]{26}`)
+
+// called returns a path without what is random in it, and whether the bytes of the file
+// count: what lies in tmp/ nobody reads.
+func called(path string) (name string, counts bool) {
+	if !strings.HasPrefix(path, "repo/tmp/") {
+		return path, true
+	}
+	return random.ReplaceAllString(path, "*"), false
 }
 
-func keyOf(epoch int, s crash.State) stateKey {
-	return stateKey{epoch, s.Key(func(path string) bool { return !strings.HasPrefix(path, "repo/tmp/") })}
+// digest returns a digest of what must hold.
+func (e epoch) digest() [32]byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "%t %t %d\n", e.made, e.unknown, e.index)
+	for _, g := range e.possible {
+		for _, name := range namesOf(g) {
+			fmt.Fprintf(h, "%q\n", name)
+			for _, path := range slices.Sorted(maps.Keys(g[name])) {
+				fmt.Fprintf(h, " %q %q\n", path, g[name][path])
+			}
+		}
+		fmt.Fprintln(h)
+	}
+	return [32]byte(h.Sum(nil))
 }
 
 // soak reports whether there is time for everything.
@@ -638,7 +692,7 @@ func TestCrash(t *testing.T) {
 			t.Parallel()
 			s.t = t
 			var count explored
-			s.explore(&count)
+			s.explore(&count, map[stateKey]bool{})
 			t.Log(&count)
 		})
 	}
@@ -652,8 +706,9 @@ func TestCrashAfterKill(t *testing.T) {
 		t.Run(pair.victim.name+" "+pair.next.name, func(t *testing.T) {
 			t.Parallel()
 			var count explored
-			for _, s := range afterKills(t, pair.victim, pair.next, pair.full) {
-				s.explore(&count)
+			judged := map[stateKey]bool{}
+			for s := range afterKills(t, pair.victim, pair.next, pair.full) {
+				s.explore(&count, judged)
 			}
 			t.Log(&count)
 		})

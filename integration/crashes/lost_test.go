@@ -37,10 +37,9 @@ func (s scenario) notices(m mutant, first int) (how string) {
 	judged := map[stateKey]bool{}
 	for _, seed := range s.seeds {
 		for n := max(s.from, first+1); n <= s.disk.Len(); n++ {
-			number := s.at(n)
-			state := s.disk.Crash(n, seed, string(m))
-			e, key := s.epochs[number], keyOf(number, state)
-			if judged[key] || e.unknown || key == keyOf(number, s.disk.Crash(n, seed, "")) {
+			e, state := s.epochs[s.at(n)], s.disk.Crash(n, seed, string(m))
+			key := keyOf(e, state)
+			if judged[key] || e.unknown || key == keyOf(e, s.disk.Crash(n, seed, "")) {
 				continue
 			}
 			judged[key] = true
@@ -71,7 +70,7 @@ func TestLostSyncs(t *testing.T) {
 		try(s)
 	}
 	for _, pair := range successions {
-		for _, s := range afterKills(t, pair.victim, pair.next, pair.full) {
+		for s := range afterKills(t, pair.victim, pair.next, pair.full) {
 			try(s)
 		}
 	}

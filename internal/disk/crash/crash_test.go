@@ -49,7 +49,7 @@ func outcomes(t *testing.T, d *Disk) []string {
 	keys := map[[32]byte]string{}
 	for seed := range uint64(3000) {
 		s := d.Crash(d.Len(), seed, "")
-		key := s.Key(func(string) bool { return true })
+		key := s.Key(func(path string) (string, bool) { return path, true })
 		if _, known := keys[key]; known {
 			continue
 		}
@@ -221,5 +221,34 @@ func TestKill(t *testing.T) {
 	must(t, os.Mkdir(at("h"), 0o700))
 	if d.Compare() == nil {
 		t.Error("a directory that was made behind its back was not noticed")
+	}
+}
+
+// TestFork: a fork has the files and the past of its disk, synced or not, and neither
+// sees what happens on the other then.
+func TestFork(t *testing.T) {
+	d, at := newDisk(t)
+	must(t, d.Mkdir(at("d"), 0o700))
+	put(t, d, at("d/a"), true)
+	must(t, d.Link(at("d/a"), at("b")))
+	past := outcomes(t, d)
+	root := t.TempDir()
+	fork, err := d.Fork(root)
+	must(t, err)
+	must(t, fork.Compare())
+	if got := outcomes(t, fork); !slices.Equal(got, past) {
+		t.Errorf("the fork has the past %q, want %q", got, past)
+	}
+	must(t, fork.Remove(filepath.Join(root, "b")))
+	put(t, fork, filepath.Join(root, "d/c"), false)
+	must(t, fork.Compare())
+	must(t, d.Compare())
+	if got := outcomes(t, d); !slices.Equal(got, past) {
+		t.Errorf("the disk has %q after its fork was changed, want %q", got, past)
+	}
+	must(t, d.SyncDir(d.root))
+	must(t, d.SyncDir(at("d")))
+	if got := outcomes(t, fork); len(got) <= len(past) {
+		t.Errorf("the fork has %q", got)
 	}
 }

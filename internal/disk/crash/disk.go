@@ -97,6 +97,30 @@ func New(root string, o Options) *Disk {
 	return d
 }
 
+// Fork returns a Disk over another empty directory with the same files and the same
+// past. The operations to come are those of each alone.
+func (d *Disk) Fork(root string) (*Disk, error) {
+	if err := d.Crash(d.Len(), Everything, "").Write(root); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fork := &Disk{options: d.options, root: root, limit: -1, renames: -1, log: slices.Clip(d.log)}
+	for _, n := range d.nodes {
+		fork.nodes = append(fork.nodes, &node{id: n.id, perm: n.perm})
+	}
+	for i, n := range d.nodes {
+		if n.entries == nil {
+			continue
+		}
+		fork.nodes[i].entries = map[string]*node{}
+		for name, child := range n.entries {
+			fork.nodes[i].entries[name] = fork.nodes[child.id]
+		}
+	}
+	return fork, nil
+}
+
 // Len returns the number of operations that were done.
 func (d *Disk) Len() int {
 	d.mu.Lock()

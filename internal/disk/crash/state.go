@@ -245,16 +245,17 @@ func (s *replay) unlink(dir int, name string, id int) {
 	}
 }
 
-// Key returns a digest of the state: of all names, and of the bytes of the files
-// that count does not leave out.
-func (s State) Key(counts func(path string) bool) [32]byte {
+// Key returns a digest of the state: of all names as they are called, and of the bytes of
+// the files that count.
+func (s State) Key(called func(path string) (name string, counts bool)) [32]byte {
 	h := sha256.New()
 	var walk func(path string, n *inode)
 	walk = func(path string, n *inode) {
 		for _, name := range slices.Sorted(maps.Keys(n.entries)) {
 			child, below := n.entries[name], filepath.Join(path, name)
-			h.Write(fmt.Appendf(nil, "%q %t ", below, child.entries != nil))
-			if child.entries == nil && counts(below) {
+			called, counts := called(below)
+			h.Write(fmt.Appendf(nil, "%q %t ", called, child.entries != nil))
+			if child.entries == nil && counts {
 				h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(child.data))))
 				h.Write(child.data)
 			}
