@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -102,6 +103,10 @@ func openFuse() error {
 }
 
 func runTests(m *testing.M) (int, error) {
+	// Tests that call the packages of the programs thousands of times spend half of their
+	// time on the collection of buffers otherwise. It holds for this process alone.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(2 << 30)
 	testRoot = os.Getenv(dirVariable)
 	if err := openFuse(); err != nil {
 		return 1, fmt.Errorf("/dev/fuse: %w", err)
