@@ -15,12 +15,18 @@ VULNDB        ?= https://vuln.go.dev
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
-FUZZTIME  ?= 20s
+FUZZTIME    ?= 20s
+FUZZJOBS    ?= 1
+FUZZWORKERS ?= $(shell nproc)
 # What make soak runs in full: damage of every kind; kills, faults, power cuts; a year.
 SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder
 SOAK_kills   := TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside
 SOAK_life    := TestServersLife|TestBooted
 SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)
+# Its lanes run at the same time, the parts of each one after the other.
+SOAK_lane1 := crashes attacks life
+SOAK_lane2 := kills
+SOAK_lane3 := decoders
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
@@ -34,7 +40,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak soak-tests soak-attacks soak-kills soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-decoders soak-tests soak-attacks soak-kills soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -73,20 +79,25 @@ test-units: ## tests of the packages
 test-integration: deps ## the real programs, mounts and tools (needs root)
 	$(GO) test $(TESTFLAGS) -count=1 -p 1 -timeout 25m ./integration/...
 
-# SOAK_RUN='TestPowerCut' runs a part, and no fuzzing: make soak-tests SOAK_RUN=...
-soak: ## all that follows, then each decoder fuzzed for 10 minutes (needs root, hours; soak-* are its parts)
-	$(MAKE) soak-tests
-	$(MAKE) soak-crashes
-	$(MAKE) fuzz FUZZTIME=10m
+soak: deps ## all that follows in full, each decoder fuzzed for 10 minutes: an hour on two cores; logs in bin/soak (needs root)
+	rm -rf bin/soak
+	$(MAKE) -k -j3 soak-lane1 soak-lane2 soak-lane3
 
+soak-lane%:
+	@status=0; for part in $(SOAK_lane$*); do integration/soak.sh bin/soak/$$part.log $(MAKE) soak-$$part || status=1; done; exit $$status
+
+soak-decoders: ## each decoder fuzzed for 10 minutes, two at a time, with what the tests leave of the cores
+	nice -n 5 $(MAKE) fuzz FUZZTIME=10m FUZZJOBS=2 FUZZWORKERS=1
+
+# SOAK_RUN='TestPowerCut' runs a part: make soak-tests SOAK_RUN=...
 soak-tests: deps ## the tests below in full, or those of SOAK_RUN
-	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 12h -v -run '^($(SOAK_RUN))' ./integration
+	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 2h -v -run '^($(SOAK_RUN))' ./integration
 
 soak-attacks soak-kills soak-life:
 	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
 
 soak-crashes: ## crashes behind every operation, on a model of a disk
-	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 12h -v ./integration/crashes
+	SOAK=1 $(GO) test $(TESTFLAGS) -count=1 -timeout 2h -v ./integration/crashes
 
 mutants: ## each fsync is left out in turn: a crash of the model must show it
 	$(GO) test $(TESTFLAGS) -count=1 -v -run TestLostSyncs ./integration/crashes
@@ -94,22 +105,11 @@ mutants: ## each fsync is left out in turn: a crash of the model must show it
 race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
 
-# The fuzzing of go test sometimes takes the end of FUZZTIME itself for a failure
-# ("context deadline exceeded", and no failing input). Only then is a target run again.
+# FUZZJOBS targets run at a time, with FUZZWORKERS each.
 fuzz: ## every fuzz target for FUZZTIME (20s)
-	@set -e; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	for package in $(UNITS); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-			echo "$$package $$target"; \
-			for try in 1 2 3; do \
-				status=0; \
-				$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package >"$$log" 2>&1 || status=$$?; \
-				tail -n 20 "$$log"; \
-				if [ $$status -eq 0 ] || grep -q 'Failing input' "$$log" || ! grep -q 'context deadline exceeded' "$$log"; then break; fi; \
-			done; \
-			[ $$status -eq 0 ] || exit $$status; \
-		done; \
-	done
+	@for package in $(UNITS); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do echo "$$package $$target"; done; \
+	done | GO='$(GO)' xargs -L 1 -P $(FUZZJOBS) integration/fuzz.sh $(FUZZTIME) $(FUZZWORKERS)
 
 lint: ## golangci-lint: .golangci.yml, the layers of imports included
 	$(GO) run $(GOLANGCI_LINT) run ./...
