@@ -105,6 +105,7 @@ before = [["mkdir", "-p", "/run/snapshot"], ["mount", "-t", "tmpfs", "none", "/r
 	if got := b.run("mkbackup", "ls", "/srv/all", "latest", "/usr/lib/modules/kernel"); !strings.Contains(got, "driver.ko") {
 		t.Errorf("below /usr/lib/modules a service backs up %q", got)
 	}
+	b.stopRun()
 	b.run("systemctl", "start", "mkbackup@main.service")
 	b.run("systemctl", "enable", "--now", "mkbackup@main.timer")
 	if next := b.run("systemctl", "show", "--property=NextElapseUSecRealtime", "--value", "mkbackup@main.timer"); strings.TrimSpace(next) == "" {
@@ -137,4 +138,28 @@ before = [["mkdir", "-p", "/run/snapshot"], ["mount", "-t", "tmpfs", "none", "/r
 	if _, err := os.Lstat(filepath.Join(b.root, "usr/lib/systemd/system/backupfs@.service")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the unit after the purge: %v", err)
 	}
+}
+
+// stopRun stops the service of a run in its hook, which must be left to its end, and
+// those that start again what it stopped must follow.
+func (b *booted) stopRun() {
+	b.t.Helper()
+	write(b.t, filepath.Join(b.root, "etc/backupfs/stop.conf"), `repository = "/srv/all"
+[[backup]]
+paths = ["/etc"]
+[hooks]
+before = [["sh", "-c", "touch /run/began; until [ -e /run/go ]; do sleep 0.1; done; touch /run/ended"]]
+after = [["touch", "/run/after"]]
+`)
+	b.run("systemctl", "start", "--no-block", "mkbackup@stop.service")
+	waitFor(b.t, time.Minute, "the hook to begin", func() bool { return b.try("test", "-e", "/run/began").code == 0 })
+	b.run("systemctl", "stop", "--no-block", "mkbackup@stop.service")
+	state := func() string {
+		return strings.TrimSpace(b.try("systemctl", "is-active", "mkbackup@stop.service").stdout)
+	}
+	waitFor(b.t, time.Minute, "the service to be stopped", func() bool { return strings.HasPrefix(state(), "deactivating") || state() == "failed" })
+	b.run("touch", "/run/go")
+	waitFor(b.t, time.Minute, "the run to end", func() bool { return state() == "failed" || state() == "inactive" })
+	b.run("ls", "/run/ended", "/run/after")
+	b.run("systemctl", "reset-failed")
 }
