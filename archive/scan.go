@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io/fs"
-	"slices"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
@@ -30,7 +29,7 @@ func ScanPart(s Store, name Digest) (PublishedPart, error) {
 		return PublishedPart{}, fmt.Errorf("part %s: %w", name, err)
 	}
 	defer o.Close()
-	sc := partScanner{object: o, sum: sha256.New(), hash: blake3.New()}
+	sc := partScanner{object: o, sum: sha256.New(), buffer: frameBuffer{hash: blake3.New()}}
 	sc.found.Part = Part{Name: name, Stored: o.Size()}
 	if err := sc.scan(); err != nil {
 		return PublishedPart{}, err
@@ -43,12 +42,10 @@ type partScanner struct {
 	object Object
 	found  PublishedPart
 	frames []frameRef
-	sum    hash.Hash // SHA-256 of what was read; nil where nobody asks
-	hash   *blake3.Hasher
+	sum    hash.Hash // SHA-256 of what was read
 	dec    *zstd.Decoder
-	stored []byte // of the current frame
-	raw    []byte
-	walker *tarWalker // nil where nobody asks for contents
+	buffer frameBuffer
+	walker *tarWalker
 }
 
 func (sc *partScanner) scan() error {
@@ -114,18 +111,16 @@ func (sc *partScanner) readTail() ([]byte, error) {
 
 // frame reads a frame and walks what is in it.
 func (sc *partScanner) frame(ref frameRef) error {
-	sc.stored = slices.Grow(sc.stored[:0], ref.StoredLen)[:ref.StoredLen]
-	sc.raw = slices.Grow(sc.raw[:0], ref.RawLen+decodeSlack)
-	raw, err := readFrame(sc.object, sc.found.Part.Name, ref, sc.stored, sc.hash, sc.dec, sc.raw)
+	raw, err := sc.buffer.read(sc.object, sc.found.Part.Name, ref, sc.dec)
 	if err != nil {
 		return err
 	}
-	if sc.sum != nil {
-		sc.sum.Write(sc.stored)
-	}
-	if sc.walker == nil {
-		return nil
-	}
+	sc.sum.Write(sc.buffer.stored)
+	return sc.walk(ref, raw)
+}
+
+// walk walks what is in a frame.
+func (sc *partScanner) walk(ref frameRef, raw []byte) error {
 	if err := sc.walker.feed(raw); err != nil {
 		return sc.damage(ref.StoredOffset, "wrong tar stream", err)
 	}

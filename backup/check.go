@@ -190,12 +190,7 @@ func (c *checking) contents() error {
 		return err
 	}
 	if c.options.ReadData {
-		if c.options.Subset.Length == 0 {
-			if err := c.rebuilt(); err != nil {
-				return err
-			}
-		}
-		if err := c.readData(parts); err != nil {
+		if err := c.dataAndIndex(parts); err != nil {
 			return err
 		}
 	}
@@ -226,7 +221,10 @@ func (c *checking) damagef(format string, a ...any) {
 	}
 }
 
+// notef tells what is no damage. It is safe for concurrent use.
 func (c *checking) notef(format string, a ...any) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
 	if c.options.Note != nil {
 		c.options.Note(fmt.Sprintf(format, a...))
 	}
@@ -322,33 +320,54 @@ func (c *checking) compareWithLog(gens []index.Generation) error {
 	return nil
 }
 
-// rebuilt compares the index with one that is derived from the whole log.
-func (c *checking) rebuilt() error {
-	if len(c.rejected) > 0 || c.result.DamagedRecords > 0 || c.db.Problem() != nil {
-		return nil
+// dataAndIndex reads the parts, and meanwhile compares the index with the log,
+// unless only a subset is wanted, or one of the two is known to be damaged.
+func (c *checking) dataAndIndex(parts []archive.Part) error {
+	if c.options.Subset.Length != 0 || len(c.rejected) > 0 || c.result.DamagedRecords > 0 || c.db.Problem() != nil {
+		return c.readData(parts)
 	}
-	c.options.Progress.start("index", 0)
-	fresh, err := index.Rebuild(c.repo, index.Options{Temporary: true, Log: c.notef})
+	var difference, err error
+	var comparison sync.WaitGroup
+	ctx, stop := context.WithCancel(c.ctx)
+	defer stop()
+	comparison.Go(func() { difference, err = c.rebuilt(ctx) })
+	readErr := c.readData(parts)
+	if readErr != nil {
+		stop()
+	} else {
+		c.options.Progress.start("index", 0)
+	}
+	comparison.Wait()
+	if difference != nil {
+		c.rejectedIndex(c.db.Number(), difference)
+	}
+	return cmp.Or(readErr, err)
+}
+
+// rebuilt compares the index with one that is derived from the whole log, unless
+// ctx ends. difference says what is wrong with the index; it is nil where nothing is.
+func (c *checking) rebuilt(ctx context.Context) (difference, err error) {
+	fresh, err := index.Rebuild(c.repo, index.Options{Temporary: true, Log: c.notef, Interrupted: ctx.Err})
 	if err != nil {
-		return fmt.Errorf("derive the index again, to compare it: %w", err)
+		return nil, fmt.Errorf("derive the index again, to compare it: %w", err)
 	}
 	defer fresh.Close()
 	if fresh.Number() != c.db.Number() {
 		c.notef("the index was not compared with the log: a run committed meanwhile")
-		return nil
+		return nil, nil
 	}
 	want, err := fresh.Digest()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	got, err := c.db.Digest()
-	if err != nil {
-		return c.indexDamage(err)
+	switch {
+	case errors.Is(err, index.ErrDamaged):
+		return err, nil
+	case err == nil && got != want:
+		return errors.New("it says something else than the log"), nil
 	}
-	if got != want {
-		c.rejectedIndex(c.db.Number(), errors.New("it says something else than the log"))
-	}
-	return nil
+	return nil, err
 }
 
 // repair rebuilds the index where that is needed.

@@ -163,11 +163,11 @@ func (c *checking) readData(parts []archive.Part) error {
 	if err != nil {
 		return c.indexDamage(err)
 	}
+	verifier, err := archive.NewPartVerifier(c.repo.Store())
+	if err != nil {
+		return err
+	}
 	return inParallel(parts, func(next func() (archive.Part, bool)) error {
-		verifier, err := archive.NewPartVerifier(c.repo.Store())
-		if err != nil {
-			return err
-		}
 		for p, ok := next(); ok; p, ok = next() {
 			if err := c.readPart(verifier, p, *sums[p.Name]); err != nil {
 				return err

@@ -354,12 +354,12 @@ func TestIndexOfAnotherLog(t *testing.T) {
 			}
 			c.db = db
 			t.Cleanup(func() { db.Close() })
-			if err := c.rebuilt(); err != nil {
+			if err := c.dataAndIndex(nil); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"": func(c *checking) {
-			if err := c.rebuilt(); err != nil {
+			if err := c.dataAndIndex(nil); err != nil {
 				t.Fatal(err)
 			}
 		},

@@ -36,6 +36,9 @@ type Options struct {
 	// when it was opened is not hashed again where it is still the same file,
 	// unchanged. It may be closed as soon as Open has returned.
 	Previous *DB
+	// Interrupted is asked every few thousand lines while records of the log are
+	// added; an error of it ends Open. nil: nobody interrupts.
+	Interrupted func() error
 	// Progress is updated while records of the log are added; nil means nobody looks.
 	Progress *Progress
 }
@@ -50,15 +53,21 @@ func (p *Progress) Records() (done, total int64) { return p.done.Load(), p.total
 // Lines returns the lines read of all records so far.
 func (p *Progress) Lines() int64 { return p.lines.Load() }
 
-// lineCounter is a record of which it counts the lines that are read.
+// lineCounter is a record of which it counts the lines that are read. It asks
+// interrupted now and then.
 type lineCounter struct {
 	record
-	lines *atomic.Int64
+	lines       *atomic.Int64
+	interrupted func() error
 }
 
 // Next implements record.
 func (c lineCounter) Next() (archive.Line, error) {
-	c.lines.Add(1)
+	if c.lines.Add(1)%4096 == 1 {
+		if err := c.interrupted(); err != nil {
+			return archive.Line{}, err
+		}
+	}
 	return c.record.Next()
 }
 
@@ -93,6 +102,9 @@ func Rebuild(r *archive.Repository, o Options) (*DB, error) {
 func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
+	}
+	if o.Interrupted == nil {
+		o.Interrupted = func() error { return nil }
 	}
 	if o.Progress == nil {
 		o.Progress = new(Progress)
@@ -531,7 +543,7 @@ func (p *opener) applyRecord(b *builder, number uint64) error {
 	if err != nil {
 		return err
 	}
-	err = b.apply(lineCounter{r, &p.Progress.lines})
+	err = b.apply(lineCounter{r, &p.Progress.lines, p.Interrupted})
 	if closeErr := r.Close(); err == nil {
 		err = closeErr
 	}

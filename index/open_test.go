@@ -577,6 +577,24 @@ func TestReadOnlyRepository(t *testing.T) {
 	mustClose(t, db)
 }
 
+// TestInterrupted interrupts Rebuild: nothing is left, and what was published stays.
+func TestInterrupted(t *testing.T) {
+	r := newRepository(t)
+	h := newHistory(12, 1)
+	h.commit(t, r, 1)
+	mustClose(t, mustOpen(t, r, Options{}))
+	stop := errors.New("interrupted")
+	if _, err := Rebuild(r, Options{Interrupted: func() error { return stop }}); !errors.Is(err, stop) {
+		t.Errorf("interrupted: %v", err)
+	}
+	if left, err := filepath.Glob(r.Dir() + "/tmp/*/*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+	db := mustOpen(t, r, Options{})
+	h.check(t, db)
+	mustClose(t, db)
+}
+
 func TestFullDisk(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes 40 MB")
