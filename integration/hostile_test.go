@@ -24,16 +24,17 @@ const (
 )
 
 // outcome is what commands should make of a hostile repository.
-type outcome struct{ list, check, readData, create, mount int }
+type outcome struct{ list, check, readData, create, reindex, mount int }
 
 var (
-	noRepository = outcome{1, 1, 1, 1, 1}
-	badLog       = outcome{4, 4, 4, 1, 0}
-	badIndex     = outcome{0, 4, 4, 0, 0}
-	badParts     = outcome{0, 4, 4, 0, 0}
-	badData      = outcome{0, 0, 4, 0, 0}
-	harmless     = outcome{0, 0, 0, 0, 0}
-	lostLog      = outcome{0, 4, 4, 1, 0} // an empty one, but for the name that is taken
+	noRepository = outcome{1, 1, 1, 1, 1, 1}
+	badLog       = outcome{4, 4, 4, 1, 1, 0}
+	badIndex     = outcome{0, 4, 4, 0, 0, 0}
+	badParts     = outcome{0, 4, 4, 0, 0, 0}
+	lostParts    = outcome{0, 4, 4, 4, 0, 0}
+	badData      = outcome{0, 0, 4, 0, 0, 0}
+	harmless     = outcome{0, 0, 0, 0, 0, 0}
+	lostLog      = outcome{0, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
 )
 
 // hostile is a repository of one honest generation and what forge adds to it.
@@ -108,8 +109,8 @@ func hostileStructures() []hostile {
 		{"sizes that overflow", badLog, "overflows", generationOf(huge("a"), huge("b"))},
 		{"an extent behind the end", badLog, "impossible extent: offset " + many, generationOf(oneExtent(many))},
 		{"a content of no part", badLog, "which no record named", generationOf(oneExtent("0"))},
-		{"a part of 2^40 bytes", badParts, "the part is missing", generationOf(part(7, many, "1024", "1000"))},
-		{"a tail of 2^40 bytes", badParts, "the part is missing", generationOf(part(7, many+"1", "1024", many))},
+		{"a part of 2^40 bytes", lostParts, "is missing", generationOf(part(7, many, "1024", "1000"))},
+		{"a tail of 2^40 bytes", lostParts, "is missing", generationOf(part(7, many+"1", "1024", many))},
 		{"parts that overflow", badLog, "overflows", generationOf(part(7, "2000", "4611686018427387904", "1000"), part(8, "2000", "4611686018427387904", "1000"))},
 	}
 }
@@ -346,7 +347,7 @@ func (v *hostileRun) commands(all bool, n int) {
 		v.command(v.as.create, "create", "-q", "--root", v.src, "/")
 	}
 	if (all || n%2 == 1) && v.as != lostLog { // which is, like that, an empty one
-		v.command(v.as.create, "reindex")
+		v.command(v.as.reindex, "reindex")
 	}
 }
 
