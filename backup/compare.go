@@ -244,9 +244,9 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 		return nil
 	}
 	if lost {
-		c.placement.replace(nil) // it lives on
+		c.placement.replace(path, nil) // it lives on
 	} else {
-		c.placement.replace(old)
+		c.placement.replace(path, old)
 	}
 	entry, err := c.read(dir, e, path)
 	if err != nil {

@@ -429,11 +429,11 @@ func (c *creation) chooseBase() error {
 		return err
 	}
 	c.previous, c.view, c.base = index.Generation{}, index.View{}, 0
-	c.placement = placement{db: c.db, gens: gens, now: c.options.Time}
+	of := index.OfSource(gens, c.options.Source)
+	c.placement = placement{db: c.db, gens: gens, source: c.db.Timeline(of), now: c.options.Time}
 	if c.options.Time.IsZero() {
 		c.placement.now = c.started
 	}
-	of := index.OfSource(gens, c.options.Source)
 	if len(of) == 0 {
 		return nil
 	}

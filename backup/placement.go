@@ -2,7 +2,9 @@ package backup
 
 import (
 	"errors"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
@@ -11,50 +13,63 @@ import (
 
 // temperature tells how soon a content is expected to be of no use. Contents of
 // one temperature gather in the same parts, so that dead bytes gather in few,
-// and a compaction has little to copy.
+// and a compaction has little to copy. It is 0 of what replaces nothing. Of what
+// replaces a content, two things count: how long that one lived, which its successor
+// will hardly outlive (SepBIT: Wang et al., Separating Data via Block Invalidation
+// Time Inference, USENIX FAST 2022), and how many versions of the file are kept.
 type temperature int
 
-const (
-	cold         temperature = iota // new data, and what replaces a content that lived long
-	warm                            // what replaces one that lived about a week: it dies with what a week's end pins
-	hot                             // what replaces one that lived a day: all of it dies at once, or none
-	temperatures                    // how many there are
+const day = 24 * time.Hour
+
+// lives and versions are the bounds between temperatures; each is about twice the
+// one before. The first of lives is that of a tree that is backed up every night,
+// or more often, with some hours to spare.
+var (
+	lives    = [...]time.Duration{36 * time.Hour, 4 * day, 8 * day, 16 * day, 32 * day}
+	versions = [...]int{3, 6}
 )
 
-// The life of a replaced content below which its successor is hot or warm: it
-// will hardly live longer (SepBIT: Wang et al., Separating Data via Block
-// Invalidation Time Inference, USENIX FAST 2022). The bounds are those of a tree
-// that is backed up every night, or more often, with some hours to spare.
-const (
-	hotLife  = 36 * time.Hour
-	warmLife = 8 * 24 * time.Hour
-)
+const temperatures = 1 + (len(lives)+1)*(len(versions)+1) // how many there are
 
-func temperatureAfter(life time.Duration) temperature {
-	switch {
-	case life < hotLife:
-		return hot
-	case life < warmLife:
-		return warm
+// temperatureAfter returns the temperature of what replaces a content after its
+// life, in a file of which so many versions are kept.
+func temperatureAfter(life time.Duration, kept int) temperature {
+	rank := 0
+	for _, bound := range lives {
+		if life >= bound {
+			rank++
+		}
 	}
-	return cold
+	for _, bound := range versions {
+		if kept >= bound {
+			rank += len(lives) + 1
+		}
+	}
+	return temperature(1 + rank)
 }
 
 // placement finds the temperature of contents by the age of those that they
 // replace. It is used by one goroutine.
 type placement struct {
-	db   *index.DB
-	now  time.Time          // of the generation that is made
-	gens []index.Generation // of all sources, by number
-	old  *index.Dirent      // the file that is replaced; nil where there is none
+	db     *index.DB
+	now    time.Time           // of the generation that is made
+	gens   []index.Generation  // of all sources, by number
+	source index.Timeline      // of the source
+	old    *index.Dirent       // the file that is replaced; nil where there is none
+	kept   func() (int, error) // how many versions of that file there are
 }
 
 // replace says which file the contents to come are of, and what was there before.
-func (p *placement) replace(old *index.Dirent) {
+func (p *placement) replace(path string, old *index.Dirent) {
 	p.old = nil
-	if old != nil && old.Attr.Type == archive.TypeFile {
-		p.old = old
+	if old == nil || old.Attr.Type != archive.TypeFile {
+		return
 	}
+	p.old = old
+	p.kept = sync.OnceValues(func() (int, error) {
+		list, err := p.source.Versions(path)
+		return len(list), err
+	})
 }
 
 // of returns the temperature of the content of a range of the file, which has
@@ -62,7 +77,7 @@ func (p *placement) replace(old *index.Dirent) {
 // file that grows replaces the one that was the last before.
 func (p *placement) of(r byteRange, size int64) (temperature, error) {
 	if p.old == nil || p.old.Attr.Size == 0 {
-		return cold, nil
+		return 0, nil
 	}
 	at, last := r.start, r.end == size
 	if last {
@@ -70,19 +85,20 @@ func (p *placement) of(r byteRange, size int64) (temperature, error) {
 	}
 	e, ok, err := p.db.ExtentAt(p.old.Ino, at)
 	if err != nil || !ok || !last && e.Offset >= r.end {
-		return cold, err
+		return 0, err
 	}
 	if grown := size > p.old.Attr.Size; grown && !last && e.Offset+e.Len == p.old.Attr.Size {
-		return cold, nil // the last chunk is a whole one now, and will stay
+		return 0, nil // the last chunk is a whole one now, and will stay
 	}
 	record, err := p.db.PlacedBy(e.Hash)
 	if errors.Is(err, index.ErrNotFound) {
-		return cold, nil
+		return 0, nil
 	}
 	if err != nil {
-		return cold, err
+		return 0, err
 	}
-	return temperatureAfter(p.now.Sub(p.timeOf(record))), nil
+	kept, err := p.kept()
+	return temperatureAfter(p.now.Sub(p.timeOf(record)), kept), err
 }
 
 // timeOf returns the time of the first generation from a log record on that was
@@ -98,13 +114,21 @@ func (p *placement) timeOf(record uint64) time.Time {
 }
 
 // packerOf returns the packer of a temperature, which is made when it is first
-// needed.
+// needed. Those of replaced contents, which are many and get little each, have half
+// of the workers, and no more than two, for the sake of memory.
 func (c *creation) packerOf(t temperature) *archive.Packer {
 	if c.options.Unplaced {
-		t = cold
+		t = 0
 	}
 	if c.packers[t] == nil {
-		c.packers[t] = archive.NewPacker(c.repo.Store(), archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, c.recordPart)
+		o := archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}
+		if o.Workers == 0 {
+			o.Workers = runtime.GOMAXPROCS(0)
+		}
+		if t > 0 {
+			o.Workers = min(2, (o.Workers+1)/2)
+		}
+		c.packers[t] = archive.NewPacker(c.repo.Store(), o, c.recordPart)
 	}
 	return c.packers[t]
 }

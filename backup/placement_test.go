@@ -13,13 +13,18 @@ import (
 
 func TestTemperatureAfter(t *testing.T) {
 	for life, want := range map[time.Duration]temperature{
-		0: hot, 24 * time.Hour: hot, 36*time.Hour - 1: hot, 36 * time.Hour: warm, 7 * 24 * time.Hour: warm,
-		8*24*time.Hour - 1: warm, 8 * 24 * time.Hour: cold, 365 * 24 * time.Hour: cold,
-		-time.Hour: hot, // the clock was set back
+		-time.Hour: 1, // the clock was set back
+		0:          1, day: 1, 36*time.Hour - 1: 1, 36 * time.Hour: 2, 2 * day: 2, 4*day - 1: 2, 4 * day: 3, 7 * day: 3,
+		8 * day: 4, 16 * day: 5, 32*day - 1: 5, 32 * day: 6, 365 * day: 6,
 	} {
-		if got := temperatureAfter(life); got != want {
-			t.Errorf("after %v: %d, want %d", life, got, want)
+		for kept, above := range map[int]temperature{0: 0, 1: 0, 2: 0, 3: 6, 5: 6, 6: 12, 1000: 12} {
+			if got := temperatureAfter(life, kept); got != want+above {
+				t.Errorf("after %v, of %d versions: %d, want %d", life, kept, got, want+above)
+			}
 		}
+	}
+	if most := temperatureAfter(365*day, 1000); int(most) != temperatures-1 {
+		t.Errorf("the last of %d temperatures is %d", temperatures, most)
 	}
 }
 
@@ -69,11 +74,12 @@ func spread(t *testing.T, r *archive.Repository, number uint64, names ...string)
 	return strings.Join(list, " ")
 }
 
-// TestPlacement: on day 30, contents are replaced that were made on day 0, 23, 25
-// and 29, and a file is new.
+// TestPlacement: on day 100, contents are replaced that were made on day 0, 94, 95 and
+// 99, some of files of which more versions are kept, and a file is new.
 func TestPlacement(t *testing.T) {
-	for unplaced, want := range map[bool]string{false: "ae bc d", true: "abcde"} {
+	for unplaced, want := range map[bool]string{false: "a bc d e f gh", true: "abcdefgh"} {
 		r, dir := newRepository(t), t.TempDir()
+		number := uint64(0)
 		backUp := func(day int, files string) {
 			for _, name := range files {
 				write(t, dir+"/"+string(name), randomBytes(uint64(100*day)+uint64(name), 2000))
@@ -81,15 +87,48 @@ func TestPlacement(t *testing.T) {
 			o := optionsFor(dir)
 			o.Time, o.Unplaced = time.Date(2026, 1, 1+day, 3, 0, 0, 0, time.UTC), unplaced
 			create(t, r, o)
+			number++
 		}
-		backUp(0, "abcd")
-		backUp(23, "bcd")
-		backUp(25, "cd")
-		backUp(29, "d")
-		backUp(30, "abcde")
-		if got := spread(t, r, 5, "a", "b", "c", "d", "e"); got != want {
+		backUp(0, "abcde")
+		for day := 90; day < 94; day++ {
+			backUp(day, "e")
+		}
+		backUp(94, "b")
+		backUp(95, "ce")
+		backUp(97, "f")
+		backUp(98, "f")
+		backUp(99, "df")
+		backUp(100, "abcdefgh")
+		if got := spread(t, r, number, "a", "b", "c", "d", "e", "f", "g", "h"); got != want {
 			t.Errorf("unplaced %v: %q, want %q", unplaced, got, want)
 		}
+	}
+}
+
+// TestPlacementBySource: versions of another source do not count.
+func TestPlacementBySource(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	at := time.Date(2026, 1, 1, 3, 0, 0, 0, time.UTC)
+	number := uint64(0)
+	backUp := func(source, files string) {
+		at = at.AddDate(0, 0, 1)
+		number++
+		for _, name := range files {
+			write(t, dir+"/"+string(name), randomBytes(number*100+uint64(name), 2000))
+		}
+		o := optionsFor(dir)
+		o.Time, o.Source = at, source
+		create(t, r, o)
+	}
+	backUp("", "ab")
+	for range 6 {
+		backUp("other", "a")
+	}
+	backUp("", "ab")
+	at = at.AddDate(0, 0, 40)
+	backUp("", "ab")
+	if got := spread(t, r, number, "a", "b"); got != "ab" {
+		t.Errorf("%q, want both together", got)
 	}
 }
 
@@ -210,9 +249,9 @@ func TestMerges(t *testing.T) {
 		add('D', 10, current).bad = true  // damaged
 		add('M', 30, current, current, 6) // most of it is current
 		for i := range small - 1 {
-			add('s', int64(100-i), current)
+			add('s', int64(200-i), current)
 		}
-		for range 64 {
+		for range mostSmall {
 			add('n', 10, current) // new
 		}
 		for i, p := range u.parts {
@@ -227,17 +266,17 @@ func TestMerges(t *testing.T) {
 		return s
 	}
 	for small, want := range map[int]string{
-		2: "", 64: "", // not too many
-		65: "M" + strings.Repeat("s", 32),
-		70: "M" + strings.Repeat("s", 37),
+		2: "", 128: "", // not too many
+		129: "M" + strings.Repeat("s", 64),
+		134: "M" + strings.Repeat("s", 69),
 	} {
 		if got := names(usageOf(small).plan(0)); got != want {
 			t.Errorf("%d small parts: %q, want %q", small, got, want)
 		}
 	}
-	u := usageOf(66)
+	u := usageOf(130)
 	u.parts[4].dead, u.parts[4].live, u.dead = 50, 50, 50
-	if got, want := names(u.plan(0)), "s"+"M"+strings.Repeat("s", 32); got != want {
+	if got, want := names(u.plan(0)), "s"+"M"+strings.Repeat("s", 64); got != want {
 		t.Errorf("one is compacted anyway: %q, want %q", got, want)
 	}
 }
@@ -253,11 +292,11 @@ func TestMerged(t *testing.T) {
 		create(t, r, optionsFor(dir))
 	}
 	s := compact(t, r, CompactOptions{})
-	if s.Parts != 129 || s.Removed != 33 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 33 {
+	if s.Parts != 257 || s.Removed != 65 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 65 {
 		t.Errorf("%+v", s)
 	}
 	if again := compact(t, r, CompactOptions{}); again.Removed != 0 {
 		t.Errorf("again: %+v", again)
 	}
-	wantContents(t, r, 129, want)
+	wantContents(t, r, 257, want)
 }

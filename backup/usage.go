@@ -217,10 +217,10 @@ func (p *partUse) gain() float64 {
 // would never go. So when there are more than mostSmall of them, the smallest are
 // merged, and leftSmall stay. The larger ones wait until there are as many of
 // their size: a content is copied once for each time that its part grows about
-// thirtyfold, not with each merge.
+// sixtyfold, not with each merge.
 const (
-	mostSmall  = 64
-	leftSmall  = 32
+	mostSmall  = 128
+	leftSmall  = 64
 	smallShare = 4 // a small part is one of less than the part size over this
 )
 
