@@ -59,12 +59,12 @@ var (
 
 // Packer writes contents into parts. Frames are compressed by several workers;
 // what it writes depends only on the members and the options, not on the number
-// of workers or their timing. Memory is bounded: 2·Workers + 2 frames, raw and
-// stored, and an encoder and one more frame for each worker.
+// of workers or their timing. Memory is bounded, see PackerPool.
 //
 // Its methods are safe for concurrent use. One of Close and Abort must be
 // called in the end.
 type Packer struct {
+	pool      *PackerPool
 	options   PackerOptions
 	published func(PublishedPart) error
 	store     Store
@@ -75,7 +75,6 @@ type Packer struct {
 	header []byte     // of the member being added
 	limit  int        // raw bytes that a frame may have with it
 
-	free     chan *packFrame   // frames that nobody uses
 	work     chan *packFrame   // to the workers
 	order    chan *packFrame   // to the writer; the same frames as in work, in the same order
 	finished chan finishedPart // from the writer to the publisher
@@ -101,32 +100,17 @@ type packFrame struct {
 	ready  chan error // receives once when a worker is done with it
 }
 
+func newPackFrame() *packFrame { return &packFrame{ready: make(chan error, 1)} }
+
 // NewPacker returns a Packer that puts parts into s. published is called from
 // one goroutine, in order, after each part is on stable storage; an error of
 // published is the packer's. It must not call the packer, except for Raw and Stored.
 func NewPacker(s Store, o PackerOptions, published func(PublishedPart) error) *Packer {
-	p := &Packer{store: s, published: published, stop: make(chan struct{})}
-	if err := p.setOptions(o); err != nil {
-		p.fail(err)
-		return p
-	}
-	frames := 2*p.options.Workers + 2
-	p.free = make(chan *packFrame, frames)
-	p.work = make(chan *packFrame, frames)
-	p.order = make(chan *packFrame, frames)
-	p.finished = make(chan finishedPart)
-	for range frames {
-		p.free <- &packFrame{ready: make(chan error, 1)}
-	}
-	for range p.options.Workers {
-		p.wg.Go(p.compress)
-	}
-	p.wg.Go(p.write)
-	p.wg.Go(p.publish)
-	return p
+	return NewPackerPool(o, 1).NewPacker(s, published)
 }
 
-func (p *Packer) setOptions(o PackerOptions) error {
+// complete returns the options with the values that zeros stand for.
+func (o PackerOptions) complete() (PackerOptions, error) {
 	if o.FrameRaw == 0 {
 		o.FrameRaw = defaultFrameRaw
 	}
@@ -139,19 +123,18 @@ func (p *Packer) setOptions(o PackerOptions) error {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	p.options = o
 	switch {
 	case o.FrameRaw < minFrameRaw || o.FrameRaw > MaxFrameRaw:
-		return fmt.Errorf("packer: frames of %d bytes, want %d to %d", o.FrameRaw, minFrameRaw, MaxFrameRaw)
+		return o, fmt.Errorf("packer: frames of %d bytes, want %d to %d", o.FrameRaw, minFrameRaw, MaxFrameRaw)
 	case o.ChunkRaw < minFrameRaw || o.ChunkRaw > MaxFrameRaw:
-		return fmt.Errorf("packer: frames of %d bytes for chunks, want %d to %d", o.ChunkRaw, minFrameRaw, MaxFrameRaw)
+		return o, fmt.Errorf("packer: frames of %d bytes for chunks, want %d to %d", o.ChunkRaw, minFrameRaw, MaxFrameRaw)
 	case o.PartStored < 0:
-		return fmt.Errorf("packer: parts of %d bytes", o.PartStored)
+		return o, fmt.Errorf("packer: parts of %d bytes", o.PartStored)
 	case o.Workers < 0:
-		return fmt.Errorf("packer: %d workers", o.Workers)
+		return o, fmt.Errorf("packer: %d workers", o.Workers)
 	}
 	_, err := o.Level.zstd()
-	return err
+	return o, err
 }
 
 // maxRaw returns the raw bytes of the longest frame.
@@ -262,17 +245,28 @@ func (p *Packer) ensureFrame(atMember bool) error {
 	if p.cur != nil {
 		return nil
 	}
-	select {
-	case f := <-p.free:
-		if f.raw == nil {
-			f.raw = make([]byte, 0, p.options.maxRaw())
-		}
-		f.raw, f.contents, f.atMember = f.raw[:0], f.contents[:0], atMember
-		p.cur = f
-		return nil
-	case <-p.stop:
-		return p.err
+	f, err := p.freeFrame()
+	if err != nil {
+		return err
 	}
+	if f.raw == nil {
+		f.raw = make([]byte, 0, p.options.maxRaw())
+	}
+	f.raw, f.contents, f.atMember = f.raw[:0], f.contents[:0], atMember
+	p.cur = f
+	return nil
+}
+
+// freeFrame waits for a frame that nobody uses.
+func (p *Packer) freeFrame() (*packFrame, error) {
+	select {
+	case f := <-p.pool.free:
+		return f, nil
+	case <-p.stop:
+	case <-p.pool.failed: // who has failed keeps its frames
+		p.fail(p.pool.err)
+	}
+	return nil, p.err
 }
 
 // flush hands the current frame on. It does not block: the channels have room
@@ -321,23 +315,19 @@ func (p *Packer) fail(err error) {
 	p.stopOnce.Do(func() {
 		p.err = err
 		close(p.stop)
+		p.pool.fail(err)
 	})
 }
 
 // compress is a worker.
 func (p *Packer) compress() {
-	c, err := newFrameCoder(p.options)
-	if err != nil {
-		p.fail(err)
-		return
-	}
 	for {
 		select {
 		case f, ok := <-p.work:
 			if !ok {
 				return
 			}
-			f.ready <- c.encode(f)
+			f.ready <- p.pool.encode(f)
 		case <-p.stop:
 			return
 		}

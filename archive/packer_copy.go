@@ -195,11 +195,9 @@ func (p *Packer) addFrames(frames []packedFrame, members []copiedMember) error {
 		p.flush() // it is the end of a member that began in the frame before
 	}
 	for i, packed := range frames {
-		var f *packFrame
-		select {
-		case f = <-p.free:
-		case <-p.stop:
-			return p.err
+		f, err := p.freeFrame()
+		if err != nil {
+			return err
 		}
 		f.atMember, f.rawLen, f.digest = i == 0, packed.RawLen, packed.Digest
 		f.stored = append(f.stored[:0], packed.stored...)

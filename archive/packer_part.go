@@ -63,7 +63,7 @@ func (p *Packer) writeFrames(w **partWriter) error {
 		if err != nil {
 			return err
 		}
-		p.free <- f
+		p.pool.free <- f
 	}
 }
 

@@ -138,6 +138,7 @@ type creation struct {
 	base     uint64           // record that the new one is against; 0: it will be complete
 
 	draft     *archive.RecordDraft
+	pool      *archive.PackerPool
 	packers   [temperatures]*archive.Packer // nil where nothing was added yet
 	placement placement
 	addedMu   sync.Mutex
@@ -392,6 +393,7 @@ func (c *creation) compare() (err error) {
 	c.matched, c.refused = false, nil
 	c.options.Progress.files.Store(1) // the root
 	c.options.hooks.reach("base chosen")
+	c.pool = archive.NewPackerPool(archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, temperatures)
 	c.packers = [temperatures]*archive.Packer{}
 	if err := c.walk(); err != nil {
 		var f fatal

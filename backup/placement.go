@@ -2,7 +2,6 @@ package backup
 
 import (
 	"errors"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -113,22 +112,13 @@ func (p *placement) timeOf(record uint64) time.Time {
 	return p.gens[i].Time
 }
 
-// packerOf returns the packer of a temperature, which is made when it is first
-// needed. Those of replaced contents, which are many and get little each, have half
-// of the workers, and no more than two, for the sake of memory.
+// packerOf returns the packer of a temperature, which is made when it is first needed.
 func (c *creation) packerOf(t temperature) *archive.Packer {
 	if c.options.Unplaced {
 		t = 0
 	}
 	if c.packers[t] == nil {
-		o := archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}
-		if o.Workers == 0 {
-			o.Workers = runtime.GOMAXPROCS(0)
-		}
-		if t > 0 {
-			o.Workers = min(2, (o.Workers+1)/2)
-		}
-		c.packers[t] = archive.NewPacker(c.repo.Store(), o, c.recordPart)
+		c.packers[t] = c.pool.NewPacker(c.repo.Store(), c.recordPart)
 	}
 	return c.packers[t]
 }
