@@ -194,13 +194,11 @@ func (c *creation) prepare() (err error) {
 	if c.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
 		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
 	}
-	if !c.options.DryRun {
-		if c.lock, err = c.repo.LockParts(); err != nil {
-			return err
-		}
+	if c.lock, err = c.repo.LockParts(); err != nil {
+		return err
 	}
 	if c.db, err = index.Open(c.repo, index.Options{Log: c.notef}); err != nil {
-		c.release()
+		c.lock.Release()
 		return err
 	}
 	c.options.hooks.reach("index opened")
@@ -213,12 +211,6 @@ func (c *creation) prepare() (err error) {
 	return err
 }
 
-func (c *creation) release() {
-	if c.lock != nil {
-		c.lock.Release()
-	}
-}
-
 // sweep deletes the files that a compaction could not delete because of this run,
 // or another one. The generation is committed whatever happens here.
 func (c *creation) sweep() {
@@ -226,14 +218,14 @@ func (c *creation) sweep() {
 		return
 	}
 	c.options.hooks.reach("before sweep")
-	c.release()
+	c.lock.Release()
 	if _, err := sweepAfter(c.repo, c.db, c.notef, c.options.hooks); err != nil {
 		c.notef("%v", err)
 	}
 }
 
 func (c *creation) close() {
-	defer c.release()
+	defer c.lock.Release()
 	for _, p := range c.packers {
 		if p != nil {
 			p.Abort()

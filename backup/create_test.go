@@ -228,6 +228,33 @@ func TestInterrupted(t *testing.T) {
 	wantContents(t, r, 1, want)
 }
 
+// A dry run, too, says that a part is missing; so none may be deleted meanwhile.
+func TestPartsStayMeanwhile(t *testing.T) {
+	r := newRepository(t)
+	for _, dry := range []bool{true, false} {
+		o := optionsFor(t.TempDir())
+		o.DryRun = dry
+		reached := false
+		o.hooks.at = func(point string) {
+			if point == "index opened" {
+				reached = true
+				if lock, err := r.LockToDelete(); !errors.Is(err, archive.ErrLocked) {
+					lock.Release()
+					t.Errorf("dry run %v: parts can be deleted: %v", dry, err)
+				}
+			}
+		}
+		if _, err := Create(context.Background(), r, o); err != nil || !reached {
+			t.Fatal(err, reached)
+		}
+		lock, err := r.LockToDelete()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock.Release()
+	}
+}
+
 func TestForgottenHead(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()
 	write(t, dir+"/a/b", []byte("one"))
