@@ -18,12 +18,12 @@ import (
 )
 
 // Bounds of a server's life. A part holds at least a third of the part size in the mean,
-// apart from those of the nights since the last compaction and the young ones that are
-// not worth to be merged. An index has at most 17 runs, and tables, MANIFEST and seal
+// apart from those of the nights since the last compaction and as many small ones as are
+// not merged yet (docs/PERFORMANCE.md, "The policy"). An index has at most 17 runs, and tables, MANIFEST and seal
 // (docs/FORMAT.md, 4.2).
 const (
 	lifePartSize    = 1 << 20
-	youngParts      = 48
+	youngParts      = 128
 	indexFiles      = 2 * 24   // of the two that are kept
 	lifeCache       = 8 << 20  // of the mount
 	lifeDescriptors = 256 + 64 // parts that a mount keeps open, and the rest
