@@ -11,7 +11,7 @@ import "sync"
 type PackerPool struct {
 	options PackerOptions
 	invalid error // what is wrong with the options
-	frames  int // at most
+	frames  int   // at most
 
 	free   chan *packFrame  // frames that nobody uses
 	coders chan *frameCoder // that nobody uses; nil for one that was not needed yet
