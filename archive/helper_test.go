@@ -239,6 +239,28 @@ func pack(t testing.TB, s Store, o PackerOptions, samples []sample) []PublishedP
 	return parts
 }
 
+// tailOf returns the frames of a part, the end frame included.
+func tailOf(t testing.TB, s Store, p Part) []frameRef {
+	t.Helper()
+	o, err := openPart(s, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	frames, err := readTail(o, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return frames
+}
+
+// framesOf returns the frames of a part that hold its members.
+func framesOf(t testing.TB, s Store, p Part) []frameRef {
+	t.Helper()
+	frames := tailOf(t, s, p)
+	return frames[:len(frames)-1]
+}
+
 // checkContents reads every sample back from where parts say it lies.
 func checkContents(t testing.TB, r *Reader, parts []PublishedPart, samples []sample) {
 	t.Helper()

@@ -100,20 +100,6 @@ func storedOf(t *testing.T, s Store, part PublishedPart, members []int) (stored 
 	return stored
 }
 
-func framesOf(t *testing.T, s Store, p Part) []frameRef {
-	t.Helper()
-	o, err := openPart(s, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.Close()
-	frames, err := readTail(o, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return frames[:len(frames)-1]
-}
-
 // TestCopyBetween takes frames over while a frame is being filled, and while the
 // end of a member waits in one.
 func TestCopyBetween(t *testing.T) {

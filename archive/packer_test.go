@@ -76,15 +76,7 @@ func checkRoundTrip(t *testing.T, s *memStore, parts []PublishedPart, samples []
 // a larger one begins a frame, and that the part begins with a member.
 func checkFrames(t *testing.T, s Store, pp PublishedPart) {
 	t.Helper()
-	o, err := openPart(s, pp.Part)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.Close()
-	refs, err := readTail(o, pp.Part)
-	if err != nil {
-		t.Fatal(err)
-	}
+	refs := tailOf(t, s, pp.Part)
 	for _, c := range pp.Contents {
 		first, _ := findFrame(pp.Part, refs, c.RawOffset-tarBlock)
 		last, _ := findFrame(pp.Part, refs, c.RawOffset+c.RawLen-1)
@@ -146,17 +138,8 @@ func TestPackerFrameSizes(t *testing.T) {
 	} {
 		s := newMemStore()
 		pp := pack(t, s, PackerOptions{FrameRaw: 4096, ChunkRaw: 2048}, c.samples)[0]
-		o, err := openPart(s, pp.Part)
-		if err != nil {
-			t.Fatal(err)
-		}
-		refs, err := readTail(o, pp.Part)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.Close()
 		var got []int
-		for _, ref := range refs[:len(refs)-1] { // without the end frame
+		for _, ref := range framesOf(t, s, pp.Part) {
 			got = append(got, ref.RawLen)
 		}
 		if !slices.Equal(got, c.want) {

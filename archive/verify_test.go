@@ -22,16 +22,7 @@ func TestVerifyManyParts(t *testing.T) {
 	first := make([]int64, len(parts))   // raw offset of the first damaged one
 	for i, pp := range parts {
 		first[i] = pp.Part.Raw
-		o, err := openPart(s, pp.Part)
-		if err != nil {
-			t.Fatal(err)
-		}
-		frames, err := readTail(o, pp.Part)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.Close()
-		for _, f := range frames {
+		for _, f := range tailOf(t, s, pp.Part) {
 			if i%2 == 1 && r.IntN(3) == 0 {
 				s.objects[pp.Part.StoreName()][f.StoredOffset+int64(r.IntN(f.StoredLen))] ^= 1
 				wrong[i] = append(wrong[i], f.StoredOffset)

@@ -98,7 +98,7 @@ func count(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// maxProblems is how many damages of one part are reported one by one.
+// maxProblems is how many damages of one part, or missing parts, are reported one by one.
 const maxProblems = 10
 
 // damagedPart reports damages of a part. whole says that nothing of it can be read.
