@@ -65,7 +65,6 @@ var (
 // called in the end.
 type Packer struct {
 	pool      *PackerPool
-	options   PackerOptions
 	published func(PublishedPart) error
 	store     Store
 
@@ -201,9 +200,9 @@ func (p *Packer) usable() error {
 func (p *Packer) add(m Member, h Hash, content []byte) error {
 	p.header = appendMember(p.header[:0], m, int64(len(content)))
 	padding := tarPadding(int64(len(content)))
-	p.limit = p.options.FrameRaw
+	p.limit = p.pool.options.FrameRaw
 	if strings.HasPrefix(m.Name, chunkDir) && m.Name == ChunkName(h) {
-		p.limit = p.options.ChunkRaw
+		p.limit = p.pool.options.ChunkRaw
 	}
 	if p.cur != nil && len(p.cur.raw)+len(p.header)+len(content)+padding > p.limit {
 		p.flush()
@@ -250,7 +249,7 @@ func (p *Packer) ensureFrame(atMember bool) error {
 		return err
 	}
 	if f.raw == nil {
-		f.raw = make([]byte, 0, p.options.maxRaw())
+		f.raw = make([]byte, 0, p.pool.options.maxRaw())
 	}
 	f.raw, f.contents, f.atMember = f.raw[:0], f.contents[:0], atMember
 	p.cur = f

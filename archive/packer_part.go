@@ -51,7 +51,7 @@ func (p *Packer) writeFrames(w **partWriter) error {
 		if f == nil || err != nil {
 			return err
 		}
-		if *w != nil && f.atMember && (*w).full(p.options.PartStored) {
+		if *w != nil && f.atMember && (*w).full(p.pool.options.PartStored) {
 			err, *w = p.endPart(*w), nil
 		}
 		if err == nil && *w == nil {

@@ -43,7 +43,7 @@ func NewPackerPool(o PackerOptions, packers int) *PackerPool {
 // NewPacker returns a packer as the function NewPacker does, one of those that the
 // pool is for.
 func (o *PackerPool) NewPacker(s Store, published func(PublishedPart) error) *Packer {
-	p := &Packer{pool: o, options: o.options, store: s, published: published, stop: make(chan struct{})}
+	p := &Packer{pool: o, store: s, published: published, stop: make(chan struct{})}
 	if o.invalid != nil {
 		p.fail(o.invalid)
 		return p
