@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -49,6 +50,23 @@ const endFrameRaw = 2 * tarBlock
 // newFrameDecoder returns a decoder of frames for n goroutines at a time.
 func newFrameDecoder(n int) (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(n), zstd.WithDecoderMaxMemory(MaxFrameRaw))
+}
+
+// blockDecoder is the decoder of DecodeBlock.
+var blockDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(MaxFrameRaw), zstd.WithDecodeAllCapLimit(true))
+})
+
+// DecodeBlock decodes zstd frames of something else than a part into dst, whose
+// capacity must suffice. It verifies the content checksums that there are. It is
+// safe for concurrent use.
+func DecodeBlock(dst, stored []byte) ([]byte, error) {
+	dec, err := blockDecoder()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := dec.DecodeAll(stored, dst[:0])
+	return raw, noEOF(err)
 }
 
 // decodeFrame decodes a stored frame of rawLen raw bytes, which is known from

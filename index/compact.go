@@ -26,7 +26,7 @@ const (
 	fanout      = 4
 	flushedRuns = 24       // more of them are merged while a record is applied
 	maxLevels   = 32       // of badger; level 0, where tables overlap, stays empty
-	runTable    = 16 << 20 // bytes of a table that a merge makes
+	runTable    = 16 << 20 // bytes of keys and values in a table that a merge makes
 )
 
 // addRun makes tables the newest run.
@@ -194,19 +194,21 @@ type runWriter struct {
 	b       *builder
 	tables  []tableFile
 	out     *table.Builder
+	raw     int // bytes of keys and values in out
 	lastKey []byte
 }
 
 func (r *runWriter) add(key []byte, v version) error {
-	if r.out != nil && r.out.ReachedCapacity() && !bytes.Equal(key, r.lastKey) {
+	if r.out != nil && r.raw >= runTable && !bytes.Equal(key, r.lastKey) {
 		if err := r.finish(); err != nil {
 			return err
 		}
 	}
 	if r.out == nil {
-		r.out = newTableBuilder(runTable)
+		r.out, r.raw = newTableBuilder(runTable), 0
 	}
 	r.lastKey = append(r.lastKey[:0], key...)
+	r.raw += len(key) + len(v.sealed)
 	r.out.Add(r.b.versionedKey(key, v.at), y.ValueStruct{Value: v.sealed}, 0)
 	return nil
 }

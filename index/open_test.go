@@ -244,8 +244,8 @@ func TestDamage(t *testing.T) {
 		"seal cut":           func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 100) },
 		"seal empty":         func(t *testing.T, dir string) { cut(t, filepath.Join(dir, sealName), 0) },
 		"seal missing":       func(t *testing.T, dir string) { check(os.Remove(filepath.Join(dir, sealName))) },
-		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 5`, `"schema": 6`) },
-		"older schema":       func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 5`, `"schema": 4`) },
+		"another schema":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 6`, `"schema": 7`) },
+		"older schema":       func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema": 6`, `"schema": 5`) },
 		"another record":     func(t *testing.T, dir string) { rewriteSeal(t, dir, `"record": 5`, `"record": 4`) },
 		"another repository": func(t *testing.T, dir string) { rewriteSeal(t, dir, `"repository": "`, `"repository": "f`) },
 		"unknown field":      func(t *testing.T, dir string) { rewriteSeal(t, dir, `"schema"`, `"next": 1, "schema"`) },
@@ -629,7 +629,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.close()
-	if err := unix.Mount("", temp, "", unix.MS_REMOUNT, "size=5m"); err != nil {
+	if err := unix.Mount("", temp, "", unix.MS_REMOUNT, "size=1m"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(30000))); !errors.Is(err, syscall.ENOSPC) {

@@ -21,7 +21,7 @@ import (
 // mapped memory. badger's own reader answers the same, but takes memory for every
 // answer, and several times as long.
 //
-//	table    block … index, length of the index, checksum, its length
+//	table    stored block … index, length of the index, checksum, its length
 //	block    entry … offsets of the entries (4 bytes each, little-endian), how many, checksum, its length
 //	entry    overlap, length of diff (2 bytes each, little-endian), diff, 3 zeros, value
 //	index    a flatbuffer: of each block its first key, offset and length; the bloom filter
@@ -29,8 +29,9 @@ import (
 // Lengths and how many are 4 bytes, big-endian. The key of an entry is the first
 // overlap bytes of the first key of its block, and diff; its last 8 bytes are
 // math.MaxUint64 less the version, big-endian. Entries are in the order of their
-// keys without those, the newest version of a key first. The checksums are not
-// looked at: the seal vouches for the file, and each value has one of its own.
+// keys without those, the newest version of a key first. A block is stored as a zstd
+// frame with a content checksum, and each value has a checksum of its own. The others
+// are not looked at: the seal vouches for the file.
 //
 // What is malformed is a panic here, a slice out of bounds, and memory that cannot
 // be read is one, too. Whoever calls defers rescue.
@@ -51,6 +52,8 @@ const (
 // version that is found, newest run first, is the newest.
 type tables struct {
 	runs    []run // the newest first
+	cache   blockCache
+	blocks  int // of all tables
 	cursors sync.Pool
 }
 
@@ -60,11 +63,13 @@ type run []*mappedTable
 
 // mappedTable is a table in mapped memory.
 type mappedTable struct {
-	data     []byte
-	index    fb.TableIndex
-	blocks   int
-	filter   y.Filter
-	smallest []byte // the first key, versioned
+	data      []byte
+	index     fb.TableIndex
+	blocks    int
+	filter    y.Filter
+	smallest  []byte // the first key, versioned
+	cache     *blockCache
+	firstSlot int // of its blocks, in the cache, that of the first one
 }
 
 // openTables maps the given tables of dir. They never change, not even where
@@ -78,16 +83,23 @@ func openTables(dir string, files []tableFile) (*tables, error) {
 			t.close()
 			return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, filepath.Join(dir, f.name()), err)
 		}
-		if i == 0 || f.Level != byLevel[i-1].Level {
-			t.runs = append(t.runs, nil)
-		}
-		last := &t.runs[len(t.runs)-1]
-		*last = append(*last, m)
+		t.add(m, i == 0 || f.Level != byLevel[i-1].Level)
 	}
 	for _, r := range t.runs {
 		slices.SortFunc(r, func(a, b *mappedTable) int { return y.CompareKeys(a.smallest, b.smallest) })
 	}
 	return t, nil
+}
+
+// add adds a table to the oldest run, or as one that is older.
+func (t *tables) add(m *mappedTable, older bool) {
+	if older {
+		t.runs = append(t.runs, nil)
+	}
+	m.cache, m.firstSlot = &t.cache, t.blocks
+	t.blocks += m.blocks
+	last := &t.runs[len(t.runs)-1]
+	*last = append(*last, m)
 }
 
 func mapTable(name string) (*mappedTable, error) {
@@ -205,7 +217,7 @@ type runCursor struct {
 	base    []byte // of the block: the first key, versioned
 
 	at        uint64 // version of the current entry
-	value     []byte // of it, with its checksum; mapped memory
+	value     []byte // of it, with its checksum; part of the block
 	keySize   int
 	versioned [maxKey + versionSize]byte // its key, behind which is the version
 }
@@ -278,10 +290,7 @@ func (c *runCursor) previous() bool {
 
 // openBlock moves to a block of the table, but to no entry.
 func (c *runCursor) openBlock(block int) {
-	t := c.run[c.table]
-	var b fb.BlockOffset
-	t.index.Offsets(&b, block)
-	rest, _ := cutLast(t.data[b.Offset():][:b.Len()]) // the checksum
+	rest, _ := cutLast(c.run[c.table].block(block)) // the checksum
 	end := len(rest) - 4
 	c.block, c.count = block, int(binary.BigEndian.Uint32(rest[end:]))
 	start := end - 4*c.count

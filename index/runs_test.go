@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/y"
 )
 
@@ -251,15 +253,82 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// FuzzTable reads any bytes as a table: no panic, an end, and no other errors.
-func FuzzTable(f *testing.F) {
+// smallTable returns the bytes of a table of n entries.
+func smallTable(n int) []byte {
 	out := newTableBuilder(1 << 20)
 	b := &builder{}
-	for n := range uint64(200) {
+	for n := range uint64(n) {
 		key := appendDirentKey(nil, DirID(n/20), fmt.Sprint("name", n))
-		out.Add(b.versionedKey(key, 1+n%3), y.ValueStruct{Value: sealValue(key, 1+n%3, []byte("value"))}, 0)
+		out.Add(b.versionedKey(key, 1+n%3), y.ValueStruct{Value: sealValue(key, 1+n%3, binary.BigEndian.AppendUint64(nil, n*n*n))}, 0)
 	}
-	table := out.Finish()
+	return out.Finish()
+}
+
+// openTable returns the table that has the given bytes.
+func openTable(data []byte) (*tables, error) {
+	in := new(tables)
+	m, err := parseTable(data)
+	if err == nil {
+		in.add(m, true)
+	}
+	return in, err
+}
+
+// everything returns what a cursor finds.
+func everything(in *tables, o scanOptions) (list []string, err error) {
+	c := newCursor(in, math.MaxUint64, nil, o)
+	for more := c.seek(nil); more; more = c.next() {
+		list = append(list, fmt.Sprintf("%q %d %x", c.key, c.at, c.value))
+	}
+	return list, c.close()
+}
+
+// TestDamagedBlocks flips a bit of each byte of the blocks of a table, once it is
+// open: all is found, or an error.
+func TestDamagedBlocks(t *testing.T) {
+	t.Parallel()
+	table := smallTable(500)
+	in, err := openTable(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := everything(in, scanOptions{})
+	if err != nil || len(want) != 500 {
+		t.Fatalf("%d entries, %v", len(want), err)
+	}
+	var last fb.BlockOffset
+	m := in.runs[0][0]
+	m.index.Offsets(&last, m.blocks-1)
+	if m.blocks < 3 {
+		t.Fatalf("%d blocks", m.blocks)
+	}
+	damaged := 0
+	for i := range last.Offset() + last.Len() {
+		table[i] ^= 1 << (i % 8)
+		m.cache = new(blockCache)
+		got, err := everything(in, scanOptions{})
+		switch {
+		case errors.Is(err, ErrDamaged):
+			damaged++
+		case err != nil || !slices.Equal(got, want):
+			t.Fatalf("byte %d: %d of %d entries, %v", i, len(got), len(want), err)
+		}
+		table[i] ^= 1 << (i % 8)
+	}
+	if bytes := int(last.Offset() + last.Len()); damaged < bytes*9/10 {
+		t.Errorf("%d bytes, %d flips noticed", bytes, damaged)
+	}
+}
+
+// FuzzTable reads any bytes as a table, and as a block of one: no panic, an end, and
+// no other errors.
+func FuzzTable(f *testing.F) {
+	table := smallTable(200)
+	whole, err := openTable(table)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.runs[0][0].block(0), uint16(5), byte(1))
 	f.Add(table, uint16(0), byte(0))
 	f.Add(table, uint16(len(table)-5), byte(1))
 	f.Add([]byte{}, uint16(0), byte(0))
@@ -268,32 +337,43 @@ func FuzzTable(f *testing.F) {
 		if int(at) < len(data) {
 			data[at] ^= flip
 		}
-		m, err := parseTable(data)
+		in, err := openTable(data)
+		if err == nil {
+			readTable(t, in)
+		} else if !errors.Is(err, ErrDamaged) {
+			t.Fatal(err)
+		}
+		in, err = openTable(table)
 		if err != nil {
-			if !errors.Is(err, ErrDamaged) {
-				t.Fatal(err)
-			}
-			return
+			t.Fatal(err)
 		}
-		in := &tables{runs: []run{{m}}}
-		for _, o := range []scanOptions{{}, {reverse: true}, {allVersions: true}} {
-			c := newCursor(in, math.MaxUint64, nil, o)
-			from := []byte(nil)
-			if o.reverse {
-				from = []byte{0xff}
-			}
-			steps := 0
-			for more := c.seek(from); more; more = c.next() {
-				if _, err := get(in, c.at, c.key); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
-					t.Fatal(err)
-				}
-				if steps++; steps > len(data) {
-					t.Fatal("more entries than bytes")
-				}
-			}
-			if err := c.close(); err != nil && !errors.Is(err, ErrDamaged) {
-				t.Fatal(err)
-			}
-		}
+		m := in.runs[0][0]
+		in.cache[0].Store(&decodedBlock{table: m, number: 0, data: data})
+		readTable(t, in)
 	})
+}
+
+// readTable reads everything in a table.
+func readTable(t *testing.T, in *tables) {
+	t.Helper()
+	most := in.blocks * maxBlockRaw // an entry has a byte at least
+	for _, o := range []scanOptions{{}, {reverse: true}, {allVersions: true}} {
+		c := newCursor(in, math.MaxUint64, nil, o)
+		from := []byte(nil)
+		if o.reverse {
+			from = []byte{0xff}
+		}
+		steps := 0
+		for more := c.seek(from); more; more = c.next() {
+			if _, err := get(in, c.at, c.key); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
+				t.Fatal(err)
+			}
+			if steps++; steps > most {
+				t.Fatal("more entries than bytes")
+			}
+		}
+		if err := c.close(); err != nil && !errors.Is(err, ErrDamaged) {
+			t.Fatal(err)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/internal/disk"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/zeebo/blake3"
@@ -21,7 +22,10 @@ import (
 // going to write into memory, and a full disk is then a SIGBUS, which kills the
 // process. Written with write(2), it is an error like any other.
 
-const manifestName = "MANIFEST"
+const (
+	manifestName = "MANIFEST"
+	compression  = options.ZSTD // of the blocks of tables
+)
 
 // tableFile is one table of an index directory, as the seal lists it.
 type tableFile struct {
@@ -36,7 +40,8 @@ func (t tableFile) name() string { return table.IDToFilename(t.ID) }
 
 // newTableBuilder returns a builder for a table of about capacity bytes.
 func newTableBuilder(capacity int) *table.Builder {
-	return table.NewTableBuilder(table.Options{TableSize: uint64(capacity), BlockSize: 4 << 10, BloomFalsePositive: 0.01})
+	return table.NewTableBuilder(table.Options{TableSize: uint64(capacity), BlockSize: blockRaw, BloomFalsePositive: 0.01,
+		Compression: compression, ZSTDCompressionLevel: 1})
 }
 
 // writeTable writes what was added to b as a table to stable storage.
@@ -69,7 +74,7 @@ func manifest(tables []tableFile) ([]byte, error) {
 	const magic, version = "Bdgr", 8
 	set := &pb.ManifestChangeSet{}
 	for _, t := range tables {
-		set.Changes = append(set.Changes, &pb.ManifestChange{Id: t.ID, Op: pb.ManifestChange_CREATE, Level: uint32(t.Level)})
+		set.Changes = append(set.Changes, &pb.ManifestChange{Id: t.ID, Op: pb.ManifestChange_CREATE, Level: uint32(t.Level), Compression: uint32(compression)})
 	}
 	changes, err := proto.Marshal(set)
 	if err != nil {

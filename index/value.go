@@ -10,15 +10,15 @@ import (
 )
 
 // The values. Numbers are unsigned varints (those that may be negative zigzag
-// varints), strings and lists follow their length. The last 8 bytes of every
-// value are the big-endian xxh64 of key, version (8 bytes, big-endian) and the
-// bytes before, so that no value can be taken for another one.
+// varints), strings and lists follow their length. The last 4 bytes of every
+// value are the low half, big-endian, of the xxh64 of key, version (8 bytes,
+// big-endian) and the bytes before, so that no value can be taken for another one.
 //
 //	node, dirent, generation   first a byte: gone, or what follows
 //	part, number of a part     empty: the part was removed
 //	attr                       type mode uid gid size mtime ctime inode nlink major minor
 //	extents                    count, then of each: offset behind the end of the one before, length, hash
-const sumSize = 8
+const sumSize = 4
 
 // Kinds of the values that can be gone.
 const (
@@ -30,10 +30,10 @@ const (
 
 // sealValue appends the checksum to a value.
 func sealValue(key []byte, version uint64, value []byte) []byte {
-	return binary.BigEndian.AppendUint64(value, valueSum(key, version, value))
+	return binary.BigEndian.AppendUint32(value, valueSum(key, version, value))
 }
 
-func valueSum(key []byte, version uint64, value []byte) uint64 {
+func valueSum(key []byte, version uint64, value []byte) uint32 {
 	var d xxhash.Digest
 	var v [8]byte
 	d.Reset()
@@ -41,13 +41,13 @@ func valueSum(key []byte, version uint64, value []byte) uint64 {
 	d.Write(key)
 	d.Write(v[:])
 	d.Write(value)
-	return d.Sum64()
+	return uint32(d.Sum64())
 }
 
 // openValue verifies a value and returns it without its checksum.
 func openValue(key []byte, version uint64, sealed []byte) ([]byte, error) {
 	n := len(sealed) - sumSize
-	if n < 0 || binary.BigEndian.Uint64(sealed[n:]) != valueSum(key, version, sealed[:n]) {
+	if n < 0 || binary.BigEndian.Uint32(sealed[n:]) != valueSum(key, version, sealed[:n]) {
 		return nil, fmt.Errorf("%w: checksum of key %q, version %d", ErrDamaged, string(key), version)
 	}
 	return sealed[:n], nil
