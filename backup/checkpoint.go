@@ -10,10 +10,10 @@ import (
 )
 
 // A checkpoint is made when it is at most so large, as a share of the log; where all
-// dead bytes are to be reclaimed, the other share. So the log is rewritten when half
-// of it is of no use, and what that costs is in proportion to what was written since.
+// dead bytes are to be reclaimed, the other share. So the log is rewritten when two
+// thirds of it are of no use: a byte is copied for two that are freed, at most.
 const (
-	checkpointShare = 0.5
+	checkpointShare = 1. / 3
 	tightestShare   = 0.99
 )
 
