@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // frameKey names a frame: the part and the number of the frame in it.
@@ -31,14 +34,14 @@ type frameCache struct {
 	hotQ   list.List // of *cachedFrame, last used in front
 	ghosts map[frameKey]*list.Element
 	ghostQ list.List // of frameKey, newest in front
-	spare  [][]byte  // buffers to use again
+	spare  [][]byte  // buffers to use again, the newest last
 	closed bool
 
 	counts ReaderCounts
 }
 
 // maxSpare is the number of buffers kept for use again.
-const maxSpare = 8
+const maxSpare = 4
 
 // cachedFrame is a frame of the cache. The cache holds one reference of it for
 // as long as it is in the map, every user one more; the buffer is used again
@@ -100,34 +103,47 @@ func (c *frameCache) has(key frameKey) bool {
 
 // buffer returns an empty buffer for a frame of rawLen bytes, and makes room
 // for it in the cache. It has to be given to done.
-func (c *frameCache) buffer(rawLen int) []byte {
+func (c *frameCache) buffer(rawLen int) ([]byte, error) {
 	size := bufferSize(rawLen)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.used+int64(size) > c.limit && c.evict() {
 	}
-	b := c.takeSpare(size)
+	b, err := c.takeSpare(size)
 	c.used += int64(cap(b))
-	return b
+	return b, err
 }
 
-// bufferSize rounds the length of a frame up to a multiple of an eighth to a
-// quarter of it, so that a buffer fits frames of about the same length.
+// bufferSize rounds the length of a frame up to a multiple of a quarter to a half
+// of it, so that a buffer fits frames of about the same length.
 func bufferSize(rawLen int) int {
-	step := 1 << max(9, bits.Len(uint(rawLen))-3)
+	step := 1 << max(9, bits.Len(uint(rawLen))-2)
 	return (rawLen+step-1)/step*step + decodeSlack
 }
 
-func (c *frameCache) takeSpare(size int) []byte {
-	for i, b := range c.spare {
-		if cap(b) == size {
-			last := len(c.spare) - 1
-			c.spare[i], c.spare[last] = c.spare[last], nil
-			c.spare = c.spare[:last]
-			return b
+func (c *frameCache) takeSpare(size int) ([]byte, error) {
+	for i := len(c.spare) - 1; i >= 0; i-- {
+		if b := c.spare[i]; cap(b) == size {
+			c.spare = slices.Delete(c.spare, i, i+1)
+			return b, nil
 		}
 	}
-	return make([]byte, 0, size)
+	return newBuffer(size)
+}
+
+// newBuffer returns an empty buffer. It lies outside of Go's heap: with a full cache in
+// it, what a limit of memory leaves would be used up, and collected, too often. All of
+// the buffer will be written, so its pages are asked for at once.
+func newBuffer(size int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("memory for a frame of %d bytes: %w", size, err)
+	}
+	return b[:0], nil
+}
+
+func freeBuffer(b []byte) {
+	_ = unix.Munmap(b[:cap(b)]) // it was mapped: nothing can go wrong
 }
 
 // done ends the decoding of f into buf, which may be nil if it failed early. A
@@ -194,9 +210,16 @@ func (c *frameCache) remember(key frameKey) {
 	}
 }
 
+// keepSpare keeps a buffer instead of the oldest one: a reader that comes to frames
+// of another size needs those of that size.
 func (c *frameCache) keepSpare(b []byte) {
-	if cap(b) > 0 && len(c.spare) < maxSpare {
-		c.spare = append(c.spare, b[:0])
+	if cap(b) == 0 {
+		return
+	}
+	c.spare = append(c.spare, b[:0])
+	if len(c.spare) > maxSpare || c.closed {
+		freeBuffer(c.spare[0])
+		c.spare = slices.Delete(c.spare, 0, 1)
 	}
 }
 
@@ -228,5 +251,8 @@ func (c *frameCache) close() {
 	}
 	clear(c.ghosts)
 	c.ghostQ.Init()
-	c.spare = nil
+	for len(c.spare) > 0 {
+		freeBuffer(c.spare[0])
+		c.spare = c.spare[1:]
+	}
 }

@@ -25,7 +25,8 @@ const (
 // are not remembered: the next call tries again.
 //
 // A Reader is safe for concurrent use. Its memory is bounded: the cache, the
-// frames being decoded or held, and 20 MiB for tables and scratch.
+// frames being decoded or held, and 20 MiB for tables and scratch. Frames lie
+// outside of Go's heap: a Reader that is not closed keeps theirs.
 type Reader struct {
 	dec     *zstd.Decoder
 	decErr  error // why there is no decoder
@@ -183,8 +184,11 @@ func (r *Reader) table(p *Part) ([]frameRef, error) {
 func (r *Reader) load(p Part, ref frameRef, f *cachedFrame) {
 	r.loads <- struct{}{}
 	defer func() { <-r.loads }()
-	buf := r.frames.buffer(ref.RawLen)
-	raw, err := r.decode(p, ref, buf)
+	buf, err := r.frames.buffer(ref.RawLen)
+	var raw []byte
+	if err == nil {
+		raw, err = r.decode(p, ref, buf)
+	}
 	r.frames.done(f, buf, raw, err)
 }
 

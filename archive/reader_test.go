@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -570,6 +574,51 @@ func TestReaderCloseWhileReading(t *testing.T) {
 			t.Fatalf("%d parts left open", s.open)
 		}
 	}
+}
+
+// TestReaderGivesMemoryBack: what a closed reader had in its cache goes, and a frame
+// that is still held when it is released.
+func TestReaderGivesMemoryBack(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{}, samplesOf(slices.Repeat([]int{1 << 20}, 8)...))[0].Part
+	stream := rawStream(t, s, p)
+	before := residentMiB(t)
+	for range 32 {
+		r := NewReader(s, 16<<20)
+		held, err := r.Frame(p, p.Raw/2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.ReadAt(p, make([]byte, p.Raw), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(held.Raw, stream[held.RawOffset:held.RawOffset+int64(len(held.Raw))]) {
+			t.Error("wrong bytes in a frame after Close")
+		}
+		held.Release()
+	}
+	if after := residentMiB(t); after > before+128 {
+		t.Errorf("%d MiB of memory, before the readers %d", after, before)
+	}
+}
+
+// residentMiB returns the anonymous memory of this process, garbage apart.
+func residentMiB(t *testing.T) int {
+	t.Helper()
+	debug.FreeOSMemory()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "RssAnon:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
 }
 
 func TestReaderWarmReadDoesNotAllocate(t *testing.T) {

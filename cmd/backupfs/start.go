@@ -6,6 +6,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
@@ -13,7 +14,7 @@ import (
 
 // ownMemory is what the process may use besides the cache: the index, buffers
 // of requests under way, and garbage.
-const ownMemory = 48 << 20
+const ownMemory = 44 << 20
 
 // start mounts in this process where that is asked for, and else in one in the
 // background.
@@ -40,7 +41,6 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	debug.SetMemoryLimit(c.CacheSize + ownMemory)
 	repository, err := archive.Open(c.repository)
 	if err != nil {
 		return err
@@ -64,6 +64,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		mount.Wait()
 		close(ended)
 	}()
+	go limitHeap(mount, c.CacheSize+ownMemory, ended)
 	if err := ready(); err != nil {
 		log("%v", err)
 	}
@@ -72,6 +73,24 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		return nil
 	case <-signals:
 		return c.unmount(mount, log, ended)
+	}
+}
+
+// limitHeap holds Go's heap to what the decoded frames, which lie outside of it, leave
+// of the given bytes, until the mount has ended.
+func limitHeap(mount *fs.Mount, bytes int64, ended <-chan struct{}) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for last := int64(-1); ; {
+		if cached := mount.Metrics().Frames.Cached; cached != last {
+			debug.SetMemoryLimit(bytes - cached)
+			last = cached
+		}
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
 	}
 }
 
