@@ -145,6 +145,7 @@ func copyTables(in *tables, run *runWriter, number uint64, drop bool) error {
 		err = closeErr
 	}
 	if err != nil {
+		run.discard()
 		return err
 	}
 	return run.finish()
@@ -211,6 +212,16 @@ func (r *runWriter) add(key []byte, v version) error {
 	r.raw += len(key) + len(v.sealed)
 	r.out.Add(r.b.versionedKey(key, v.at), y.ValueStruct{Value: v.sealed}, 0)
 	return nil
+}
+
+// discard gives up the table that is not finished: its builder compresses in
+// goroutines of its own, which wait for more.
+func (r *runWriter) discard() {
+	if r.out != nil {
+		r.out.Finish()
+		r.out.Close()
+		r.out = nil
+	}
 }
 
 func (r *runWriter) finish() error {

@@ -10,8 +10,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/dgraph-io/badger/v4"
@@ -317,6 +319,43 @@ func TestDamagedBlocks(t *testing.T) {
 	}
 	if bytes := int(last.Offset() + last.Len()); damaged < bytes*9/10 {
 		t.Errorf("%d bytes, %d flips noticed", bytes, damaged)
+	}
+}
+
+// TestMergeOfDamaged merges a table whose last block is damaged: an error, and nothing
+// of the table that was begun stays behind.
+func TestMergeOfDamaged(t *testing.T) {
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(2000))); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.finish(false); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(b.dir, b.tables[0].name())
+	table, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := openTable(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last fb.BlockOffset
+	m := in.runs[0][0]
+	m.index.Offsets(&last, m.blocks-1)
+	table[last.Offset()+last.Len()/2] ^= 1
+	if err := os.WriteFile(name, table, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	if _, err := b.rewrite(b.tables, false); !errors.Is(err, ErrDamaged) {
+		t.Errorf("merged: %v", err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+		}
 	}
 }
 

@@ -28,9 +28,10 @@ type commits struct {
 	list       []string // oldest first
 }
 
-// newCommits finds the last n commits of the history of HEAD.
+// newCommits finds the last n commits of the history of HEAD, those of one branch
+// after those of another.
 func newCommits(repository string, n int) (*commits, error) {
-	out, err := output("git", "-C", repository, "rev-list", "--first-parent", fmt.Sprintf("--max-count=%d", n), "--reverse", "HEAD")
+	out, err := output("git", "-C", repository, "rev-list", "--topo-order", fmt.Sprintf("--max-count=%d", n), "--reverse", "HEAD")
 	return &commits{repository, strings.Fields(out)}, err
 }
 
