@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -47,25 +46,26 @@ const endFrame = "\x28\xb5\x2f\xfd\x64\x00\x03\x03\x20\x00\x00\xcd\xac\x85\xf0"
 // endFrameRaw is the raw length of endFrame.
 const endFrameRaw = 2 * tarBlock
 
-// newFrameDecoder returns a decoder of frames for n goroutines at a time.
-func newFrameDecoder(n int) (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(n), zstd.WithDecoderMaxMemory(MaxFrameRaw))
+// newFrameDecoder returns a decoder of frames for n goroutines at a time; 0: as many
+// as Go runs.
+func newFrameDecoder(n int, more ...zstd.DOption) (*zstd.Decoder, error) {
+	return zstd.NewReader(nil, append(more, zstd.WithDecoderConcurrency(n), zstd.WithDecoderMaxMemory(MaxFrameRaw))...)
 }
 
-// blockDecoder is the decoder of DecodeBlock.
-var blockDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(MaxFrameRaw), zstd.WithDecodeAllCapLimit(true))
-})
+// BlockDecoder decodes zstd frames of small blocks, those of the index's tables. It
+// is safe for concurrent use.
+type BlockDecoder struct{ dec *zstd.Decoder }
 
-// DecodeBlock decodes zstd frames of something else than a part into dst, whose
-// capacity must suffice. It verifies the content checksums that there are. It is
-// safe for concurrent use.
-func DecodeBlock(dst, stored []byte) ([]byte, error) {
-	dec, err := blockDecoder()
-	if err != nil {
-		return nil, err
-	}
-	raw, err := dec.DecodeAll(stored, dst[:0])
+// NewBlockDecoder returns a decoder for as many goroutines at a time as Go runs.
+func NewBlockDecoder() (*BlockDecoder, error) {
+	dec, err := newFrameDecoder(0, zstd.WithDecodeAllCapLimit(true))
+	return &BlockDecoder{dec}, err
+}
+
+// Decode decodes a block into dst, whose capacity must suffice. It verifies the
+// content checksum where there is one.
+func (d *BlockDecoder) Decode(dst, stored []byte) ([]byte, error) {
+	raw, err := d.dec.DecodeAll(stored, dst[:0])
 	return raw, noEOF(err)
 }
 

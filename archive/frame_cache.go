@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/bits"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ type frameCache struct {
 	ghosts map[frameKey]*list.Element
 	ghostQ list.List // of frameKey, newest in front
 	spare  [][]byte  // buffers to use again, the newest last
+	freed  [][]byte  // buffers that unlock frees
 	closed bool
 
 	counts ReaderCounts
@@ -105,35 +107,60 @@ func (c *frameCache) has(key frameKey) bool {
 // for it in the cache. It has to be given to done.
 func (c *frameCache) buffer(rawLen int) ([]byte, error) {
 	size := bufferSize(rawLen)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.used+int64(size) > c.limit && c.evict() {
+	if b := c.reserve(size); b != nil {
+		return b, nil
 	}
-	b, err := c.takeSpare(size)
-	c.used += int64(cap(b))
+	b, err := newBuffer(size)
+	if err != nil {
+		c.mu.Lock()
+		c.used -= int64(size)
+		c.mu.Unlock()
+	}
 	return b, err
 }
 
-// bufferSize rounds the length of a frame up to a multiple of a quarter to a half
-// of it, so that a buffer fits frames of about the same length.
-func bufferSize(rawLen int) int {
-	step := 1 << max(9, bits.Len(uint(rawLen))-2)
-	return (rawLen+step-1)/step*step + decodeSlack
+// reserve makes room for a buffer, and returns a spare one if there is one.
+func (c *frameCache) reserve(size int) []byte {
+	c.mu.Lock()
+	defer c.unlock()
+	for c.used+int64(size) > c.limit && c.evict() {
+	}
+	c.used += int64(size)
+	return c.takeSpare(size)
 }
 
-func (c *frameCache) takeSpare(size int) ([]byte, error) {
+// unlock unlocks c.mu, and frees buffers without it: that takes the kernel a while.
+func (c *frameCache) unlock() {
+	freed := c.freed
+	c.freed = nil
+	c.mu.Unlock()
+	for _, b := range freed {
+		_ = unix.Munmap(b[:cap(b)]) // a process of too many pieces of memory keeps this one
+	}
+}
+
+// bufferSize rounds the length of a frame up to a multiple of an eighth to a
+// quarter of it, so that a buffer fits frames of about the same length, and to whole
+// pages.
+func bufferSize(rawLen int) int {
+	step := 1 << max(9, bits.Len(uint(rawLen))-3)
+	size, page := (rawLen+step-1)/step*step+decodeSlack, os.Getpagesize()
+	return (size + page - 1) / page * page
+}
+
+func (c *frameCache) takeSpare(size int) []byte {
 	for i := len(c.spare) - 1; i >= 0; i-- {
 		if b := c.spare[i]; cap(b) == size {
 			c.spare = slices.Delete(c.spare, i, i+1)
-			return b, nil
+			return b
 		}
 	}
-	return newBuffer(size)
+	return nil
 }
 
 // newBuffer returns an empty buffer. It lies outside of Go's heap: with a full cache in
-// it, what a limit of memory leaves would be used up, and collected, too often. All of
-// the buffer will be written, so its pages are asked for at once.
+// it, what a limit of memory leaves would be used up, and collected, too often. Most
+// of the buffer will be written at once, so the kernel is asked for all of its pages.
 func newBuffer(size int) ([]byte, error) {
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
@@ -142,15 +169,11 @@ func newBuffer(size int) ([]byte, error) {
 	return b[:0], nil
 }
 
-func freeBuffer(b []byte) {
-	_ = unix.Munmap(b[:cap(b)]) // it was mapped: nothing can go wrong
-}
-
 // done ends the decoding of f into buf, which may be nil if it failed early. A
 // frame that failed leaves the cache.
 func (c *frameCache) done(f *cachedFrame, buf, raw []byte, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	f.raw, f.err = raw, err
 	if err == nil {
 		c.counts.Decoded++
@@ -218,7 +241,7 @@ func (c *frameCache) keepSpare(b []byte) {
 	}
 	c.spare = append(c.spare, b[:0])
 	if len(c.spare) > maxSpare || c.closed {
-		freeBuffer(c.spare[0])
+		c.freed = append(c.freed, c.spare[0])
 		c.spare = slices.Delete(c.spare, 0, 1)
 	}
 }
@@ -230,7 +253,7 @@ func (c *frameCache) release(f *cachedFrame) {
 	}
 	c.mu.Lock()
 	c.keepSpare(f.raw)
-	c.mu.Unlock()
+	c.unlock()
 }
 
 // snapshot returns what was counted, and what the cache holds now.
@@ -245,14 +268,12 @@ func (c *frameCache) snapshot() ReaderCounts {
 // close drops every frame. Those in use stay valid until they are released.
 func (c *frameCache) close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer c.unlock()
 	c.closed = true
 	for c.evict() {
 	}
 	clear(c.ghosts)
 	c.ghostQ.Init()
-	for len(c.spare) > 0 {
-		freeBuffer(c.spare[0])
-		c.spare = c.spare[1:]
-	}
+	c.freed = append(c.freed, c.spare...)
+	c.spare = nil
 }

@@ -599,8 +599,11 @@ func TestReaderGivesMemoryBack(t *testing.T) {
 			t.Error("wrong bytes in a frame after Close")
 		}
 		held.Release()
+		if len(r.frames.spare) > 0 {
+			t.Errorf("%d buffers are kept for nobody", len(r.frames.spare))
+		}
 	}
-	if after := residentMiB(t); after > before+128 {
+	if after := residentMiB(t); after > before+24 {
 		t.Errorf("%d MiB of memory, before the readers %d", after, before)
 	}
 }

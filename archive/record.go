@@ -445,6 +445,9 @@ func (e *Entry) validate() error {
 	if e.Group != "" && (e.Attr.Type == TypeDir || e.Attr.Whiteout()) {
 		return fmt.Errorf("%.300q: a %s in a hard-link group", e.Path, e.Attr.Type)
 	}
+	if len(e.Group) > maxName {
+		return fmt.Errorf("%.300q: the name of its hard-link group has %d bytes, want at most %d", e.Path, len(e.Group), maxName)
+	}
 	end := int64(0)
 	for _, x := range e.Data {
 		if x.Offset < end || x.Len <= 0 || x.Len > maxContent || x.Offset > e.Attr.Size-x.Len {

@@ -945,6 +945,9 @@ func checkEntry(e *archive.Entry) error {
 	if e.Group != "" && (e.Attr.Type == archive.TypeDir || e.Attr.Whiteout()) {
 		return errors.New("it cannot be in a hard-link group")
 	}
+	if len(e.Group) > maxName {
+		return fmt.Errorf("hard-link group of %d bytes", len(e.Group))
+	}
 	return errors.Join(checkXattrs(e.Xattrs), checkExtents(e))
 }
 

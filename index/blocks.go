@@ -16,9 +16,14 @@ const (
 	cachedBlocks = 8 << 20 / blockRaw // decoded blocks that an open index keeps
 )
 
-// blockCache keeps decoded blocks: in each slot the one that was decoded last of
-// those that share it. It is safe for concurrent use.
-type blockCache [cachedBlocks]atomic.Pointer[decodedBlock]
+// blockCache decodes blocks and keeps those that were decoded lately: in each slot
+// the last one of those that share it. It is safe for concurrent use.
+type blockCache struct {
+	decoder *archive.BlockDecoder
+	scratch sync.Pool // of *blockScratch
+	slots   [cachedBlocks]atomic.Pointer[decodedBlock]
+	busy    atomic.Bool // something was decoded since the last release
+}
 
 // decodedBlock is a block without its compression. It never changes.
 type decodedBlock struct {
@@ -27,10 +32,21 @@ type decodedBlock struct {
 	data   []byte
 }
 
+// blockScratch is memory for decoding a block.
+type blockScratch struct {
+	stored []byte
+	raw    [maxBlockRaw]byte
+}
+
+func newBlockCache() (*blockCache, error) {
+	decoder, err := archive.NewBlockDecoder()
+	return &blockCache{decoder: decoder, scratch: sync.Pool{New: func() any { return new(blockScratch) }}}, err
+}
+
 // block returns a block, decoded. Blocks of a table that follow each other do not
 // share a slot.
 func (t *mappedTable) block(number int) []byte {
-	slot := &t.cache[(t.firstSlot+number)%cachedBlocks]
+	slot := &t.cache.slots[(t.firstSlot+number)%cachedBlocks]
 	if b := slot.Load(); b != nil && b.table == t && b.number == number {
 		return b.data
 	}
@@ -41,24 +57,31 @@ func (t *mappedTable) block(number int) []byte {
 	return data
 }
 
-// blockScratch is memory for decoding a block.
-type blockScratch struct {
-	stored []byte
-	raw    [maxBlockRaw]byte
-}
-
-var blockScratches = sync.Pool{New: func() any { return new(blockScratch) }}
-
 // decode reads a block from mapped memory and decodes it.
 func (t *mappedTable) decode(number int) []byte {
 	var b fb.BlockOffset
 	t.index.Offsets(&b, number)
-	s := blockScratches.Get().(*blockScratch)
-	defer blockScratches.Put(s)
+	c := t.cache
+	c.busy.Store(true)
+	s := c.scratch.Get().(*blockScratch)
+	defer c.scratch.Put(s)
 	s.stored = append(s.stored[:0], t.data[b.Offset():][:b.Len()]...) // no decoder meets memory that vanishes
-	raw, err := archive.DecodeBlock(s.raw[:0], s.stored)
+	raw, err := c.decoder.Decode(s.raw[:0], s.stored)
 	if err != nil {
 		panic(fmt.Errorf("block %d: %w", number, err))
 	}
 	return bytes.Clone(raw)
+}
+
+// release drops all blocks if none was decoded since it was called last: nobody
+// reads the index then, or what is needed is soon there again.
+func (c *blockCache) release() {
+	if c.busy.Swap(false) {
+		return
+	}
+	for i := range c.slots {
+		if c.slots[i].Load() != nil {
+			c.slots[i].Store(nil)
+		}
+	}
 }

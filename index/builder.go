@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 
@@ -31,6 +32,7 @@ type builder struct {
 	inodes []byte // inode values in memory, which are not read: key, length, value …
 	last   int    // where the last one of them begins
 	mixed  bool   // they are not in the order of their keys, as a checkpoint puts them
+	raw    int    // bytes of keys and values in memory
 	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
 
 	number   uint64   // of the newest record applied
@@ -102,6 +104,10 @@ func (b *builder) put(key, value []byte) error {
 		b.memory = skl.NewSkiplist(b.limit)
 		b.inodes = slices.Grow(b.inodes[:0], int(b.limit/2))
 	}
+	if len(value) > maxValue-sumSize {
+		return fmt.Errorf("a value of %d bytes", len(value))
+	}
+	b.raw += len(key) + len(value)
 	b.value = sealValue(key, b.number, append(b.value[:0], value...))
 	versioned := b.versionedKey(key, b.number)
 	if key[0] == spaceInode {
@@ -193,7 +199,7 @@ func (b *builder) spill() error {
 	if b.memory == nil {
 		return nil
 	}
-	out := newTableBuilder((int(b.memory.MemSize()) + len(b.inodes)) / 3)
+	out := newTableBuilder(b.raw)
 	it := b.memory.NewIterator()
 	it.SeekToFirst()
 	for ; it.Valid() && it.Key()[0] < spaceInode; it.Next() {
@@ -206,7 +212,7 @@ func (b *builder) spill() error {
 		out.Add(it.Key(), it.Value(), 0)
 	}
 	_ = it.Close() // always nil
-	b.memory = nil
+	b.memory, b.raw = nil, 0
 	t, err := writeTable(b.fsys, b.dir, out, b.nextID)
 	if err != nil {
 		return err

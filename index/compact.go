@@ -26,7 +26,7 @@ const (
 	fanout      = 4
 	flushedRuns = 24       // more of them are merged while a record is applied
 	maxLevels   = 32       // of badger; level 0, where tables overlap, stays empty
-	runTable    = 16 << 20 // bytes of keys and values in a table that a merge makes
+	runTable    = 10 << 20 // bytes of keys and values in a table that a merge makes
 )
 
 // addRun makes tables the newest run.
@@ -228,11 +228,12 @@ func (r *runWriter) finish() error {
 	if r.out == nil {
 		return nil
 	}
-	t, err := writeTable(r.b.fsys, r.b.dir, r.out, r.b.nextID)
+	out := r.out
+	r.out = nil
+	t, err := writeTable(r.b.fsys, r.b.dir, out, r.b.nextID)
 	if err != nil {
 		return err
 	}
-	r.out = nil
 	r.b.nextID++
 	r.tables = append(r.tables, t)
 	return nil

@@ -46,7 +46,8 @@ func (d *DB) Close() error {
 }
 
 // Release lets the kernel take back the memory of what was read of the index so
-// far; whatever is needed again comes from its page cache. Readers may be active.
+// far; whatever is needed again comes from its page cache. What was decoded, up to
+// 8 MiB, goes if nothing was since the last call. Readers may be active.
 func (d *DB) Release() { d.tables.release() }
 
 // Number returns the number of the record that the index covers, 0 where the log

@@ -52,7 +52,7 @@ const (
 // version that is found, newest run first, is the newest.
 type tables struct {
 	runs    []run // the newest first
-	cache   blockCache
+	cache   *blockCache
 	blocks  int // of all tables
 	cursors sync.Pool
 }
@@ -72,10 +72,18 @@ type mappedTable struct {
 	firstSlot int // of its blocks, in the cache, that of the first one
 }
 
+func newTables() (*tables, error) {
+	cache, err := newBlockCache()
+	return &tables{cache: cache}, err
+}
+
 // openTables maps the given tables of dir. They never change, not even where
 // somebody removes them.
 func openTables(dir string, files []tableFile) (*tables, error) {
-	t := new(tables)
+	t, err := newTables()
+	if err != nil {
+		return nil, err
+	}
 	byLevel := slices.SortedStableFunc(slices.Values(files), func(a, b tableFile) int { return a.Level - b.Level })
 	for i, f := range byLevel {
 		m, err := mapTable(filepath.Join(dir, f.name()))
@@ -96,7 +104,7 @@ func (t *tables) add(m *mappedTable, older bool) {
 	if older {
 		t.runs = append(t.runs, nil)
 	}
-	m.cache, m.firstSlot = &t.cache, t.blocks
+	m.cache, m.firstSlot = t.cache, t.blocks
 	t.blocks += m.blocks
 	last := &t.runs[len(t.runs)-1]
 	*last = append(*last, m)
@@ -130,7 +138,7 @@ func parseTable(data []byte) (t *mappedTable, err error) {
 	_, index := cutLast(rest)
 	t = &mappedTable{data: data, index: *fb.GetRootAsTableIndex(index, 0)}
 	t.blocks, t.filter = t.index.OffsetsLength(), t.index.BloomFilterBytes()
-	t.smallest = t.firstKey(0)
+	t.smallest = bytes.Clone(t.firstKey(0)) // who compares it meets no memory that vanishes
 	if len(t.smallest) < versionSize {
 		return nil, fmt.Errorf("%w: a key without a version", ErrDamaged)
 	}
@@ -161,9 +169,10 @@ func (t *tables) close() {
 	t.runs = nil
 }
 
-// release lets the kernel take the memory that was read; it is read again when
-// somebody needs it.
+// release lets the kernel take the memory that was read, and drops what was decoded
+// if it is not needed; it is read again when somebody needs it.
 func (t *tables) release() {
+	t.cache.release()
 	for _, r := range t.runs {
 		for _, m := range r {
 			_ = unix.Madvise(m.data, unix.MADV_DONTNEED) // a kernel that cannot keeps the memory

@@ -38,9 +38,11 @@ type tableFile struct {
 // name returns the name of the file.
 func (t tableFile) name() string { return table.IDToFilename(t.ID) }
 
-// newTableBuilder returns a builder for a table of about capacity bytes.
-func newTableBuilder(capacity int) *table.Builder {
-	return table.NewTableBuilder(table.Options{TableSize: uint64(capacity), BlockSize: blockRaw, BloomFalsePositive: 0.01,
+// newTableBuilder returns a builder for a table of about so many bytes of keys and
+// values. Blocks, and what they are compressed to, take two and a half times as much
+// until it is closed; badger's builder begins with twice the size that it is given.
+func newTableBuilder(raw int) *table.Builder {
+	return table.NewTableBuilder(table.Options{TableSize: uint64(raw + raw/4), BlockSize: blockRaw, BloomFalsePositive: 0.01,
 		Compression: compression, ZSTDCompressionLevel: 1})
 }
 

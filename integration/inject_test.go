@@ -44,15 +44,29 @@ func (s *survivor) inject(i injection, n int, command string, args ...string) (r
 // random are the parts of names that differ from run to run.
 var random = regexp.MustCompile(`[A-Z2-7]{26}|[0-9a-f]{64}|/[0-9a-f]{2}\b|0{6}[0-9]+|\d{3,}|"\(.*"\.\.\.|\d+<|= .*|/f\d+`)
 
-// ownWake is the point of a fault that hit the Go runtime, which wakes itself by a
-// write to an eventfd and ends the process when it cannot: no file has failed.
+// ownWake is the point of a fault that hit the Go runtime, too, which wakes itself by a
+// write to an eventfd. When it cannot, it ends the process, whatever became of files.
 const ownWake = "eventfd"
 
-var ownWakeFailed = regexp.MustCompile(`(?m)^\d+ +write\(\d+<anon_inode:\[eventfd\]>.*\(INJECTED\)$`)
+// ownWakeFailed finds such a write in a trace.
+func ownWakeFailed(trace string) bool {
+	waking := map[string]bool{} // threads that strace saw begin one, but not end
+	for line := range strings.Lines(trace) {
+		thread, call, _ := strings.Cut(line, " ")
+		call = strings.TrimSpace(call)
+		wake := strings.HasPrefix(call, "write(") && strings.Contains(call, "<anon_inode:[eventfd]>") ||
+			waking[thread] && strings.HasPrefix(call, "<... write resumed>")
+		if wake && strings.HasSuffix(call, "(INJECTED)") {
+			return true
+		}
+		waking[thread] = wake && strings.HasSuffix(call, "<unfinished ...>")
+	}
+	return false
+}
 
 // pointOf finds the call in a trace that got the fault.
 func (s *survivor) pointOf(trace, call string) string {
-	if ownWakeFailed.MatchString(trace) {
+	if ownWakeFailed(trace) {
 		return ownWake
 	}
 	lines := strings.Split(strings.TrimSpace(trace), "\n")
@@ -83,10 +97,14 @@ func TestOwnWake(t *testing.T) {
 	s := &survivor{repo: &repo{dir: "/r"}}
 	const table = `write(8</r/tmp/000001.sst>, "\0"..., 6093) = -1 EIO (Input/output error) (INJECTED)`
 	const wake = `write(6<anon_inode:[eventfd]>, "\1\0\0\0\0\0\0\0", 8) = `
+	const injected = "-1 EIO (Input/output error) (INJECTED)\n"
 	for trace, want := range map[string]string{
-		"17 " + table + "\n17 +++ exited with 1 +++":                                                  "write(8<REPO/tmp/000001.sst>",
-		"17 " + wake + "8\n17 " + table + "\n":                                                        "write(8<REPO/tmp/000001.sst>",
-		"17 " + table + "\n19  " + wake + "-1 EIO (Input/output error) (INJECTED)\n19 +++ exited +++": ownWake,
+		"17 " + table + "\n17 +++ exited with 1 +++":                                               "write(8<REPO/tmp/000001.sst>",
+		"17 " + wake + "8\n17 " + table + "\n":                                                     "write(8<REPO/tmp/000001.sst>",
+		"17 " + wake + injected + "17 +++ exited +++":                                              ownWake,
+		"17 " + table + "\n19  " + wake + injected:                                                 ownWake,
+		"17 " + wake + "<unfinished ...>\n18 " + table + "\n17 <... write resumed>) = " + injected: ownWake,
+		"17 " + wake + "<unfinished ...>\n17 <... write resumed>) = 8\n17 " + table + "\n":         "write(8<REPO/tmp/000001.sst>",
 	} {
 		if got := s.pointOf(trace, "write"); random.ReplaceAllString(want, "*") != got {
 			t.Errorf("%q, want %q, of\n%s", got, want, trace)

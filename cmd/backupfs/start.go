@@ -41,6 +41,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
+	debug.SetMemoryLimit(c.CacheSize + ownMemory)
 	repository, err := archive.Open(c.repository)
 	if err != nil {
 		return err
@@ -83,7 +84,7 @@ func limitHeap(mount *fs.Mount, bytes int64, ended <-chan struct{}) {
 	defer tick.Stop()
 	for last := int64(-1); ; {
 		if cached := mount.Metrics().Frames.Cached; cached != last {
-			debug.SetMemoryLimit(bytes - cached)
+			debug.SetMemoryLimit(max(bytes-cached, ownMemory))
 			last = cached
 		}
 		select {
