@@ -627,3 +627,34 @@ func (r *countedRecord) Next() (archive.Line, error) {
 	r.read++
 	return archive.Line{Forget: uint64(r.read)}, nil
 }
+
+// TestLongValues: the longest values can be read again; longer ones are refused.
+func TestLongValues(t *testing.T) {
+	t.Parallel()
+	attr := fileAttr(0)
+	attr.Type, attr.Nlink = archive.TypeSymlink, 2
+	line := archive.Line{Entry: &archive.Entry{Path: "link", Attr: attr, Target: strings.Repeat("t", maxTarget), Group: strings.Repeat("g", maxName),
+		Xattrs: []archive.Xattr{{Name: "user.x", Value: strings.Repeat("v", maxXattrValue)}}}}
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0, entryLine(".", dirAttr()), line); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.put([]byte{spaceMeta, 0}, make([]byte, maxValue)); err == nil {
+		t.Error("a value that is too long was taken")
+	}
+	db := finished(t, b)
+	e, err := db.At(1).Lookup(1, "link")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i, err := db.Inode(e.Ino); err != nil || len(i.Target) != maxTarget || len(i.Group) != maxName {
+		t.Errorf("target of %d bytes, group of %d, %v", len(i.Target), len(i.Group), err)
+	}
+	if x, err := db.Xattrs(e.Ino); err != nil || len(x) != 1 || len(x[0].Value) != maxXattrValue {
+		t.Errorf("%d attributes, %v", len(x), err)
+	}
+	line.Entry.Group += "g"
+	if err := applyLines(t, newTestBuilder(t), archive.KindGeneration, 0, entryLine(".", dirAttr()), line); err == nil {
+		t.Error("a long name of a group was taken")
+	}
+}

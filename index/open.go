@@ -667,13 +667,20 @@ func (p *opener) setOldAside(number, begins uint64) {
 		p.Log("old indexes stay: %v", err)
 		return
 	}
-	kept := 0
+	kept, synced := 0, false
 	for _, n := range numbers {
 		if !p.bad[n] {
 			kept++
 		}
 		if n >= begins && (p.bad[n] && n > number || !p.bad[n] && kept <= 2) {
 			continue
+		}
+		if n < begins && !synced { // only the new index may be left: it must not go with the others in a crash
+			if err := p.r.FS().SyncDir(p.r.IndexDir()); err != nil {
+				p.Log("old indexes stay: %v", err)
+				return
+			}
+			synced = true
 		}
 		if err := p.setAside(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.Log("index %d stays: %v", n, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -365,6 +366,22 @@ func TestMergeOfDamaged(t *testing.T) {
 			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
 		}
 	}
+}
+
+// TestTableOnFullDisk: a table that cannot be written is given up once.
+func TestTableOnFullDisk(t *testing.T) {
+	t.Parallel()
+	b := newTestBuilder(t)
+	b.dir = filepath.Join(b.dir, "missing")
+	run := &runWriter{b: b}
+	key := appendNodeKey(nil, 1)
+	if err := run.add(key, version{1, sealValue(key, 1, []byte("value"))}); err != nil {
+		t.Fatal(err)
+	}
+	if err := run.finish(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("finish: %v", err)
+	}
+	run.discard()
 }
 
 // FuzzTable reads any bytes as a table, and as a block of one: no panic, an end, and

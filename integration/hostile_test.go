@@ -104,6 +104,7 @@ func hostileStructures() []hostile {
 			f.put(lines(f.header("generation") + strings.Replace(counts(nil), `"entries":0`, `"entries":`+many, 1)))
 		}},
 		{"record 2^40", badLog, "2", func(f *forger) { write(f.t, filepath.Join(f.dir, "log", many+".jsonl.zst"), "x") }},
+		{"a hard-link group of 300 bytes", badLog, "has 300 bytes", generationOf(with(entry("a", "file", `"nlink":1`, `"nlink":2`), `"group":"`+strings.Repeat("g", 300)+`"`))},
 		{"2^40 links", badLog, many, generationOf(entry("a", "file", `"nlink":1`, `"nlink":`+many))},
 		{"a size of 2^63", badLog, "9223372036854775808 is above", generationOf(entry("a", "file", `"size":0`, `"size":9223372036854775808`))},
 		{"sizes that overflow", badLog, "overflows", generationOf(huge("a"), huge("b"))},
