@@ -554,7 +554,7 @@ func (p *opener) applyRecord(b *builder, number uint64) error {
 const spaceMargin = 32 << 20
 
 // checkSpace refuses to fill the disk: others need it, too. A rebuilt index takes
-// up to four times the stored bytes of the log.
+// up to three times the stored bytes of the log, while it is merged.
 func (p *opener) checkSpace(dir string, base *sealed) error {
 	need := int64(spaceMargin)
 	if base == nil {
@@ -562,7 +562,7 @@ func (p *opener) checkSpace(dir string, base *sealed) error {
 			if err != nil {
 				return err
 			}
-			need += 4 * o.Stored
+			need += 3 * o.Stored
 		}
 	} else {
 		level := planMerge(base.Tables, maxRuns-1)
