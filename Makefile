@@ -18,15 +18,18 @@ UNITS     = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME    ?= 20s
 FUZZJOBS    ?= 1
 FUZZWORKERS ?= $(shell nproc)
-# What make soak runs in full: damage of every kind; kills, faults, power cuts; a year.
+# What make soak runs in full: damage of every kind; kills, power cuts; faults; a year.
 SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder
-SOAK_kills   := TestKilledAt|TestFaultAtEveryCall|TestNoRoom|TestPowerCut|TestSwappedForOutside
+SOAK_kills   := TestKilledAt|TestNoRoom|TestPowerCut|TestSwappedForOutside
+SOAK_faults  := TestFaultAtEveryCall
 SOAK_life    := TestServersLife|TestBooted
-SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_life)
+SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_faults)|$(SOAK_life)
 # Its lanes run at the same time, the parts of each one after the other.
-SOAK_lane1 := crashes attacks life
+SOAK_lane1 := crashes life
 SOAK_lane2 := kills
-SOAK_lane3 := decoders
+SOAK_lane3 := attacks
+SOAK_lane4 := faults
+SOAK_lane5 := decoders
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
@@ -40,7 +43,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak soak-decoders soak-tests soak-attacks soak-kills soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-decoders soak-tests soak-attacks soak-kills soak-faults soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -81,7 +84,7 @@ test-integration: deps ## the real programs, mounts and tools (needs root)
 
 soak: deps ## all that follows in full, each decoder fuzzed for 10 minutes: an hour on two cores; logs in bin/soak (needs root)
 	rm -rf bin/soak
-	$(MAKE) -k -j3 soak-lane1 soak-lane2 soak-lane3
+	$(MAKE) -k -j5 soak-lane1 soak-lane2 soak-lane3 soak-lane4 soak-lane5
 
 soak-lane%:
 	@status=0; for part in $(SOAK_lane$*); do integration/soak.sh bin/soak/$$part.log $(MAKE) soak-$$part || status=1; done; exit $$status
@@ -93,7 +96,7 @@ soak-decoders: ## each decoder fuzzed for 10 minutes, two at a time, with what t
 soak-tests: deps ## the tests below in full, or those of SOAK_RUN
 	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 2h -v -run '^($(SOAK_RUN))' ./integration
 
-soak-attacks soak-kills soak-life:
+soak-attacks soak-kills soak-faults soak-life:
 	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
 
 soak-crashes: ## crashes behind every operation, on a model of a disk

@@ -38,11 +38,6 @@ type blockScratch struct {
 	raw    [maxBlockRaw]byte
 }
 
-func newBlockCache() (*blockCache, error) {
-	decoder, err := archive.NewBlockDecoder()
-	return &blockCache{decoder: decoder, scratch: sync.Pool{New: func() any { return new(blockScratch) }}}, err
-}
-
 // block returns a block, decoded. Blocks of a table that follow each other do not
 // share a slot.
 func (t *mappedTable) block(number int) []byte {
@@ -63,7 +58,10 @@ func (t *mappedTable) decode(number int) []byte {
 	t.index.Offsets(&b, number)
 	c := t.cache
 	c.busy.Store(true)
-	s := c.scratch.Get().(*blockScratch)
+	s, ok := c.scratch.Get().(*blockScratch)
+	if !ok {
+		s = new(blockScratch)
+	}
 	defer c.scratch.Put(s)
 	s.stored = append(s.stored[:0], t.data[b.Offset():][:b.Len()]...) // no decoder meets memory that vanishes
 	raw, err := c.decoder.Decode(s.raw[:0], s.stored)

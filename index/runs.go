@@ -12,6 +12,7 @@ import (
 	"sort"
 	"sync"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/y"
 	"golang.org/x/sys/unix"
@@ -52,7 +53,7 @@ const (
 // version that is found, newest run first, is the newest.
 type tables struct {
 	runs    []run // the newest first
-	cache   *blockCache
+	cache   blockCache
 	blocks  int // of all tables
 	cursors sync.Pool
 }
@@ -72,9 +73,12 @@ type mappedTable struct {
 	firstSlot int // of its blocks, in the cache, that of the first one
 }
 
+// newTables returns tables to add to.
 func newTables() (*tables, error) {
-	cache, err := newBlockCache()
-	return &tables{cache: cache}, err
+	t := new(tables)
+	var err error
+	t.cache.decoder, err = archive.NewBlockDecoder()
+	return t, err
 }
 
 // openTables maps the given tables of dir. They never change, not even where
@@ -104,7 +108,7 @@ func (t *tables) add(m *mappedTable, older bool) {
 	if older {
 		t.runs = append(t.runs, nil)
 	}
-	m.cache, m.firstSlot = t.cache, t.blocks
+	m.cache, m.firstSlot = &t.cache, t.blocks
 	t.blocks += m.blocks
 	last := &t.runs[len(t.runs)-1]
 	*last = append(*last, m)
