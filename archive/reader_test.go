@@ -9,13 +9,14 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // TestReaderRanges reads every kind of range, checked against the decoded stream.
@@ -582,7 +583,7 @@ func TestReaderGivesMemoryBack(t *testing.T) {
 	s := newMemStore()
 	p := pack(t, s, PackerOptions{}, samplesOf(slices.Repeat([]int{1 << 20}, 8)...))[0].Part
 	stream := rawStream(t, s, p)
-	before := residentMiB(t)
+	before := anonymous(t)
 	for range 32 {
 		r := NewReader(s, 16<<20)
 		held, err := r.Frame(p, p.Raw/2)
@@ -603,25 +604,20 @@ func TestReaderGivesMemoryBack(t *testing.T) {
 			t.Errorf("%d buffers are kept for nobody", len(r.frames.spare))
 		}
 	}
-	if after := residentMiB(t); after > before+24 {
-		t.Errorf("%d MiB of memory, before the readers %d", after, before)
+	if after := anonymous(t); after > before+24<<20 {
+		t.Errorf("%d bytes of memory, before the readers %d", after, before)
 	}
 }
 
-// residentMiB returns the anonymous memory of this process, garbage apart.
-func residentMiB(t *testing.T) int {
+// anonymous returns the anonymous memory of this process, in bytes, garbage apart.
+func anonymous(t *testing.T) int64 {
 	t.Helper()
 	debug.FreeOSMemory()
-	status, err := os.ReadFile("/proc/self/status")
+	m, err := measure.MemoryOf(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(status), "RssAnon:")
-	kib, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib >> 10
+	return m.Anonymous
 }
 
 func TestReaderWarmReadDoesNotAllocate(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/internal/disk"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // The big tree has directories of 20 files, 100 of them in one, and 10,000
@@ -107,12 +108,8 @@ func stored(b *builder) (n int64) {
 
 // anonymous returns the anonymous memory of this process, in bytes.
 func anonymous() int64 {
-	text, _ := os.ReadFile("/proc/self/status")
-	var kb int64
-	if _, line, ok := strings.Cut(string(text), "RssAnon:"); ok {
-		fmt.Sscan(line, &kb)
-	}
-	return kb << 10
+	m, _ := measure.MemoryOf(os.Getpid())
+	return m.Anonymous
 }
 
 // watch returns a function that ends it and returns the most anonymous memory

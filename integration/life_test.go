@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/integration/internal/churn"
-	"github.com/backupfs/backupfs/integration/internal/measure"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // Bounds of a server's life. A part holds at least a third of the part size in the mean,

@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/measure"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,16 +121,11 @@ func foreground(t *testing.T, repo string, args ...string) (mnt string, process 
 
 // anonymous returns the anonymous memory of a process in MiB.
 func anonymous(t *testing.T, pid int) int {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	m, err := measure.MemoryOf(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(status), "RssAnon:")
-	kib, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib >> 10
+	return int(m.Anonymous >> 20)
 }
 
 // withRaceDetector reports whether the program takes the memory of the race

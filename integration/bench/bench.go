@@ -7,9 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
 	"github.com/backupfs/backupfs/integration/internal/programs"
 	"github.com/backupfs/backupfs/integration/internal/sandbox"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // linuxSource is what Debian's package linux-source-6.1 installs.

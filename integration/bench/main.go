@@ -15,9 +15,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
 	"github.com/backupfs/backupfs/integration/internal/programs"
 	"github.com/backupfs/backupfs/integration/internal/sandbox"
+	"github.com/backupfs/backupfs/internal/measure"
 	"golang.org/x/sys/unix"
 )
 

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
 	"github.com/backupfs/backupfs/integration/internal/programs"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // mount is a mounted backup.

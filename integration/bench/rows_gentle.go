@@ -5,7 +5,7 @@ import (
 	"os"
 	"sync/atomic"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // otherWork keeps both cores busy, and reads all files of a tree twice.

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
+	"github.com/backupfs/backupfs/internal/measure"
 	"golang.org/x/sys/unix"
 )
 

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 const (

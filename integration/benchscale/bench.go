@@ -13,9 +13,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
 	"github.com/backupfs/backupfs/integration/internal/programs"
 	"github.com/backupfs/backupfs/integration/internal/sandbox"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // bench measures one tree. Everything lies on a tmpfs, the tree on an ext4 in it.

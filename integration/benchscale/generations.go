@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/backupfs/backupfs/integration/internal/measure"
+	"github.com/backupfs/backupfs/internal/measure"
 )
 
 // changesEach is how many files change from one generation to the next.
