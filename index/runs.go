@@ -142,6 +142,9 @@ func parseTable(data []byte) (t *mappedTable, err error) {
 	_, index := cutLast(rest)
 	t = &mappedTable{data: data, index: *fb.GetRootAsTableIndex(index, 0)}
 	t.blocks, t.filter = t.index.OffsetsLength(), t.index.BloomFilterBytes()
+	if t.blocks == 0 || t.blocks > len(index)/4 { // an offset is 4 bytes
+		return nil, fmt.Errorf("%w: a table of %d blocks", ErrDamaged, t.blocks)
+	}
 	t.smallest = bytes.Clone(t.firstKey(0)) // who compares it meets no memory that vanishes
 	if len(t.smallest) < versionSize {
 		return nil, fmt.Errorf("%w: a key without a version", ErrDamaged)
