@@ -37,6 +37,8 @@ type frameCache struct {
 	ghostQ list.List // of frameKey, newest in front
 	spare  [][]byte  // buffers to use again, the newest last
 	freed  [][]byte  // buffers that unlock frees
+	mapped int64     // capacities of all buffers, wherever they are
+	watch  func(mapped int64)
 	closed bool
 
 	counts ReaderCounts
@@ -113,8 +115,9 @@ func (c *frameCache) buffer(rawLen int) ([]byte, error) {
 	b, err := newBuffer(size)
 	if err != nil {
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.used -= int64(size)
-		c.mu.Unlock()
+		c.remap(-int64(size))
 	}
 	return b, err
 }
@@ -126,13 +129,28 @@ func (c *frameCache) reserve(size int) []byte {
 	for c.used+int64(size) > c.limit && c.evict() {
 	}
 	c.used += int64(size)
-	return c.takeSpare(size)
+	b := c.takeSpare(size)
+	if b == nil {
+		c.remap(int64(size))
+	}
+	return b
+}
+
+// remap counts memory that will be taken from the kernel, or was given back.
+func (c *frameCache) remap(bytes int64) {
+	c.mapped += bytes
+	if c.watch != nil {
+		c.watch(c.mapped)
+	}
 }
 
 // unlock unlocks c.mu, and frees buffers without it: that takes the kernel a while.
 func (c *frameCache) unlock() {
 	freed := c.freed
 	c.freed = nil
+	for _, b := range freed {
+		c.remap(-int64(cap(b)))
+	}
 	c.mu.Unlock()
 	for _, b := range freed {
 		_ = unix.Munmap(b[:cap(b)]) // a process of too many pieces of memory keeps this one

@@ -59,6 +59,11 @@ func NewReader(s Store, cacheBytes int64) *Reader {
 	return r
 }
 
+// WatchMemory lets watch know how many bytes of frames lie outside of Go's heap, each
+// time before they become more, or less. watch is called by one goroutine at a time, and
+// calls nothing of the Reader. WatchMemory comes before all other calls.
+func (r *Reader) WatchMemory(watch func(bytes int64)) { r.frames.watch = watch }
+
 // Close drops the caches, closes the parts and waits for frames that are being
 // decoded ahead. Calls that are under way may finish or fail; a Frame stays
 // valid until it is released. Later calls fail with fs.ErrClosed.

@@ -319,6 +319,8 @@ func TestReaderEviction(t *testing.T) {
 	r := NewReader(s, 4*testFrame)
 	r.objects.limit = 1
 	r.tables.limit = 1
+	told, calls := int64(0), 0
+	r.WatchMemory(func(bytes int64) { told, calls = bytes, calls+1 })
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
@@ -345,11 +347,18 @@ func TestReaderEviction(t *testing.T) {
 	if c.used > c.limit || len(c.frames) != c.freshQ.Len()+c.hotQ.Len() || len(c.ghosts) != c.ghostQ.Len() || len(c.ghosts) > 64 {
 		t.Errorf("used %d of %d, %d frames, %d+%d queued, %d ghosts", c.used, c.limit, len(c.frames), c.freshQ.Len(), c.hotQ.Len(), len(c.ghosts))
 	}
+	spare := int64(0)
+	for _, b := range c.spare {
+		spare += int64(cap(b))
+	}
+	if told != c.used+spare || len(c.spare) > maxSpare || calls < 100 {
+		t.Errorf("%d bytes told by %d calls: %d used, and %d spare buffers of %d", told, calls, c.used, len(c.spare), spare)
+	}
 	if s.open > 1 {
 		t.Errorf("%d parts are open", s.open)
 	}
-	if err := r.Close(); err != nil || s.open != 0 || c.used != 0 || c.fresh != 0 {
-		t.Error(err, s.open, c.used, c.fresh)
+	if err := r.Close(); err != nil || s.open != 0 || c.used != 0 || c.fresh != 0 || told != 0 {
+		t.Error(err, s.open, c.used, c.fresh, told)
 	}
 }
 

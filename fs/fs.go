@@ -45,6 +45,10 @@ type Options struct {
 	// CacheSize is how many raw bytes of decoded frames are kept in memory; 0
 	// means DefaultCacheSize.
 	CacheSize int64
+	// WatchFrames is told how many bytes of decoded frames lie in memory outside of
+	// Go's heap: those of the cache, of requests under way and a few more. It is called
+	// by one goroutine at a time, must be quick and may be nil.
+	WatchFrames func(bytes int64)
 	// Private lets only the mounting user in. Without it everybody may enter,
 	// under the permissions of the source; for who is not root that takes
 	// user_allow_other in /etc/fuse.conf.
@@ -114,7 +118,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		m.snapshots.close()
 		return nil, err
 	}
-	m.parts = newParts(r.Store(), o.CacheSize)
+	m.parts = newParts(r.Store(), o)
 	if err := m.serve(); err != nil {
 		m.release()
 		return nil, err

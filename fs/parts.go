@@ -34,8 +34,9 @@ type parts struct {
 	read map[archive.Digest]struct{}
 }
 
-func newParts(s archive.Store, cacheSize int64) *parts {
-	p := &parts{Reader: archive.NewReader(s, cacheSize), store: s, read: make(map[archive.Digest]struct{})}
+func newParts(s archive.Store, o Options) *parts {
+	p := &parts{Reader: archive.NewReader(s, o.CacheSize), store: s, read: make(map[archive.Digest]struct{})}
+	p.WatchMemory(o.WatchFrames)
 	p.passages.New = func() any { return &passage{parts: p} }
 	return p
 }

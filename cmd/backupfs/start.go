@@ -6,7 +6,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
-	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
@@ -15,6 +14,10 @@ import (
 // ownMemory is what the process may use besides the cache: the index, buffers
 // of requests under way, and garbage.
 const ownMemory = 44 << 20
+
+// leastHeap is what Go's heap may use of it when more frames are in use than the cache
+// has room for.
+const leastHeap = 32 << 20
 
 // start mounts in this process where that is asked for, and else in one in the
 // background.
@@ -41,7 +44,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	debug.SetMemoryLimit(c.CacheSize + ownMemory)
+	c.limitHeap(0)
 	repository, err := archive.Open(c.repository)
 	if err != nil {
 		return err
@@ -52,7 +55,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		return err
 	}
 	defer metrics.close()
-	c.Log = log
+	c.Log, c.WatchFrames = log, c.limitHeap
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
 		return err
@@ -65,7 +68,6 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		mount.Wait()
 		close(ended)
 	}()
-	go limitHeap(mount, c.CacheSize+ownMemory, ended)
 	if err := ready(); err != nil {
 		log("%v", err)
 	}
@@ -77,22 +79,10 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	}
 }
 
-// limitHeap holds Go's heap to what the decoded frames, which lie outside of it, leave
-// of the given bytes, until the mount has ended.
-func limitHeap(mount *fs.Mount, bytes int64, ended <-chan struct{}) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for last := int64(-1); ; {
-		if cached := mount.Metrics().Frames.Cached; cached != last {
-			debug.SetMemoryLimit(max(bytes-cached, ownMemory))
-			last = cached
-		}
-		select {
-		case <-ended:
-			return
-		case <-tick.C:
-		}
-	}
+// limitHeap holds Go's heap to what decoded frames, which lie outside of it, leave of
+// the memory for the cache and for the rest.
+func (c *config) limitHeap(frames int64) {
+	debug.SetMemoryLimit(max(c.CacheSize+ownMemory-frames, leastHeap))
 }
 
 // unmount ends the mount after a signal.
