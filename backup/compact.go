@@ -245,9 +245,13 @@ func (c *compaction) batch(plan []*partUse) (n int) {
 	if n > 0 || c.over() {
 		return n
 	}
+	least := 1
+	if plan[0].dead == 0 {
+		least = 2 // alone it would be copied to itself
+	}
 	live := int64(0)
 	for ; n < len(plan); n++ {
-		if live += plan[n].live; n > 0 && (live > batchParts*c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
+		if live += plan[n].live; n >= least && (live > batchParts*c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
 			break
 		}
 	}
@@ -256,20 +260,38 @@ func (c *compaction) batch(plan []*partUse) (n int) {
 
 // survivors are what a batch has copied.
 type survivors struct {
-	sources   []*partUse     // the parts that it makes needless
-	copied    []archive.Hash // what was copied of them
-	rescued   bool           // a part is damaged; what could be copied of it is in published
+	sources   []*partUse                        // the parts that it makes needless
+	copied    map[archive.Digest][]archive.Hash // what was copied of each of them
+	rescued   bool                              // a part is damaged; what could be copied of it is in published
 	published []archive.PublishedPart
 	moved     map[archive.Hash]struct{} // contents of published
 }
 
+// whole makes sure that everything that is needed of the sources is in new parts.
+func (s *survivors) whole() error {
+	for _, p := range s.sources {
+		if n := p.needed(); len(s.copied[p.Name]) != n {
+			return fmt.Errorf("part %s: %d contents are needed, %d were copied", p.Name, n, len(s.copied[p.Name]))
+		}
+		for _, hash := range s.copied[p.Name] {
+			if _, ok := s.moved[hash]; !ok {
+				return fmt.Errorf("part %s: content %s was copied, but is in no new part", p.Name, hash)
+			}
+		}
+	}
+	return nil
+}
+
 // work copies what is needed of some parts and removes these.
 func (c *compaction) work(parts []*partUse) error {
-	s := &survivors{moved: make(map[archive.Hash]struct{})}
+	s := &survivors{copied: make(map[archive.Digest][]archive.Hash), moved: make(map[archive.Hash]struct{})}
 	if parts[0].wholly() {
 		s.sources = parts
 	} else if err := c.copy(parts, s); err != nil {
 		return err
+	}
+	if err := s.whole(); err != nil {
+		return fmt.Errorf("nothing of this was committed: %w", err)
 	}
 	return c.commit(s)
 }
@@ -315,19 +337,16 @@ func (c *compaction) copy(parts []*partUse, s *survivors) error {
 		}
 		c.options.Progress.done.Store(done + stored*int64(i+1)/int64(len(groups)))
 	}
-	for _, p := range parts {
-		if !c.damaged[p.Name] {
-			s.sources = append(s.sources, p)
-		}
-	}
+	same := make(map[archive.Digest]bool) // of which everything was copied as it is, and nothing else: they are the new part
 	for _, p := range s.published {
+		same[p.Part.Name] = true
 		for _, content := range p.Contents {
 			s.moved[content.Hash] = struct{}{}
 		}
 	}
-	for _, hash := range s.copied {
-		if _, ok := s.moved[hash]; !ok {
-			return fmt.Errorf("content %s was copied, but is in no new part: nothing of this was committed", hash)
+	for _, p := range parts {
+		if !c.damaged[p.Name] && !same[p.Name] {
+			s.sources = append(s.sources, p)
 		}
 	}
 	c.options.hooks.reach("part published")
@@ -373,7 +392,7 @@ func (c *compaction) copyPart(packer *archive.Packer, p *partUse, offsets []int6
 		return err
 	}
 	for _, content := range copied.Contents {
-		s.copied = append(s.copied, content.Hash)
+		s.copied[p.Name] = append(s.copied[p.Name], content.Hash)
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package backup
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -105,6 +107,53 @@ func TestCompactLimits(t *testing.T) {
 		t.Errorf("without: %+v", s)
 	}
 	wantContents(t, r, 3, map[string]string{"a": string(randomBytes(4, 30000)), "b": string(randomBytes(2, 30000))})
+}
+
+// TestCompactTinyShare: what is needed of a part counts, however little of it is. Of
+// the frame it is less than a byte here.
+func TestCompactTinyShare(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/large", bytes.Repeat([]byte("all of it is this line\n"), 40_000))
+	write(t, source+"/small", []byte("needed"))
+	first := create(t, r, optionsFor(source))
+	if err := os.Remove(source + "/large"); err != nil {
+		t.Fatal(err)
+	}
+	second := create(t, r, optionsFor(source))
+	forget(t, r, first.Number)
+	s := compact(t, r, CompactOptions{})
+	if s.Removed != 1 || s.WholeParts != 0 || s.New != 1 {
+		t.Errorf("%+v", s)
+	}
+	create(t, r, optionsFor(source))
+	wantContents(t, r, second.Number, map[string]string{"small": "needed"})
+}
+
+// TestCompactToItself: a part whose only group of contents is written as it is comes out
+// as the same part, and must not be removed for that.
+func TestCompactToItself(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/file", []byte("needed"))
+	create(t, r, optionsFor(source))
+	c := compactionOf(t, r)
+	if err := c.work(c.usage.parts); err != nil {
+		t.Fatal(err)
+	}
+	if c.summary.Removed != 0 || c.summary.New != 0 {
+		t.Errorf("%+v", c.summary)
+	}
+	create(t, r, optionsFor(source))
+	wantContents(t, r, 1, map[string]string{"file": "needed"})
+}
+
+// compactionOf returns a compaction that has not begun.
+func compactionOf(t *testing.T, r *archive.Repository) *compaction {
+	c := &compaction{ctx: t.Context(), repo: r, options: CompactOptions{Progress: new(CompactProgress)}, damaged: map[archive.Digest]bool{}}
+	if err := errors.Join(c.reopen(), c.measure()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.db.Close() })
+	return c
 }
 
 // TestCheckpointWhenMostIsUseless: the log is made shorter when two thirds of it are

@@ -283,14 +283,7 @@ func TestMerges(t *testing.T) {
 
 // TestMerged: parts that are merged are one, and all files are still there.
 func TestMerged(t *testing.T) {
-	r, dir := newRepository(t), t.TempDir()
-	want := map[string]string{}
-	for i := range mostSmall + mostSmall + 1 {
-		name := string(rune('a'+i/26)) + string(rune('a'+i%26))
-		want[name] = string(randomBytes(uint64(i), 100))
-		write(t, dir+"/"+name, []byte(want[name]))
-		create(t, r, optionsFor(dir))
-	}
+	r, want := manySmallParts(t)
 	s := compact(t, r, CompactOptions{})
 	if s.Parts != 257 || s.Removed != 65 || s.New != 1 || s.DeadBytes != 0 || s.Swept.Parts != 65 {
 		t.Errorf("%+v", s)
@@ -299,4 +292,29 @@ func TestMerged(t *testing.T) {
 		t.Errorf("again: %+v", again)
 	}
 	wantContents(t, r, 257, want)
+}
+
+// TestMergedWithLimit: a limit that has room for one part merges two at a time: one
+// alone would be copied to itself.
+func TestMergedWithLimit(t *testing.T) {
+	r, want := manySmallParts(t)
+	s := compact(t, r, CompactOptions{Limit: 1})
+	if s.Removed != 2 || s.New != 1 || !s.Limited {
+		t.Errorf("%+v", s)
+	}
+	wantContents(t, r, 257, want)
+}
+
+// manySmallParts makes a repository of 257 generations, the last one with a file of each,
+// which it returns.
+func manySmallParts(t *testing.T) (*archive.Repository, map[string]string) {
+	r, dir := newRepository(t), t.TempDir()
+	want := map[string]string{}
+	for i := range mostSmall + mostSmall + 1 {
+		name := string(rune('a'+i/26)) + string(rune('a'+i%26))
+		want[name] = string(randomBytes(uint64(i), 100))
+		write(t, dir+"/"+name, []byte(want[name]))
+		create(t, r, optionsFor(dir))
+	}
+	return r, want
 }

@@ -69,6 +69,9 @@ func (s *sweeper) delete() error {
 	if err := s.repo.SettleRecord(db.Number()); err != nil { // no part goes before the record that removes it is sure to stay
 		return err
 	}
+	if err := s.needNothing(db); err != nil {
+		return fmt.Errorf("no removed part was deleted: %w", err)
+	}
 	removed := map[string]string{} // a name from each directory
 	err = s.each(db, func(part archive.Digest, stored int64) error {
 		s.hooks.reach("before unlink")
@@ -91,6 +94,16 @@ func (s *sweeper) delete() error {
 	}
 	s.remember(db.LastRemoval())
 	return s.deleteRecords(db)
+}
+
+// needNothing makes sure that generations need nothing of what parts were removed with:
+// a removed part that is deleted by mistake is lost.
+func (s *sweeper) needNothing(db *index.DB) error {
+	if db.LastRemoval() == s.done() {
+		return nil
+	}
+	_, err := db.Live(func(archive.Part, archive.Content, index.Need) error { return nil })
+	return err
 }
 
 // needless returns the numbers of the records that are there although a checkpoint

@@ -38,13 +38,23 @@ type partUse struct {
 	archive.Part
 	age   int    // 1 of the newest part, one more of each older one
 	spans []span // of the contents that the index knows there, in their order
-	live  int64  // stored bytes that generations need
+	live  int64  // stored bytes that generations need; at least 1 where they need any
 	dead  int64  // stored bytes that they do not, estimated frame by frame
 	bad   bool   // it is damaged: it stays
 }
 
 // wholly reports whether nothing in the part is needed.
 func (p *partUse) wholly() bool { return p.live == 0 }
+
+// needed returns how many contents of the part are needed.
+func (p *partUse) needed() (n int) {
+	for _, s := range p.spans {
+		if s.live() {
+			n++
+		}
+	}
+	return n
+}
 
 // offsets returns where the contents of a need from first to last begin.
 func (p *partUse) offsets(first, last index.Need) (list []int64) {
@@ -139,6 +149,7 @@ func (p *partUse) measure(store archive.Store) error {
 		return err
 	}
 	p.live, p.dead = split(frames, p.spans)
+	p.live = max(p.live, 1) // shares of frames are rounded down
 	return nil
 }
 
