@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -153,6 +155,13 @@ func (c *objectCache) evict(o *openObject) {
 	o.elem = nil
 	delete(c.open, o.name)
 	c.unref(o)
+}
+
+// names returns the parts that are open.
+func (c *objectCache) names() []Digest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.open))
 }
 
 func (c *objectCache) remove(name Digest) {

@@ -1,7 +1,9 @@
 package archive
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"runtime"
 	"slices"
 	"sync"
@@ -74,9 +76,19 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// Forget closes a part that was removed from the store, so that its space can
-// be freed. What is in the cache of it can still be read.
-func (r *Reader) Forget(part Digest) { r.objects.remove(part) }
+// ReleaseRemoved closes the parts that are no longer in the store, so that their space
+// can be freed. What is in the cache of them can still be read.
+func (r *Reader) ReleaseRemoved() {
+	for _, part := range r.objects.names() {
+		object, err := r.objects.store.Open(PartStoreName(part))
+		switch {
+		case err == nil:
+			object.Close()
+		case errors.Is(err, fs.ErrNotExist):
+			r.objects.remove(part)
+		}
+	}
+}
 
 // ReadAt fills b with the raw bytes of p at rawOffset, or fails. What b holds
 // after an error is undefined.

@@ -3,7 +3,7 @@ package fs
 import "github.com/hanwen/go-fuse/v2/fuse"
 
 // ReleaseRemoved closes the parts that are no longer in the store.
-func (m *Mount) ReleaseRemoved() { m.parts.releaseRemoved() }
+func (m *Mount) ReleaseRemoved() { m.parts.ReleaseRemoved() }
 
 // LimitPaths bounds the paths below ".versions" that are remembered.
 func (m *Mount) LimitPaths(n int) {

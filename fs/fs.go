@@ -85,7 +85,7 @@ type Mount struct {
 // refreshes is the state of bringing the mount up to the log's end.
 type refreshes struct {
 	mu      sync.Mutex
-	number  uint64        // of the newest log record that is shown
+	number  atomic.Uint64 // of the newest log record that is shown; changed under mu
 	retry   time.Duration // pause after the last failure; 0: there was none
 	retryAt time.Time     // when that is over
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -916,7 +917,7 @@ func TestCompactionUnderAReader(t *testing.T) {
 	d.file("f", data)
 	d.commit("2026-11-21T03:00:00Z")
 	mnt, log, m := mounted(t, r, fs.Options{})
-	stat(t, mnt+"/latest/f")
+	st := stat(t, mnt+"/latest/f")
 	old := onlyPart(t, r)
 
 	record, err := r.NewRecord()
@@ -934,6 +935,23 @@ func TestCompactionUnderAReader(t *testing.T) {
 	if err := os.Remove(old); err != nil {
 		t.Fatal(err)
 	}
+	var readers sync.WaitGroup // the first one that fails learns of the compaction, the others of that
+	for range 8 {
+		readers.Go(func() {
+			b := make([]byte, len(data))
+			in := &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: st.Ino}, Size: uint32(len(b))}
+			result, status := m.Read(in, b)
+			if !status.Ok() {
+				t.Errorf("read: %v", status)
+				return
+			}
+			defer result.Done()
+			if got, _ := result.Bytes(nil); string(got) != data {
+				t.Errorf("read: %d other bytes", len(got))
+			}
+		})
+	}
+	readers.Wait()
 	wantContent(t, mnt+"/latest/f", data)
 	log.wantNone(t)
 

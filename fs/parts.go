@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"errors"
-	"io/fs"
 	"sync"
 	"time"
 
@@ -21,38 +19,17 @@ const (
 	releaseInterval = time.Minute
 )
 
-// parts reads parts and remembers which, so that those which a compaction has
-// removed can be closed: until then they take their space on the disk. It is
-// safe for concurrent use.
+// parts reads parts. It is safe for concurrent use.
 type parts struct {
 	*archive.Reader
-	store archive.Store
-
 	passages sync.Pool // of *passage
-
-	mu   sync.Mutex
-	read map[archive.Digest]struct{}
 }
 
 func newParts(s archive.Store, o Options) *parts {
-	p := &parts{Reader: archive.NewReader(s, o.CacheSize), store: s, read: make(map[archive.Digest]struct{})}
+	p := &parts{Reader: archive.NewReader(s, o.CacheSize)}
 	p.WatchMemory(o.WatchFrames)
 	p.passages.New = func() any { return &passage{parts: p} }
 	return p
-}
-
-// releaseRemoved closes the parts that are no longer in the store.
-func (p *parts) releaseRemoved() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for name := range p.read {
-		if object, err := p.store.Open(archive.PartStoreName(name)); err == nil {
-			object.Close()
-		} else if errors.Is(err, fs.ErrNotExist) {
-			p.Forget(name)
-			delete(p.read, name)
-		}
-	}
 }
 
 // passage is the reading of one range of a file, and the fuse.ReadResult of it.
@@ -81,23 +58,8 @@ func (r *passage) Size() int { return len(r.data) }
 // Bytes implements fuse.ReadResult.
 func (r *passage) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
 
-// Frame is archive.Reader.Frame.
-func (p *parts) Frame(part archive.Part, rawOffset int64) (archive.Frame, error) {
-	p.remember(part)
-	return p.Reader.Frame(part, rawOffset)
-}
-
-func (p *parts) remember(part archive.Part) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.read[part.Name] = struct{}{}
-}
-
 // ReadAt implements index.PartReader.
 func (r *passage) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
-	if p.Name != r.part.Name {
-		r.remember(p)
-	}
 	r.part, r.end = p, rawOffset+int64(len(b))
 	return r.parts.ReadAt(p, b, rawOffset)
 }

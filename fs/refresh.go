@@ -44,13 +44,14 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 	return newCatalog(generations, m.options.Source, m.options.NameFormat, db.Number())
 }
 
-// show makes a snapshot the newest.
+// show makes a snapshot the newest: first for who knows what to look for, then for
+// all, and then it is said.
 func (m *Mount) show(s *snapshot) {
-	m.refreshes.number = s.db.Number()
+	m.snapshots.push(s)
 	if server := m.server.Load(); server != nil {
 		server.show(s)
 	}
-	m.snapshots.push(s)
+	m.refreshes.number.Store(s.db.Number())
 }
 
 // replaced is a catalog whose generations are still found for a moment: until
@@ -74,12 +75,15 @@ func (s *server) justDropped(node uint64, name string) (listed, bool) {
 	return e, ok && e.mode == syscall.S_IFDIR && e.generation.Number != 0
 }
 
-// refresh shows what was committed since the last time, and reports whether
-// there was anything. Readers in flight go on with what they have. A failure
-// changes nothing and is logged once.
-func (m *Mount) refresh() bool {
+// refresh shows what was committed since the last time, and reports whether more is
+// shown then than was up to the record seen. Readers in flight go on with what they
+// have. A failure changes nothing and is logged once.
+func (m *Mount) refresh(seen uint64) bool {
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
+	if m.refreshes.number.Load() > seen {
+		return true // somebody else was faster
+	}
 	if time.Now().Before(m.refreshes.retryAt) {
 		return false
 	}
@@ -100,15 +104,16 @@ func (m *Mount) refresh() bool {
 // checkpoint, which changes nothing: its index, which has to be made from the ground,
 // is left to whoever made it.
 func (m *Mount) openNewer() (*snapshot, error) {
-	kind, err := m.kindOf(m.refreshes.number + 1)
+	shown := m.refreshes.number.Load()
+	kind, err := m.kindOf(shown + 1)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m.openBehind()
+		return m.openBehind(shown)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if kind == archive.KindCheckpoint && !index.Published(m.repository, m.refreshes.number+1) {
-		if _, err := m.kindOf(m.refreshes.number + 2); errors.Is(err, fs.ErrNotExist) {
+	if kind == archive.KindCheckpoint && !index.Published(m.repository, shown+1) {
+		if _, err := m.kindOf(shown + 2); errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 	}
@@ -117,12 +122,12 @@ func (m *Mount) openNewer() (*snapshot, error) {
 
 // openBehind is openNewer where the next record is not there. The records may be gone
 // up to a checkpoint, the one of the snapshot that is shown with them.
-func (m *Mount) openBehind() (*snapshot, error) {
-	if _, err := m.kindOf(m.refreshes.number); !errors.Is(err, fs.ErrNotExist) {
+func (m *Mount) openBehind(shown uint64) (*snapshot, error) {
+	if _, err := m.kindOf(shown); !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	last, err := m.repository.Last()
-	if err != nil || last <= m.refreshes.number {
+	if err != nil || last <= shown {
 		return nil, err
 	}
 	return m.openSnapshot(false)
@@ -157,12 +162,12 @@ func (m *Mount) poll() {
 		case <-m.connections.ended:
 			return
 		case <-release.C:
-			m.parts.releaseRemoved()
+			m.parts.ReleaseRemoved()
 			continue
 		case <-tick.C:
 		}
 		m.snapshots.forget()
-		m.refresh()
+		m.refresh(m.refreshes.number.Load())
 		if m.server.Load().outdated.Load() {
 			m.reconnect()
 		}

@@ -308,9 +308,11 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 		return nil, fuse.EISDIR
 	}
 	r := s.m.parts.passage()
+	seen := s.m.refreshes.number.Load()
 	err := s.readAt(r, ino, b, int64(in.Offset))
-	if err != nil && s.m.refresh() {
+	for err != nil && s.m.refresh(seen) {
 		// What the file's contents lay in was compacted away a moment ago.
+		seen = s.m.refreshes.number.Load()
 		err = s.readAt(r, ino, b, int64(in.Offset))
 	}
 	if err != nil {
