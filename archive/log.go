@@ -370,11 +370,15 @@ func (d *RecordDraft) Add(l Line) error {
 	}
 	if l.Entry != nil {
 		if err := l.Entry.validate(); err != nil {
-			return fmt.Errorf("log: %w", err)
+			return fmt.Errorf("%w: %w", ErrEntry, err)
 		}
 	}
 	return d.changes.write(l)
 }
+
+// ErrEntry says that an entry cannot be in a log record: its name is too long, say, or
+// it has too many extended attributes. The record is as it was before.
+var ErrEntry = errors.New("it cannot be stored")
 
 // Reset drops the changes, not the parts: to compare again against another base.
 func (d *RecordDraft) Reset() error {
@@ -543,6 +547,13 @@ func (s *spool) write(l Line) error {
 		b = appendGeneration(b, *l.Generation)
 	}
 	s.buffer = b
+	if len(b) > maxLine {
+		for line := range bytes.Lines(b) {
+			if len(line) > maxLine {
+				return fmt.Errorf("%w: its line in the log would have %d bytes, want at most %d", ErrEntry, len(line), maxLine)
+			}
+		}
+	}
 	s.counts.add(l)
 	if _, err := s.zstd.Write(b); err != nil {
 		s.err = fmt.Errorf("log: %w", err)

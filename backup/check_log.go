@@ -23,6 +23,7 @@ type logFacts struct {
 	headers   []archive.Header                // of the generations whose header could be read, by number
 	forgotten map[uint64]bool                 // numbers of generations
 	parts     map[archive.Digest]archive.Part // without those that were removed
+	removed   map[archive.Digest]bool         // parts
 }
 
 // kept returns the generations that were not forgotten, without their trees.
@@ -63,7 +64,7 @@ func (c *checking) checkLog() error {
 		stored += object.Stored
 	}
 	c.options.Progress.start("log", stored)
-	c.log = logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}, whole: true}
+	c.log = logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}, removed: map[archive.Digest]bool{}, whole: true}
 	if len(records) == 0 {
 		return nil
 	}
@@ -191,9 +192,13 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	for number := range f.forgets {
 		c.log.forgotten[number] = true
 	}
-	maps.Copy(c.log.parts, f.parts)
+	for name, p := range f.parts {
+		c.log.parts[name] = p
+		delete(c.log.removed, name)
+	}
 	for name := range f.removed {
 		delete(c.log.parts, name)
+		c.log.removed[name] = true
 	}
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
 	case errors.Is(f.err, fs.ErrPermission):
@@ -216,6 +221,11 @@ func (c *checking) takeRecord(f *recordFacts) error {
 // read before, if anything, must be the same.
 func (c *checking) takeCheckpoint(f *recordFacts, began bool) {
 	before := c.log
+	for name := range before.parts {
+		if _, stays := f.parts[name]; !stays {
+			c.log.removed[name] = true
+		}
+	}
 	c.log.headers, c.log.forgotten, c.log.parts = f.stated, map[uint64]bool{}, f.parts
 	if began && before.whole && (!slices.Equal(before.kept(), c.log.kept()) || !maps.Equal(before.parts, c.log.parts)) {
 		c.result.DamagedRecords++
@@ -259,8 +269,7 @@ func (c *checking) removedMeanwhile(name archive.Digest) (bool, error) {
 	if err == nil {
 		err = c.readLog(c.log.last+1, last)
 	}
-	_, there := c.log.parts[name]
-	return !there, err
+	return c.log.removed[name], err
 }
 
 // lost says which generations cannot be read because of a damaged log: those

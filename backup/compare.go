@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +60,11 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		c.problem(path, errVanished)
 		return c.drop(path, old)
 	}
-	if err := c.directoryEntry(parent, d, e, path, old); err != nil {
+	err := c.directoryEntry(parent, d, e, path, old)
+	if errors.Is(err, archive.ErrEntry) {
+		return c.unreadable(path, err, old, s)
+	}
+	if err != nil {
 		return err
 	}
 	if d.err != nil {
@@ -127,7 +132,9 @@ func (c *creation) leaveOut(what, path string, old *index.Dirent, s *selection) 
 	return c.drop(path, old)
 }
 
-// directoryEntry adds the entry of a directory where it is new or changed.
+// directoryEntry adds the entry of a directory where it is new or changed. It is added
+// without extended attributes where those cannot be read, or stored: they are tried again
+// by the next run.
 func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent) (err error) {
 	same := old != nil && old.Dir != 0 && old.Attr == e.Attr
 	if same && c.base != 0 {
@@ -135,12 +142,23 @@ func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path 
 		return nil
 	}
 	entry := archive.Entry{Path: path, Attr: e.Attr}
-	if entry.Xattrs, err = c.directoryXattrs(parent, d, e.name); err != nil {
-		c.problem(path, err)
+	if entry.Xattrs, err = c.directoryXattrs(parent, d, e.name); err == nil {
+		c.warnOverlay(path, entry.Xattrs)
+		err = c.add(entry)
 	}
-	c.warnOverlay(path, entry.Xattrs)
-	c.count(old, &e.inode, path, same)
-	return c.add(entry)
+	var f fatal
+	if err != nil && !errors.As(err, &f) {
+		bare := archive.Entry{Path: path, Attr: neverSame(e.Attr)}
+		if err := c.add(bare); err != nil {
+			return err
+		}
+		c.problem(path, err)
+		err = nil
+	}
+	if err == nil {
+		c.count(old, &e.inode, path, same)
+	}
+	return err
 }
 
 func (c *creation) directoryXattrs(parent int, d *scanned, name string) ([]archive.Xattr, error) {
@@ -220,6 +238,10 @@ func (c *creation) unreadable(path string, err error, old *index.Dirent, s *sele
 
 // file adds a file of any type but a directory where it is new or changed.
 func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent) error {
+	if e.Type == archive.TypeFile && e.Size > maxRaw-c.summary.RawBytes {
+		c.problem(path, errTooMuch)
+		return c.drop(path, old)
+	}
 	if old != nil {
 		if err := c.countGoneBelow(path, old); err != nil {
 			return err
@@ -265,13 +287,25 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 			return c.unchanged(e, path, old)
 		}
 	}
+	if err := c.add(entry); errors.Is(err, archive.ErrEntry) {
+		c.problem(path, err)
+		return c.drop(path, old)
+	} else if err != nil {
+		return err
+	}
 	if entry.Changed {
 		c.problem(path, errChanged)
 	}
 	c.warnOverlay(path, entry.Xattrs)
 	c.count(old, &inode{Attr: entry.Attr}, path, false)
-	return c.add(entry)
+	return nil
 }
+
+// maxRaw bounds the sizes of all files of a source, so that those of two generations
+// can be added.
+const maxRaw = math.MaxInt64 / 2
+
+var errTooMuch = fmt.Errorf("is not stored: with it the files of this backup had more than %d bytes, holes included", int64(maxRaw))
 
 var errChanged = errors.New("changed while it was read: what is stored is one reading of it")
 
@@ -345,9 +379,10 @@ func (c *creation) sameContents(old *index.Dirent, entry archive.Entry) (bool, e
 }
 
 // read returns the entry of a file that is new or changed; the contents are
-// stored. Another link of an inode that was read already is not read again.
+// stored. Another link of an inode that was read already is not read again, if it is
+// that as it was: all links may have gone since, and a new file have got its number.
 func (c *creation) read(dir int, e *scannedEntry, path string) (archive.Entry, error) {
-	if first, ok := c.links[e.group()]; ok {
+	if first, ok := c.links[e.group()]; ok && first.Attr == e.Attr {
 		first.Path = path
 		return first, nil
 	}

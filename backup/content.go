@@ -12,8 +12,20 @@ import (
 )
 
 // clockGrain is how far apart two changes must be to be sure to have different
-// times: the kernel's clock for files ticks every 10 ms at the least.
-const clockGrain = 20 * time.Millisecond
+// times: the kernel's clock for files ticks every 10 ms at the least. Some file systems
+// keep whole seconds (ext4 with inodes of 128 bytes, old servers of NFS), or even ones (FAT).
+const (
+	clockGrain  = 20 * time.Millisecond
+	secondGrain = 2 * time.Second
+)
+
+// grainOf returns the clockGrain of the file system that a file seems to be on.
+func grainOf(a archive.Attr) time.Duration {
+	if a.Ctime.Nsec == 0 {
+		return secondGrain
+	}
+	return clockGrain
+}
 
 // readTries is how often a file is read that changes meanwhile.
 const readTries = 2
@@ -60,22 +72,42 @@ func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
 		return archive.Entry{}, err
 	}
 	entry.Changed = entry.Changed || after.Attr != st.Attr
+	if young(st.Attr) > 0 {
+		entry.Attr = neverSame(entry.Attr)
+	}
 	return entry, nil
 }
 
 // settled returns the attributes of an open file, once a change to come could
-// not hide behind the same time.
+// not hide behind the same time, if it rests for that long.
 func settled(fd int) (inode, error) {
 	st, err := statBeneath(fd, "")
 	if err != nil {
 		return inode{}, err
 	}
-	age := time.Since(st.Ctime.Time())
-	if age > clockGrain || age < -clockGrain {
+	wait := young(st.Attr)
+	if wait == 0 {
 		return st, nil
 	}
-	time.Sleep(clockGrain - age)
+	time.Sleep(wait)
 	return statBeneath(fd, "")
+}
+
+// young returns for how long a change could still hide behind the time of the last
+// change of a file.
+func young(a archive.Attr) time.Duration {
+	grain := grainOf(a)
+	age := time.Since(a.Ctime.Time())
+	if age > grain || age < -grain {
+		return 0
+	}
+	return grain - age
+}
+
+// neverSame returns attributes that no file has: the next run reads it again.
+func neverSame(a archive.Attr) archive.Attr {
+	a.Ctime = archive.Timespec{}
+	return a
 }
 
 // readData stores the data of an open file and adds its extents to the entry.
@@ -90,8 +122,14 @@ func (c *creation) readData(fd int, st inode, entry *archive.Entry) error {
 	if st.Size < largeFile && len(ranges) == 1 && ranges[0] == (byteRange{0, st.Size}) {
 		return c.readSmall(fd, st, entry)
 	}
+	return c.readRanges(fd, st.Size, ranges, entry)
+}
+
+// readRanges stores ranges of a file up to where it shrank, even if it has grown again
+// since.
+func (c *creation) readRanges(fd int, size int64, ranges []byteRange, entry *archive.Entry) error {
 	for _, r := range ranges {
-		if err := c.readRange(fd, st.Size, r, entry); err != nil {
+		if err := c.readRange(fd, size, r, entry); err != nil || entry.Changed {
 			return err
 		}
 	}

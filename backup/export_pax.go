@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strconv"
 	"strings"
@@ -75,7 +76,7 @@ func (x *export) regions(ino index.Ino, size int64) ([]region, error) {
 	var all []region
 	for end := int64(0); end < size; {
 		start, err := x.db.NextData(ino, end)
-		if errors.Is(err, index.ErrNotFound) {
+		if errors.Is(err, io.EOF) {
 			return append(all, region{size, 0}), nil
 		}
 		if err != nil {

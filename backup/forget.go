@@ -121,7 +121,7 @@ func (f *forgetting) decide(db *index.DB) ([]Decision, error) {
 	var list []Decision
 	for _, source := range sources(gens) {
 		if s := f.options.Source; s == nil || *s == source {
-			list = append(list, f.options.Rules.decide(index.OfSource(gens, source), f.options.Zone)...)
+			list = append(list, f.options.Rules.decide(index.OfSource(gens, source), f.options.Zone, time.Now())...)
 		}
 	}
 	return list, nil

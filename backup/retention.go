@@ -101,8 +101,10 @@ func (r Rules) periods() []period {
 }
 
 // decide applies the rules to the generations of one source, which are ordered by
-// number. The last one is always kept. Decisions come newest first.
-func (r Rules) decide(of []index.Generation, zone *time.Location) []Decision {
+// number. The last one is always kept. Decisions come newest first. A span is one
+// before the latest time, but that is not in the future: of one backup made with a wrong
+// clock, all others would be too old.
+func (r Rules) decide(of []index.Generation, zone *time.Location, now time.Time) []Decision {
 	list := make([]Decision, len(of))
 	for i, g := range of {
 		list[i].Generation = g
@@ -124,7 +126,11 @@ func (r Rules) decide(of []index.Generation, zone *time.Location) []Decision {
 		p.apply(list, zone)
 	}
 	if r.Within != (Span{}) {
-		since := r.Within.before(list[0].Time.In(zone))
+		latest := list[0].Time
+		if latest.After(now) {
+			latest = now
+		}
+		since := r.Within.before(latest.In(zone))
 		for i := range list {
 			if !list[i].Time.Before(since) {
 				list[i].because("within " + r.Within.String())

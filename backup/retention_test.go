@@ -46,6 +46,7 @@ func TestRules(t *testing.T) {
 		}
 		gens = append(gens, index.Generation{Number: uint64(i + 1), Time: when.UTC()})
 	}
+	now := gens[len(gens)-1].Time.Add(time.Hour)
 	for name, c := range map[string]struct {
 		rules Rules
 		want  []uint64
@@ -65,7 +66,7 @@ func TestRules(t *testing.T) {
 		"last 1, yearly 2": {Rules{Last: 1, Yearly: 2}, []uint64{8, 2}},
 	} {
 		var kept []uint64
-		for _, d := range c.rules.decide(gens, berlin) {
+		for _, d := range c.rules.decide(gens, berlin, now) {
 			if d.Keep {
 				kept = append(kept, d.Number)
 			}
@@ -74,9 +75,16 @@ func TestRules(t *testing.T) {
 			t.Errorf("%s keeps %v, want %v", name, kept, c.want)
 		}
 	}
+	// One that was made with a wrong clock does not make the others old.
+	future := append(slices.Clone(gens), index.Generation{Number: 9, Time: now.AddDate(40, 0, 0)}, index.Generation{Number: 10, Time: now})
+	for _, d := range (Rules{Within: Span{Months: 1, Days: 1}}).decide(future, berlin, now) {
+		if want := d.Number >= 4; d.Keep != want {
+			t.Errorf("within 1m1d beside one of the future: %+v", d)
+		}
+	}
 	// The newest one is the last that was made, whatever its time.
 	gens = append(gens, index.Generation{Number: 9, Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)})
-	decisions := Rules{Last: 1}.decide(gens, berlin)
+	decisions := Rules{Last: 1}.decide(gens, berlin, now)
 	if d := decisions[len(decisions)-1]; d.Number != 9 || !d.Keep || !slices.Equal(d.Reasons, []string{"newest"}) {
 		t.Errorf("%+v", d)
 	}

@@ -143,11 +143,17 @@ func names(dir int) ([]string, error) {
 			return nil, err
 		}
 		if n <= 0 {
-			slices.Sort(list)
-			return list, nil
+			return sortedNames(list), nil
 		}
 		_, _, list = unix.ParseDirent(buffer[:n], -1, list)
 	}
+}
+
+// sortedNames sorts names. A directory that changes while it is read may have said one
+// twice (POSIX, readdir).
+func sortedNames(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // readLink returns the target of a symlink.

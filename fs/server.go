@@ -373,8 +373,10 @@ func (s *server) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) 
 		return err
 	})
 	switch {
-	case errors.Is(err, index.ErrNotFound):
+	case errors.Is(err, io.EOF):
 		return errNoData
+	case errors.Is(err, index.ErrNotFound):
+		return errStale
 	case err != nil:
 		return s.fail("lseek", in.NodeId, err)
 	}

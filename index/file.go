@@ -177,7 +177,8 @@ func (d *DB) contentOf(i Ino, e archive.Extent) (Place, error) {
 }
 
 // NextData returns the offset of the first byte at or behind off that lies in no
-// hole. The error wraps ErrNotFound where there is none.
+// hole. The error is io.EOF where there is none, and wraps ErrNotFound where there is
+// no such inode.
 func (d *DB) NextData(i Ino, off int64) (int64, error) {
 	node, err := d.inode(i)
 	if err != nil {
@@ -189,21 +190,21 @@ func (d *DB) NextData(i Ino, off int64) (int64, error) {
 		return false
 	})
 	if err == nil && found < 0 {
-		err = ErrNotFound
+		err = io.EOF
 	}
 	return found, err
 }
 
 // NextHole returns the offset of the first byte at or behind off that lies in a
-// hole; the end of the file is one. The error wraps ErrNotFound where off is not
-// in the file.
+// hole; the end of the file is one. The error is io.EOF where off is not in the file,
+// and wraps ErrNotFound where there is no such inode.
 func (d *DB) NextHole(i Ino, off int64) (int64, error) {
 	node, err := d.inode(i)
 	if err != nil {
 		return 0, err
 	}
 	if off < 0 || off >= node.Attr.Size {
-		return 0, ErrNotFound
+		return 0, io.EOF
 	}
 	if node.Stored == node.Attr.Size {
 		return node.Attr.Size, nil
@@ -228,7 +229,8 @@ func (d *DB) Xattr(i Ino, name string) (string, error) {
 	return string(value), err
 }
 
-// Xattrs returns the extended attributes of an inode, ordered by name.
+// Xattrs returns the extended attributes of an inode, ordered by name. The error wraps
+// ErrNotFound where the inode has some, as its number says, and the index does not know it.
 func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 	if !i.HasXattrs() {
 		return nil, nil
@@ -237,6 +239,9 @@ func (d *DB) Xattrs(i Ino) (list []archive.Xattr, err error) {
 		list = append(list, archive.Xattr{Name: string(key[idKey:]), Value: string(value)})
 		return nil
 	})
+	if err == nil && len(list) == 0 {
+		err = ErrNotFound
+	}
 	return list, err
 }
 

@@ -120,12 +120,29 @@ func checkHoles(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, data []archive.Ex
 			nextHole++
 		}
 		got, err := db.NextData(ino, off)
-		if nextData >= size != errors.Is(err, ErrNotFound) || err == nil && got != nextData {
+		if nextData >= size != errors.Is(err, io.EOF) || err == nil && got != nextData {
 			t.Fatalf("next data behind %d: %d, %v, want %d of %d", off, got, err, nextData, size)
 		}
 		got, err = db.NextHole(ino, off)
-		if off >= size != errors.Is(err, ErrNotFound) || err == nil && got != nextHole {
+		if off >= size != errors.Is(err, io.EOF) || err == nil && got != nextHole {
 			t.Fatalf("next hole behind %d: %d, %v, want %d of %d", off, got, err, nextHole, size)
+		}
+	}
+}
+
+// TestUnknownInode: what the index does not know is no hole, and not without attributes.
+func TestUnknownInode(t *testing.T) {
+	db := bigIndex(t)
+	const unknown = Ino(1<<40) | 1 // it says that it has attributes
+	if !unknown.HasXattrs() {
+		t.Fatal("wrong number")
+	}
+	_, dataErr := db.NextData(unknown, 0)
+	_, holeErr := db.NextHole(unknown, 0)
+	_, xattrErr := db.Xattrs(unknown)
+	for _, err := range []error{dataErr, holeErr, xattrErr} {
+		if !errors.Is(err, ErrNotFound) {
+			t.Error(err)
 		}
 	}
 }
