@@ -343,6 +343,49 @@ func TestRemovedLines(t *testing.T) {
 	}
 }
 
+// TestEntriesThatCannotBeStored: they are refused, and the record is good without them.
+func TestEntriesThatCannotBeStored(t *testing.T) {
+	r := newTestRepository(t)
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	good := func(path string) *Entry {
+		return &Entry{Path: path, Attr: Attr{Type: TypeFile, Nlink: 1}}
+	}
+	long, attrs, target, extent := good(strings.Repeat("n", 256)), good("a"), good("b"), good("c")
+	for i := range 50 { // six bytes for each of these
+		attrs.Xattrs = append(attrs.Xattrs, Xattr{Name: fmt.Sprintf("user.%03d", i), Value: strings.Repeat("\x00", 64<<10)})
+	}
+	target.Attr.Type = TypeSymlink
+	extent.Data = []Extent{{Len: 1}}
+	root := good(".")
+	root.Attr.Type = TypeDir
+	for _, e := range []*Entry{root, long, attrs, target, extent, good("d")} {
+		err := draft.Add(Line{Entry: e})
+		if bad := e != root && e.Path != "d"; errors.Is(err, ErrEntry) != bad || !bad && err != nil {
+			t.Errorf("%.20s: %v", e.Path, err)
+		}
+	}
+	h := Header{Kind: KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z", Time: time.Unix(0, 0).UTC()}
+	if _, _, err := draft.Commit(h); err != nil {
+		t.Fatal(err)
+	}
+	record, err := r.OpenRecord(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer record.Close()
+	n := 0
+	for ; err == nil; n++ {
+		_, err = record.Next()
+	}
+	if !errors.Is(err, io.EOF) || n != 3 {
+		t.Errorf("%d lines, %v", n-1, err)
+	}
+}
+
 // TestCommitMore: a draft whose commit was lost takes more parts and changes, and
 // commits all of them.
 func TestCommitMore(t *testing.T) {

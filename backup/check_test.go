@@ -240,6 +240,7 @@ func TestDamagedLog(t *testing.T) {
 		create(t, r, o)
 	}
 	forget(t, r, 4)
+	part := partsOf(t, r, 3, "file")[0]
 	record := filepath.Join(r.Dir(), "log", "000000000003.jsonl.zst")
 	if err := os.Remove(record); err != nil {
 		t.Fatal(err)
@@ -247,6 +248,17 @@ func TestDamagedLog(t *testing.T) {
 	c := check(t, r, CheckOptions{Repair: true})
 	if c.DamagedRecords != 1 || c.Lost != 0 || c.Generations != 4 || c.Repaired || !slices.Equal(c.damages, []string{"log record 3 is missing"}) {
 		t.Errorf("with an index: %+v, %q", c.CheckResult, c.damages)
+	}
+	// A part that only the missing record names, and the index.
+	stored, aside := filepath.Join(r.Dir(), archive.PartStoreName(part)), filepath.Join(t.TempDir(), "part")
+	if err := os.Rename(stored, aside); err != nil {
+		t.Fatal(err)
+	}
+	if c := check(t, r, CheckOptions{}); len(c.DamagedParts) != 1 || c.DamagedParts[0].Part != part || c.DamagedFiles != 1 {
+		t.Errorf("without a part: %+v, %q", c.CheckResult, c.damages)
+	}
+	if err := os.Rename(aside, stored); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.RemoveAll(r.IndexDir()); err != nil {
 		t.Fatal(err)

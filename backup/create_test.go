@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -422,6 +423,129 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 	if again := create(t, r, optionsFor(dir)); again.Changed != 1 || again.Errors != 0 {
 		t.Errorf("the next run: %+v", again)
+	}
+}
+
+// TestSortedNames: a directory may list a name twice.
+func TestSortedNames(t *testing.T) {
+	if got := sortedNames([]string{"b", "a", "b", "c", "a"}); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestSizesThatOverflow: files whose sizes cannot be added are problems, and not the end
+// of the repository.
+func TestSizesThatOverflow(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "backupfs") // other file systems refuse such files
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	r := newRepository(t)
+	for name, size := range map[string]int64{"a": math.MaxInt64, "b": 1, "c": maxRaw - 1, "d": 1} {
+		write(t, dir+"/"+name, nil)
+		if err := os.Truncate(dir+"/"+name, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var problems []string
+	o := optionsFor(dir)
+	o.Events.Problem = func(path string, err error) { problems = append(problems, path) }
+	for range 2 {
+		problems = nil
+		if s := create(t, r, o); s.Files != 2 || !slices.Equal(problems, []string{"a", "d"}) {
+			t.Errorf("%+v, problems with %q", s, problems)
+		}
+	}
+}
+
+// beginning returns a run that has compared nothing yet, and its source opened.
+func beginning(t *testing.T, r *archive.Repository, dir string) (c *creation, source int) {
+	t.Helper()
+	c = &creation{ctx: t.Context(), repo: r, options: optionsFor(dir), scanner: newScanner(t.Context(), 1), limiter: newLimiter(0),
+		stored: map[archive.Hash]struct{}{}, links: map[string]archive.Entry{}}
+	c.options.Progress = new(Progress)
+	c.pool = archive.NewPackerPool(archive.PackerOptions{PartStored: r.PartSize}, temperatures)
+	if err := c.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	source, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(source) })
+	return c, source
+}
+
+// TestInodeNumberAgain: a file that has the inode number of one whose links are gone is
+// read; another link is not.
+func TestInodeNumberAgain(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/new", []byte("new"))
+	if err := os.Link(dir+"/new", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	c, source := beginning(t, newRepository(t), dir)
+	st, err := statBeneath(source, "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := archive.Entry{Path: "gone", Attr: st.Attr, Group: st.group()}
+	gone.Attr.Size = 100
+	c.links[st.group()] = gone
+	for _, name := range []string{"new", "link"} {
+		entry, err := c.read(source, &scannedEntry{name: name, inode: st}, name)
+		if err != nil || entry.Path != name || len(entry.Data) != 1 || entry.Data[0].Hash != archive.HashOf([]byte("new")) {
+			t.Errorf("%s: %+v, %v", name, entry, err)
+		}
+	}
+	if c.summary.ReadBytes != 3 {
+		t.Errorf("%d bytes were read", c.summary.ReadBytes)
+	}
+}
+
+// TestShrunkAndGrownAgain: a file ends where it shrank while it was read.
+func TestShrunkAndGrownAgain(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/f", make([]byte, 3000))
+	c, source := beginning(t, newRepository(t), dir)
+	fd, err := openBeneath(source, "f", unix.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	entry := archive.Entry{Path: "f", Attr: archive.Attr{Size: 9000}}
+	// The file as it was had data behind its end now; what is before that, when it is read
+	// after it, stands for what came again.
+	if err := c.readRanges(fd, 9000, []byteRange{{5000, 9000}, {0, 3000}}, &entry); err != nil {
+		t.Fatal(err)
+	}
+	if !entry.Changed || entry.Attr.Size != 5000 || len(entry.Data) != 0 {
+		t.Errorf("%+v", entry)
+	}
+}
+
+// TestYoung: how long a change may hide behind a time.
+func TestYoung(t *testing.T) {
+	second := time.Now().Truncate(time.Second)
+	at := func(when time.Time) archive.Attr {
+		return archive.Attr{Ctime: archive.Timespec{Sec: when.Unix(), Nsec: uint32(when.Nanosecond())}}
+	}
+	for name, c := range map[string]struct {
+		attr  archive.Attr
+		young bool
+	}{
+		"now":             {at(time.Now().Truncate(time.Microsecond).Add(1)), true},
+		"a moment ago":    {at(time.Now().Truncate(time.Microsecond).Add(1 - 100*time.Millisecond)), false},
+		"this second":     {at(second), true},
+		"seconds ago":     {at(second.Add(-3 * time.Second)), false},
+		"a year to come":  {at(second.AddDate(1, 0, 0)), false},
+		"as no file ever": {neverSame(at(time.Now())), false},
+	} {
+		if got := young(c.attr); got > 0 != c.young {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 

@@ -132,7 +132,11 @@ func checkHoles(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, data []archive.Ex
 
 // TestUnknownInode: what the index does not know is no hole, and not without attributes.
 func TestUnknownInode(t *testing.T) {
-	db := bigIndex(t)
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0, entryLine(".", dirAttr())); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
 	const unknown = Ino(1<<40) | 1 // it says that it has attributes
 	if !unknown.HasXattrs() {
 		t.Fatal("wrong number")

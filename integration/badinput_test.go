@@ -968,3 +968,45 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 		wantOneLine(t, res.stderr, test.name, test.say)
 	}
 }
+
+// TestUnstorable: XFS lets a file have more attributes than a line of the log holds. That
+// is a problem of the file, and a directory is stored without them, each time.
+func TestUnstorable(t *testing.T) {
+	d := newDisk(t, "mkfs.xfs", "-q")
+	src := mkdir(t, d.dir, "src")
+	write(t, filepath.Join(mkdir(t, src, "dir"), "in"), "in it")
+	write(t, filepath.Join(src, "file"), "too much")
+	write(t, filepath.Join(src, "other"), "other")
+	for i := range 50 { // in the log each of these bytes takes six
+		for _, name := range []string{"dir", "file"} {
+			must(t, unix.Setxattr(filepath.Join(src, name), fmt.Sprint("user.", i), make([]byte, 64<<10), 0))
+		}
+	}
+	r := newRepo(t)
+	for range 2 {
+		s, res := r.createExit(3, "--root", src, "/")
+		if s.Errors != 2 || strings.Count(res.stderr, "it cannot be stored") != 2 {
+			t.Errorf("%d errors:\n%s", s.Errors, res.stderr)
+		}
+		if out := r.mkbackup("find", "*").stdout; strings.Count(out, "\n") != 3 || !strings.Contains(out, "/dir/in\n") {
+			t.Errorf("stored are\n%s", out)
+		}
+	}
+}
+
+// TestCoarseTimes: where files have times of whole seconds, one that changes in the
+// second in which it was backed up is seen to have changed.
+func TestCoarseTimes(t *testing.T) {
+	d := newDisk(t, "mkfs.ext4", "-q", "-F", "-I", "128")
+	src := mkdir(t, d.dir, "src")
+	file := filepath.Join(src, "file")
+	r := newRepo(t)
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond)))
+	write(t, file, "one")
+	r.all(src)
+	write(t, file, "two")
+	s := r.all(src)
+	if out := r.mkbackup("export", s.Generation, "file").stdout; !strings.Contains(out, "two") {
+		t.Errorf("it is stored as %q", out)
+	}
+}

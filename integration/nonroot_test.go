@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/backupfs/backupfs/internal/treetest"
+	"golang.org/x/sys/unix"
 )
 
 // somebody is a user without rights that every machine has: nobody.
@@ -106,5 +107,36 @@ func TestUnreadableForUser(t *testing.T) {
 	}
 	whole := root.all(src)
 	wantTree(t, "after root came", readTree(t, src), m.at(whole.Generation), treetest.Options{})
+	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)
+}
+
+// TestUnreadableAttributes: what a user cannot read of a directory is missing each time,
+// not only in the first run, which has it in its generation without.
+func TestUnreadableAttributes(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	src := mkdir(t, home, "src")
+	dir := mkdir(t, src, "dir") // of root
+	must(t, os.Chmod(dir, 0o711))
+	must(t, unix.Setxattr(dir, "user.note", []byte("of root"), 0))
+	write(t, filepath.Join(mkdir(t, dir, "given"), "file"), "a file")
+	as := asUser(somebody, somebody, nil, "true").Args
+	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := r.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	t.Cleanup(r.verify)
+	for range 2 {
+		if s, res := r.createExit(3, "--root", src, "/dir/given"); s.Errors != 1 {
+			t.Errorf("%d errors:\n%s", s.Errors, res.stderr)
+		}
+	}
+	root := &repo{t: t, dir: r.dir}
+	s := root.create("--root", src, "/dir/given")
+	m := root.mount()
+	value := make([]byte, 10)
+	if n, err := unix.Getxattr(m.at(s.Generation, "dir"), "user.note", value); err != nil || string(value[:n]) != "of root" {
+		t.Errorf("root has stored %q, %v", value[:max(n, 0)], err)
+	}
 	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)
 }
