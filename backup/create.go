@@ -109,6 +109,7 @@ type Summary struct {
 	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record
 	Parts       int64   `json:"parts"`         // new parts
 	Missing     int64   `json:"missing_parts"` // parts that were not there, each reported
+	LostRecords uint64  `json:"lost_records"`  // at the end of the log, reported
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -137,23 +138,24 @@ type creation struct {
 	previous index.Generation // that generation; Number 0: none
 	base     uint64           // record that the new one is against; 0: it will be complete
 
-	draft     *archive.RecordDraft
-	pool      *archive.PackerPool
-	packers   [temperatures]*archive.Packer // nil where nothing was added yet
-	placement placement
-	addedMu   sync.Mutex
-	added     []int64                   // stored bytes of the parts added to the draft
-	stored    map[archive.Hash]struct{} // contents in those parts, or in the packer
-	relied    map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
-	lost      map[archive.Digest]bool   // parts that the index names and that are not there
-	links     map[string]archive.Entry  // first link of each hard-link group that was read
-	said      map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
-	chunks    chunker
-	small     []byte // buffer of one small file
-	matched   bool   // one of the paths is there
-	refused   []refusal
-	again     bool // this is not the first comparison: changes were reported
-	summary   Summary
+	draft       *archive.RecordDraft
+	pool        *archive.PackerPool
+	packers     [temperatures]*archive.Packer // nil where nothing was added yet
+	placement   placement
+	addedMu     sync.Mutex
+	added       []int64                   // stored bytes of the parts added to the draft
+	stored      map[archive.Hash]struct{} // contents in those parts, or in the packer
+	relied      map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
+	lost        map[archive.Digest]bool   // parts that the index names and that are not there
+	lostRecords uint64                    // at the end of the log
+	links       map[string]archive.Entry  // first link of each hard-link group that was read
+	said        map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
+	chunks      chunker
+	small       []byte // buffer of one small file
+	matched     bool   // one of the paths is there
+	refused     []refusal
+	again       bool // this is not the first comparison: changes were reported
+	summary     Summary
 }
 
 // Create makes a generation. Problems with single files are reported and
@@ -197,7 +199,7 @@ func (c *creation) prepare() (err error) {
 	if c.lock, err = c.repo.LockParts(); err != nil {
 		return err
 	}
-	if c.db, err = index.Open(c.repo, index.Options{Log: c.notef}); err != nil {
+	if err = c.openIndex(); err != nil {
 		c.lock.Release()
 		return err
 	}
@@ -207,6 +209,23 @@ func (c *creation) prepare() (err error) {
 	}
 	if c.draft, err = c.repo.NewRecord(); err != nil {
 		c.close()
+	}
+	return err
+}
+
+// openIndex opens the index, and reports if it says that the log was longer.
+func (c *creation) openIndex() (err error) {
+	beyond := uint64(0)
+	c.db, err = index.Open(c.repo, index.Options{Log: c.notef, Damaged: func(number uint64, err error) {
+		if errors.Is(err, index.ErrBeyondLog) {
+			beyond = max(beyond, number)
+		} else {
+			c.notef("index %d is not used: %v", number, err)
+		}
+	}})
+	if err == nil && beyond > c.db.Number() {
+		c.lostRecords = beyond - c.db.Number()
+		c.damagef("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made; this run goes on from there", beyond, c.db.Number())
 	}
 	return err
 }
@@ -379,7 +398,7 @@ func (c *creation) compare() (err error) {
 	if err := c.chooseBase(); err != nil {
 		return err
 	}
-	c.summary = Summary{Missing: int64(len(c.lost))}
+	c.summary = Summary{Missing: int64(len(c.lost)), LostRecords: c.lostRecords}
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
 	c.matched, c.refused = false, nil

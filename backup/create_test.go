@@ -426,6 +426,30 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 }
 
+// TestLostRecords: a run that finds that the log has lost its end goes on, and says so.
+func TestLostRecords(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	for range 3 {
+		create(t, r, optionsFor(dir))
+	}
+	for _, number := range []uint64{2, 3} {
+		if err := os.Remove(filepath.Join(r.Dir(), archive.RecordStoreName(number))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var damages []string
+	o := optionsFor(dir)
+	o.Events.Damage = func(text string) { damages = append(damages, text) }
+	if s := create(t, r, o); s.Number != 2 || s.LostRecords != 2 || len(damages) != 1 || !strings.Contains(damages[0], "records up to 3, but the log ends with record 1") {
+		t.Errorf("%+v, %q", s, damages)
+	}
+	create(t, r, o) // the index of record 3 as it was is exchanged now
+	damages = nil
+	if s := create(t, r, o); s.Number != 4 || s.LostRecords != 0 || len(damages) != 0 {
+		t.Errorf("later: %+v, %q", s, damages)
+	}
+}
+
 // TestSortedNames: a directory may list a name twice.
 func TestSortedNames(t *testing.T) {
 	if got := sortedNames([]string{"b", "a", "b", "c", "a"}); !slices.Equal(got, []string{"a", "b", "c"}) {

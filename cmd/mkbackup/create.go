@@ -53,11 +53,12 @@ excluded itself is a problem: it is named, and the exit code is 3.
 
 A part of the repository that is missing is named. What lay in it is read and stored
 again where the source still has it, so that the new generation is whole, and so are
-the older ones as far as they have the same contents; the exit code is 4.
+the older ones as far as they have the same contents; the exit code is 4. So it is where
+the log has lost its last records, as the index tells.
 
 Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
-some files could not be read or changed while they were read; 4 committed, but a
-part of the repository is missing; 130, 143 interrupted.`,
+some files could not be read or changed while they were read; 4 committed, but
+something of the repository is missing; 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
@@ -131,6 +132,10 @@ func (f *createFlags) judge(s backup.Summary, dir string) error {
 	if s.Missing > 0 {
 		code = exitDamage
 		problems = append(problems, fmt.Sprintf("the repository has lost %s, named above: `mkbackup check %s` says what is gone with it", plural(s.Missing, "part"), dir))
+	}
+	if s.LostRecords > 0 {
+		code = exitDamage
+		problems = append(problems, "the log has lost its last records, see above")
 	}
 	if code == 0 {
 		return nil

@@ -296,7 +296,7 @@ func (o *outcome) metric(s sample) *dto.Metric {
 
 // created notes what create has done.
 func (o *outcome) created(s backup.Summary) {
-	o.errors = s.Errors + s.Missing
+	o.errors = s.Errors + s.Missing + int64(s.LostRecords)
 	o.detail("last_success_read_bytes", s.ReadBytes)
 	o.detail("last_success_stored_bytes", s.StoredBytes)
 	o.detail("last_success_raw_bytes", s.RawBytes)
