@@ -115,7 +115,13 @@ func (c *compaction) run() error {
 		return nil
 	}
 	if err := c.compact(); err != nil {
-		return err
+		if c.summary.Removed == 0 {
+			return err
+		}
+		lock.Release() // on a full disk the next run may need the room
+		swept, sweepErr := sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
+		c.summary.Swept = swept
+		return errors.Join(err, sweepErr)
 	}
 	if c.summary.Removed > 0 {
 		if err := c.conclude(); err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +30,9 @@ func (c *creation) walk() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", root, err)
 	}
+	if closed := closedAbove(root); closed != "" {
+		c.notef("%s is closed to others, but is not part of what is stored with --root %s: in a mount that others may enter they have the rights of the modes below it (backupfs --private, or a mount point in a closed directory)", closed, root)
+	}
 	entry := scannedEntry{name: ".", inode: st}
 	var old *index.Dirent
 	if c.previous.Number != 0 {
@@ -40,6 +45,22 @@ func (c *creation) walk() error {
 	d := c.scanner.start(fd, ".", c.selection.only(), old)
 	defer d.close()
 	return c.directory(fd, d, &entry, ".", old, c.selection, st.dev)
+}
+
+// closedAbove returns the first directory above root that not everybody may enter, ""
+// where there is none.
+func closedAbove(root string) string {
+	dir, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return ""
+	}
+	for dir != "/" {
+		dir = filepath.Dir(dir)
+		if info, err := os.Stat(dir); err == nil && info.Mode()&0o001 == 0 {
+			return dir
+		}
+	}
+	return ""
 }
 
 // directory compares the directory e, which lies at path and is being scanned
@@ -133,22 +154,30 @@ func (c *creation) leaveOut(what, path string, old *index.Dirent, s *selection) 
 }
 
 // directoryEntry adds the entry of a directory where it is new or changed. It is added
-// without extended attributes where those cannot be read, or stored: they are tried again
-// by the next run.
+// with no extended attributes but ACLs where others cannot be read, or stored: they are
+// tried again by the next run.
 func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path string, old *index.Dirent) (err error) {
 	same := old != nil && old.Dir != 0 && old.Attr == e.Attr
 	if same && c.base != 0 {
 		c.count(old, &e.inode, path, true)
 		return nil
 	}
+	xattrs := xattrsBeneath(parent, e.name)
+	if d.fd >= 0 {
+		xattrs = xattrsBeneath(d.fd, ".")
+	}
 	entry := archive.Entry{Path: path, Attr: e.Attr}
-	if entry.Xattrs, err = c.directoryXattrs(parent, d, e.name); err == nil {
+	if entry.Xattrs, err = xattrs.read(); err == nil {
 		c.warnOverlay(path, entry.Xattrs)
 		err = c.add(entry)
 	}
 	var f fatal
 	if err != nil && !errors.As(err, &f) {
 		bare := archive.Entry{Path: path, Attr: neverSame(e.Attr)}
+		known := false
+		if bare.Xattrs, known = xattrs.acls(); !known {
+			bare.Attr.Mode &^= 0o070 // of a file with an ACL these are its mask, and not what its group may do
+		}
 		if err := c.add(bare); err != nil {
 			return err
 		}
@@ -159,13 +188,6 @@ func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path 
 		c.count(old, &e.inode, path, same)
 	}
 	return err
-}
-
-func (c *creation) directoryXattrs(parent int, d *scanned, name string) ([]archive.Xattr, error) {
-	if d.fd >= 0 {
-		return xattrsBeneath(d.fd, ".").read()
-	}
-	return xattrsBeneath(parent, name).read()
 }
 
 // children compares the entries of a directory with those that it had.

@@ -60,6 +60,7 @@ func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
 	if st.Type != archive.TypeFile {
 		return archive.Entry{}, errReplaced
 	}
+	hides := young(st.Attr) > 0
 	entry := archive.Entry{Path: path, Attr: st.Attr, Group: st.group()}
 	if entry.Xattrs, err = xattrsOf(fd).read(); err != nil {
 		return archive.Entry{}, err
@@ -72,7 +73,7 @@ func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
 		return archive.Entry{}, err
 	}
 	entry.Changed = entry.Changed || after.Attr != st.Attr
-	if young(st.Attr) > 0 {
+	if hides {
 		entry.Attr = neverSame(entry.Attr)
 	}
 	return entry, nil

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -454,6 +455,64 @@ func TestLostRecords(t *testing.T) {
 func TestSortedNames(t *testing.T) {
 	if got := sortedNames([]string{"b", "a", "b", "c", "a"}); !slices.Equal(got, []string{"a", "b", "c"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestNameWithoutInode: a file system without inode numbers gives 0 for them.
+func TestNameWithoutInode(t *testing.T) {
+	var dirents []byte
+	for ino, name := range []string{"without", "with"} {
+		entry := make([]byte, 32) // linux_dirent64: number, offset, length, type, name
+		binary.NativeEndian.PutUint64(entry, uint64(ino))
+		binary.NativeEndian.PutUint16(entry[16:], uint16(len(entry)))
+		copy(entry[19:], name)
+		dirents = append(dirents, entry...)
+	}
+	if got := appendNames(nil, dirents); !slices.Equal(got, []string{"without", "with"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestACLsAlone: where other attributes cannot be read, ACLs are, or it is known that they
+// are not.
+func TestACLsAlone(t *testing.T) {
+	const access, other = "system.posix_acl_access", "system.posix_acl_default"
+	for name, c := range map[string]struct {
+		values map[string]string
+		errs   map[string]error
+		want   []archive.Xattr
+		known  bool
+	}{
+		"both":        {map[string]string{access: "a", other: "d"}, nil, []archive.Xattr{{Name: access, Value: "a"}, {Name: other, Value: "d"}}, true},
+		"none":        {nil, map[string]error{access: unix.ENODATA, other: unix.ENOTSUP}, nil, true},
+		"unreachable": {nil, map[string]error{access: unix.EIO, other: unix.ENODATA}, nil, false},
+	} {
+		x := xattrReader{get: func(name string, dst []byte) (int, error) { return copy(dst, c.values[name]), c.errs[name] }}
+		if got, known := x.acls(); !slices.Equal(got, c.want) || known != c.known {
+			t.Errorf("%s: %v, %v", name, got, known)
+		}
+	}
+}
+
+// TestClosedAbove: what is above another root, and closed, is told.
+func TestClosedAbove(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	root := dir + "/closed/open"
+	write(t, root+"/f", nil)
+	for closed, mode := range map[string]os.FileMode{"": 0o755, dir + "/closed": 0o700} {
+		if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.Chmod(dir+"/closed", mode)); err != nil {
+			t.Fatal(err)
+		}
+		if got := closedAbove(root); got != closed {
+			t.Errorf("%q, want %q", got, closed)
+		}
+	}
+	var notes []string
+	o := optionsFor(root)
+	o.Events.Note = func(text string) { notes = append(notes, text) }
+	create(t, r, o)
+	if len(notes) != 1 || !strings.HasPrefix(notes[0], dir+"/closed is closed") {
+		t.Errorf("%q", notes)
 	}
 }
 

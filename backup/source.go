@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -145,8 +146,15 @@ func names(dir int) ([]string, error) {
 		if n <= 0 {
 			return sortedNames(list), nil
 		}
-		_, _, list = unix.ParseDirent(buffer[:n], -1, list)
+		list = appendNames(list, buffer[:n])
 	}
+}
+
+// appendNames appends the names in what getdents64(2) returned. That of x/sys leaves out
+// those with inode number 0, which file systems in user space give where they have none.
+func appendNames(list []string, dirents []byte) []string {
+	_, _, list = syscall.ParseDirent(dirents, -1, list)
+	return list
 }
 
 // sortedNames sorts names. A directory that changes while it is read may have said one
@@ -216,6 +224,20 @@ func (x xattrReader) read() ([]archive.Xattr, error) {
 	}
 	slices.SortFunc(xattrs, func(a, b archive.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return xattrs, nil
+}
+
+// acls returns the ACLs alone, and whether there can be no other.
+func (x xattrReader) acls() (list []archive.Xattr, known bool) {
+	known = true
+	for _, name := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
+		value, err := growing(func(dst []byte) (int, error) { return x.get(name, dst) })
+		if err == nil {
+			list = append(list, archive.Xattr{Name: name, Value: string(value)})
+		} else if !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+			known = false
+		}
+	}
+	return list, known
 }
 
 // growing calls a system call that fills a buffer with ever larger ones.

@@ -408,6 +408,35 @@ func TestCompactFullDisk(t *testing.T) {
 	h.wantWhole("at last")
 }
 
+// TestCompactFreesRoomFirst: a disk that is too full to copy what is needed of a part has
+// room once the parts are deleted of which nothing is: the next run goes on by itself.
+func TestCompactFreesRoomFirst(t *testing.T) {
+	disk := tmpfs(t, 256<<20)
+	r := initRepo(t, filepath.Join(disk, "repo"), "--part-size", "1MiB")
+	src := tempDir(t)
+	write(t, filepath.Join(src, "large"), string(treetest.Content(1, 48<<20)))
+	for i := range 200 {
+		write(t, filepath.Join(src, fmt.Sprint("f", i)), string(treetest.Content(uint64(2*i+3), 4<<10)))
+	}
+	r.all(src)
+	must(t, os.Remove(filepath.Join(src, "large")))
+	for i := range 100 {
+		must(t, os.Remove(filepath.Join(src, fmt.Sprint("f", 2*i))))
+	}
+	r.all(src)
+	if res := r.mkbackup("forget", "--keep-last", "1"); res.code != 0 {
+		t.Fatal(res.stderr)
+	}
+	parts := len(r.parts())
+	leaveFree(t, disk, 100<<10)
+	if res := r.mkbackup("compact", "--max-dead", "0", "-q"); res.code != 1 || len(r.parts()) > parts-4 {
+		t.Errorf("on the full disk: exit code %d, %d of %d parts are left\n%s", res.code, len(r.parts()), parts, res.stderr)
+	}
+	if res := r.mkbackup("compact", "--max-dead", "0", "-q"); res.code != 0 {
+		t.Errorf("again: exit code %d\n%s", res.code, res.stderr)
+	}
+}
+
 // TestCompactUnderReaders: programs read a mount that is older than a compaction,
 // and files that they have open, while their data is moved and deleted.
 func TestCompactUnderReaders(t *testing.T) {

@@ -230,6 +230,7 @@ type summary struct {
 	StoredBytes int64   `json:"stored_bytes"`
 	Parts       int64   `json:"parts"`
 	Missing     int64   `json:"missing_parts"`
+	LostRecords int64   `json:"lost_records"`
 	Seconds     float64 `json:"seconds"`
 }
 

@@ -91,6 +91,24 @@ func TestRunQuietly(t *testing.T) {
 	}
 }
 
+// TestRunForgetsItsOwn: the rules of a configuration are for the sources that it backs up.
+func TestRunForgetsItsOwn(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	for range 2 {
+		r.create("--source", "other", "--root", src, "/")
+	}
+	for range 2 {
+		file := configFile(t, "repository = %q\n[[backup]]\nroot = %q\npaths = [\"/\"]\n[forget]\nkeep_last = 1\n", r.dir, src)
+		if res := runConfig(t, file); res.code != 0 {
+			t.Fatalf("exit code %d\n%s", res.code, res.stderr)
+		}
+	}
+	other := r.generations("--source", "other")
+	if all := r.generations(); len(other) != 2 || len(all) != 3 {
+		t.Errorf("%q of all, %q of the other source", all, other)
+	}
+}
+
 // TestRunStopsWhereItMust gives runs that fail in each phase.
 func TestRunStopsWhereItMust(t *testing.T) {
 	dir := tempDir(t)
@@ -105,6 +123,8 @@ func TestRunStopsWhereItMust(t *testing.T) {
 		{"before fails", `["false"]`, "/etc", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
 		{"before cannot start", `["/no/such/program"]`, "/etc", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
 		{"create fails", `["true"]`, "/none", "", ":", ":", 1, "after 1\nfailed 1\n", 0},
+		{"one of two fails", `["true"]`, "/none", "[[backup]]\nsource = \"db\"\nroot = \"" + dir + "\"\npaths = [\"/etc\"]\n[forget]\nkeep_last = 1\n", ":", ":", 1, "after 1\nfailed 1\n", 1},
+		{"interrupted before", `["sh", "-c", "kill -TERM $PPID; sleep 1"]`, "/etc", "", ":", ":", 143, "after 143\nfailed 143\n", 0},
 		{"a file is missing", `["true"]`, `/none", "/etc`, "", ":", ":", 3, "after 3\nfailed 3\n", 1},
 		{"forget fails", `["true"]`, "/etc", "[forget]\nkeep_last = 1\n", "cd $BACKUPFS_REPOSITORY; mv repo.json away", "cd $BACKUPFS_REPOSITORY; mv away repo.json", 1, "after 0\nfailed 1\n", 1},
 	} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/syslog"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -46,6 +47,8 @@ func startBackground() error {
 	child.ExtraFiles = []*os.File{write}
 	child.Stderr = os.Stderr
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// The mount must not hold for years what the caller happens to have open, a lock say.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // before Linux 5.11 it does
 	err = child.Start()
 	write.Close()
 	if err != nil {

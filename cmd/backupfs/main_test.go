@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -180,6 +181,64 @@ func readAll(t *testing.T, path string, size int64) {
 	defer f.Close()
 	if n, err := io.Copy(io.Discard, f); n != size || err != nil {
 		t.Errorf("%s: %d bytes, %v", path, n, err)
+	}
+}
+
+// TestNobodyReads: a mount whose messages nobody reads any more lives on.
+func TestNobodyReads(t *testing.T) {
+	repo, mnt := newRepo(t, 1, 100), t.TempDir()
+	parts, err := filepath.Glob(repo + "/parts/*/*")
+	if err != nil || len(parts) != 1 {
+		t.Fatal(parts, err)
+	}
+	if err := os.Remove(parts[0]); err != nil {
+		t.Fatal(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := program(t, "--foreground", repo, mnt)
+	cmd.Stderr = write
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.Unmount(mnt, unix.MNT_DETACH)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+	write.Close()
+	read.Close()
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(mnt + "/latest"); err == nil {
+			break
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("it is not mounted after 10 s")
+		}
+	}
+	for range 3 { // a message each
+		if _, err := os.ReadFile(mnt + "/latest/f0000"); !errors.Is(err, unix.EIO) {
+			t.Error(err)
+		}
+	}
+}
+
+// TestKeepsNothingOpen: a mount in the background does not hold what its caller had open.
+func TestKeepsNothingOpen(t *testing.T) {
+	repo, mnt := newRepo(t, 1, 100), t.TempDir()
+	lock := filepath.Join(t.TempDir(), "lock")
+	backupfs := program(t, repo, mnt)
+	cmd := exec.Command("sh", append([]string{"-c", `exec 9>"$0" && flock -n 9 && exec "$@"`, lock}, backupfs.Args...)...)
+	cmd.Env = backupfs.Env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	defer unix.Unmount(mnt, 0)
+	if out, err := exec.Command("flock", "-n", lock, "true").CombinedOutput(); err != nil {
+		t.Errorf("the lock is held: %v %s", err, out)
 	}
 }
 

@@ -44,6 +44,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
+	signal.Ignore(syscall.SIGPIPE) // a mount outlives who reads its messages
 	c.limitHeap(0)
 	repository, err := archive.Open(c.repository)
 	if err != nil {

@@ -175,7 +175,7 @@ func steps(c config.Config, quiet bool) []step {
 	}
 	add(phaseAfter, c.Hooks.After...)
 	if c.Forget != (config.Forget{}) {
-		add(phaseForget, forgetArgs(c))
+		add(phaseForget, forgets(c)...)
 	}
 	if c.Compact.MaxDead != "" {
 		add(phaseCompact, compactArgs(c))
@@ -244,8 +244,24 @@ func priorityArgs(c config.Config) (f flagList) {
 	return f
 }
 
-func forgetArgs(c config.Config) config.Command {
-	f, r := flagList{"forget", c.Repository}, c.Forget
+// forgets returns a command for each source that the configuration backs up: others in
+// the repository have rules of their own. Where it backs up nothing, it is for all.
+func forgets(c config.Config) (list []config.Command) {
+	var sources []string
+	for _, b := range c.Backup {
+		if !slices.Contains(sources, b.Source) {
+			sources = append(sources, b.Source)
+			list = append(list, forgetArgs(c, "--source="+b.Source))
+		}
+	}
+	if len(list) == 0 {
+		list = append(list, forgetArgs(c))
+	}
+	return list
+}
+
+func forgetArgs(c config.Config, source ...string) config.Command {
+	f, r := append(flagList{"forget", c.Repository}, source...), c.Forget
 	f.number("keep-last", r.KeepLast)
 	f.number("keep-hourly", r.KeepHourly)
 	f.number("keep-daily", r.KeepDaily)
@@ -307,7 +323,8 @@ type runner struct {
 	failures   int64  // steps that failed
 	code       int    // exit code of the first step that failed, 0: none did
 	failed     string // that step
-	skip       bool   // a hook before, or a backup, failed: what would drop old data is not done
+	unprepared bool   // a hook before failed: there are no backups
+	skip       bool   // that, or a backup failed: what would drop old data is not done
 }
 
 func runSteps(ctx context.Context, repository string, steps []step, o *outcome) error {
@@ -317,8 +334,13 @@ func runSteps(ctx context.Context, repository string, steps []step, o *outcome) 
 	}
 	r := &runner{repository: repository, program: program}
 	for _, s := range steps {
-		if r.wanted(ctx, s.phase) {
+		switch {
+		case r.wanted(ctx, s.phase):
 			r.run(ctx, s)
+		case ctx.Err() != nil && r.code == 0:
+			r.code = exitCode(ctx, ctx.Err()) // for the hooks to come
+		case ctx.Err() == nil && s.own():
+			note(fmt.Sprintf("not done, because a step before failed: mkbackup %s", quoted(s.argv)))
 		}
 	}
 	o.errors = r.failures
@@ -341,6 +363,8 @@ func (r *runner) wanted(ctx context.Context, p phase) bool {
 		return r.code != 0
 	case phaseCheck:
 		return ctx.Err() == nil
+	case phaseBefore, phaseCreate:
+		return !r.unprepared && ctx.Err() == nil
 	}
 	return !r.skip && ctx.Err() == nil
 }
@@ -362,6 +386,7 @@ func (r *runner) run(ctx context.Context, s step) {
 		r.code, r.failed = code, quoted(s.argv)
 	}
 	if code != exitIncomplete && (s.phase == phaseBefore || s.phase == phaseCreate) {
+		r.unprepared = r.unprepared || s.phase == phaseBefore
 		r.skip = true
 	}
 }
