@@ -28,7 +28,7 @@ type frameKey struct {
 type frameCache struct {
 	mu     sync.Mutex
 	limit  int64
-	used   int64 // capacities of the buffers of all frames in the cache
+	used   int64 // capacities of all buffers: of frames in the cache, in use, and spare ones
 	fresh  int64 // of those in freshQ
 	frames map[frameKey]*cachedFrame
 	freshQ list.List // of *cachedFrame, newest in front
@@ -36,16 +36,18 @@ type frameCache struct {
 	ghosts map[frameKey]*list.Element
 	ghostQ list.List // of frameKey, newest in front
 	spare  [][]byte  // buffers to use again, the newest last
+	spares int64     // capacities of them
 	freed  [][]byte  // buffers that unlock frees
-	mapped int64     // capacities of all buffers, wherever they are
-	watch  func(mapped int64)
+	watch  func(used int64)
 	closed bool
 
 	counts ReaderCounts
 }
 
-// maxSpare is the number of buffers kept for use again.
-const maxSpare = 4
+// spareShare is the share of the limit, one over it, that buffers may take that are kept
+// for use again, if they are more than one. A reader of large files needs some ten sizes,
+// and to map a new buffer costs a good part of what it costs to decode a frame.
+const spareShare = 16
 
 // cachedFrame is a frame of the cache. The cache holds one reference of it for
 // as long as it is in the map, every user one more; the buffer is used again
@@ -116,7 +118,6 @@ func (c *frameCache) buffer(rawLen int) ([]byte, error) {
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.used -= int64(size)
 		c.remap(-int64(size))
 	}
 	return b, err
@@ -126,10 +127,10 @@ func (c *frameCache) buffer(rawLen int) ([]byte, error) {
 func (c *frameCache) reserve(size int) []byte {
 	c.mu.Lock()
 	defer c.unlock()
-	for c.used+int64(size) > c.limit && c.evict() {
-	}
-	c.used += int64(size)
 	b := c.takeSpare(size)
+	for b == nil && c.used+int64(size) > c.limit && (c.evict() || c.freeSpare()) {
+		b = c.takeSpare(size)
+	}
 	if b == nil {
 		c.remap(int64(size))
 	}
@@ -138,9 +139,9 @@ func (c *frameCache) reserve(size int) []byte {
 
 // remap counts memory that will be taken from the kernel, or was given back.
 func (c *frameCache) remap(bytes int64) {
-	c.mapped += bytes
+	c.used += bytes
 	if c.watch != nil {
-		c.watch(c.mapped)
+		c.watch(c.used)
 	}
 }
 
@@ -148,9 +149,6 @@ func (c *frameCache) remap(bytes int64) {
 func (c *frameCache) unlock() {
 	freed := c.freed
 	c.freed = nil
-	for _, b := range freed {
-		c.remap(-int64(cap(b)))
-	}
 	c.mu.Unlock()
 	for _, b := range freed {
 		_ = unix.Munmap(b[:cap(b)]) // a process of too many pieces of memory keeps this one
@@ -170,6 +168,7 @@ func (c *frameCache) takeSpare(size int) []byte {
 	for i := len(c.spare) - 1; i >= 0; i-- {
 		if b := c.spare[i]; cap(b) == size {
 			c.spare = slices.Delete(c.spare, i, i+1)
+			c.spares -= int64(size)
 			return b
 		}
 	}
@@ -201,7 +200,6 @@ func (c *frameCache) done(f *cachedFrame, buf, raw []byte, err error) {
 	}
 	switch {
 	case err != nil || c.closed:
-		c.used -= int64(cap(buf))
 		delete(c.frames, f.key)
 		f.refs.Add(-1) // the caller holds another one
 	case f.hot:
@@ -231,7 +229,6 @@ func (c *frameCache) evict() bool {
 	f := e.Value.(*cachedFrame)
 	queue.Remove(e)
 	delete(c.frames, f.key)
-	c.used -= int64(cap(f.raw))
 	if !f.hot {
 		c.fresh -= int64(cap(f.raw))
 		c.remember(f.key)
@@ -251,17 +248,30 @@ func (c *frameCache) remember(key frameKey) {
 	}
 }
 
-// keepSpare keeps a buffer instead of the oldest one: a reader that comes to frames
+// keepSpare keeps a buffer, instead of the oldest ones: a reader that comes to frames
 // of another size needs those of that size.
 func (c *frameCache) keepSpare(b []byte) {
 	if cap(b) == 0 {
 		return
 	}
 	c.spare = append(c.spare, b[:0])
-	if len(c.spare) > maxSpare || c.closed {
-		c.freed = append(c.freed, c.spare[0])
-		c.spare = slices.Delete(c.spare, 0, 1)
+	c.spares += int64(cap(b))
+	for c.closed && len(c.spare) > 0 || len(c.spare) > 1 && c.spares > c.limit/spareShare {
+		c.freeSpare()
 	}
+}
+
+// freeSpare frees the oldest spare buffer and reports whether there was one.
+func (c *frameCache) freeSpare() bool {
+	if len(c.spare) == 0 {
+		return false
+	}
+	b := c.spare[0]
+	c.spare = slices.Delete(c.spare, 0, 1)
+	c.spares -= int64(cap(b))
+	c.freed = append(c.freed, b)
+	c.remap(-int64(cap(b)))
+	return true
 }
 
 // release drops a user's reference.
@@ -290,8 +300,8 @@ func (c *frameCache) close() {
 	c.closed = true
 	for c.evict() {
 	}
+	for c.freeSpare() {
+	}
 	clear(c.ghosts)
 	c.ghostQ.Init()
-	c.freed = append(c.freed, c.spare...)
-	c.spare = nil
 }

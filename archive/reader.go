@@ -27,7 +27,7 @@ const (
 // are not remembered: the next call tries again.
 //
 // A Reader is safe for concurrent use. Its memory is bounded: the cache, the
-// frames being decoded or held, four spare buffers, and 20 MiB for tables and scratch. Frames lie
+// frames being decoded or held, a spare buffer, and 20 MiB for tables and scratch. Frames lie
 // outside of Go's heap: a Reader that is not closed keeps theirs.
 type Reader struct {
 	dec     *zstd.Decoder

@@ -243,12 +243,16 @@ func (b *builder) takeInodes() (list [][]byte) {
 // finish writes everything to tables and closes the builder. whole says that no
 // record was applied in part; then it sees to it that the tables are few.
 func (b *builder) finish(whole bool) error {
+	runs := maxRuns
+	if b.limit > minMemory { // so much was written that a merge is a small part of it
+		runs = keptRuns
+	}
 	if err := b.spill(); err != nil {
 		return err
 	}
 	b.close()
 	if whole {
-		if err := b.compact(maxRuns, true); err != nil {
+		if err := b.compact(runs, true); err != nil {
 			return err
 		}
 	}

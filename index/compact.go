@@ -118,7 +118,7 @@ func (b *builder) rewrite(inputs []tableFile, drop bool) ([]tableFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	run := &runWriter{b: b}
+	run := &runWriter{b: b, in: in}
 	err = copyTables(in, run, b.number, drop)
 	in.close()
 	for _, t := range inputs {
@@ -193,6 +193,7 @@ func (v version) value() []byte { return v.sealed[:len(v.sealed)-sumSize] }
 // runWriter writes a sorted run of tables. All versions of a key are in one.
 type runWriter struct {
 	b       *builder
+	in      *tables // what it is made of, nil where that is not tables
 	tables  []tableFile
 	out     *table.Builder
 	raw     int // bytes of keys and values in out
@@ -203,6 +204,9 @@ func (r *runWriter) add(key []byte, v version) error {
 	if r.out != nil && r.raw >= runTable && !bytes.Equal(key, r.lastKey) {
 		if err := r.finish(); err != nil {
 			return err
+		}
+		if r.in != nil {
+			r.in.release() // what was read of them is not needed again
 		}
 	}
 	if r.out == nil {
