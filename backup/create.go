@@ -574,6 +574,7 @@ func (c *creation) commitAs(number uint64) error {
 	for _, bytes := range c.added {
 		c.summary.StoredBytes += bytes
 	}
+	c.stored, c.relied, c.links, c.pool, c.small = nil, nil, nil, nil, nil // room for the index
 	c.publishIndex()
 	return nil
 }
