@@ -72,6 +72,7 @@ type Mount struct {
 	counters   counters
 	marks      *marks
 	paths      *paths
+	found      atomic.Pointer[foundVersions]
 
 	snapshots   snapshots
 	refreshes   refreshes

@@ -54,15 +54,29 @@ func (s *server) historyIn(snap *snapshot, p *pathNode) (history, fuse.Status) {
 		return history{}, errStale
 	}
 	h := history{snapshot: snap, pathNode: p, listing: l, line: snap.db.Timeline(l.generations)}
-	var err error
-	h.versions, err = h.line.Versions(p.path())
-	switch {
-	case err != nil:
-		return history{}, s.failVersions("lookup", p.path(), err)
-	case len(h.versions) == 0: // what had it was dropped
+	path := p.path()
+	found := s.m.found.Load()
+	if found == nil || found.number != snap.db.Number() || found.listing != l || found.path != path {
+		versions, err := h.line.Versions(path)
+		if err != nil {
+			return history{}, s.failVersions("lookup", path, err)
+		}
+		found = &foundVersions{snap.db.Number(), l, path, versions}
+		s.m.found.Store(found)
+	}
+	if h.versions = found.versions; len(h.versions) == 0 { // what had it was dropped
 		return history{}, errStale
 	}
 	return h, fuse.OK
+}
+
+// foundVersions are the versions that were asked for last. A listing of many takes many
+// requests, and each needs all of them. They never change.
+type foundVersions struct {
+	number   uint64 // of the snapshot's last record
+	listing  *listing
+	path     string
+	versions []index.Version
 }
 
 func (s *server) failVersions(op, path string, err error) fuse.Status {
