@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -30,9 +28,6 @@ func (c *creation) walk() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", root, err)
 	}
-	if closed := closedAbove(root); closed != "" {
-		c.notef("%s is closed to others, but is not part of what is stored with --root %s: in a mount that others may enter they have the rights of the modes below it (backupfs --private, or a mount point in a closed directory)", closed, root)
-	}
 	entry := scannedEntry{name: ".", inode: st}
 	var old *index.Dirent
 	if c.previous.Number != 0 {
@@ -45,22 +40,6 @@ func (c *creation) walk() error {
 	d := c.scanner.start(fd, ".", c.selection.only(), old)
 	defer d.close()
 	return c.directory(fd, d, &entry, ".", old, c.selection, st.dev)
-}
-
-// closedAbove returns the first directory above root that not everybody may enter, ""
-// where there is none.
-func closedAbove(root string) string {
-	dir, err := filepath.EvalSymlinks(root)
-	if err != nil {
-		return ""
-	}
-	for dir != "/" {
-		dir = filepath.Dir(dir)
-		if info, err := os.Stat(dir); err == nil && info.Mode()&0o001 == 0 {
-			return dir
-		}
-	}
-	return ""
 }
 
 // directory compares the directory e, which lies at path and is being scanned

@@ -494,28 +494,6 @@ func TestACLsAlone(t *testing.T) {
 	}
 }
 
-// TestClosedAbove: what is above another root, and closed, is told.
-func TestClosedAbove(t *testing.T) {
-	r, dir := newRepository(t), t.TempDir()
-	root := dir + "/closed/open"
-	write(t, root+"/f", nil)
-	for closed, mode := range map[string]os.FileMode{"": 0o755, dir + "/closed": 0o700} {
-		if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.Chmod(dir+"/closed", mode)); err != nil {
-			t.Fatal(err)
-		}
-		if got := closedAbove(root); got != closed {
-			t.Errorf("%q, want %q", got, closed)
-		}
-	}
-	var notes []string
-	o := optionsFor(root)
-	o.Events.Note = func(text string) { notes = append(notes, text) }
-	create(t, r, o)
-	if len(notes) != 1 || !strings.HasPrefix(notes[0], dir+"/closed is closed") {
-		t.Errorf("%q", notes)
-	}
-}
-
 // TestSizesThatOverflow: files whose sizes cannot be added are problems, and not the end
 // of the repository.
 func TestSizesThatOverflow(t *testing.T) {
