@@ -118,10 +118,7 @@ func (c *compaction) run() error {
 		if c.summary.Removed == 0 {
 			return err
 		}
-		lock.Release() // on a full disk the next run may need the room
-		swept, sweepErr := sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
-		c.summary.Swept = swept
-		return errors.Join(err, sweepErr)
+		return errors.Join(err, c.sweep(lock)) // on a full disk the next run may need the room
 	}
 	if c.summary.Removed > 0 {
 		if err := c.conclude(); err != nil {
@@ -130,13 +127,17 @@ func (c *compaction) run() error {
 	}
 	c.summary.DeadAfter = c.usage.dead
 	c.options.hooks.reach("before sweep")
-	lock.Release()
-	var err error
-	c.summary.Swept, err = sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
-	if err != nil || c.summary.Limited || c.options.hooks.whole {
+	if err := c.sweep(lock); err != nil || c.summary.Limited || c.options.hooks.whole {
 		return err
 	}
 	return c.shorten()
+}
+
+// sweep gives the lock of the parts back, and deletes the files of removed ones.
+func (c *compaction) sweep(lock *archive.Lock) (err error) {
+	lock.Release()
+	c.summary.Swept, err = sweepAfter(c.repo, c.db, c.notef, c.options.hooks)
+	return err
 }
 
 // dryRun puts what would be done into the summary.

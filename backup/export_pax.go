@@ -26,9 +26,9 @@ const tarBlock = 512 // everything in a tar stream is a multiple of it
 // otherwise; "=" and "%" in a name as GNU tar writes them.
 func xattrRecord(x archive.Xattr) (key, value string, err error) {
 	switch x.Name {
-	case "system.posix_acl_access":
+	case accessACL:
 		key = "SCHILY.acl.access"
-	case "system.posix_acl_default":
+	case defaultACL:
 		key = "SCHILY.acl.default"
 	default:
 		return "SCHILY.xattr." + strings.NewReplacer("%", "%25", "=", "%3D").Replace(x.Name), x.Value, nil

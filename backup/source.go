@@ -213,7 +213,7 @@ func (x xattrReader) read() ([]archive.Xattr, error) {
 	}
 	var xattrs []archive.Xattr
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
-		value, err := growing(func(dst []byte) (int, error) { return x.get(name, dst) })
+		value, err := x.value(name)
 		if errors.Is(err, unix.ENODATA) { // removed meanwhile
 			continue
 		}
@@ -226,11 +226,17 @@ func (x xattrReader) read() ([]archive.Xattr, error) {
 	return xattrs, nil
 }
 
+// The extended attributes that are POSIX ACLs.
+const (
+	accessACL  = "system.posix_acl_access"
+	defaultACL = "system.posix_acl_default"
+)
+
 // acls returns the ACLs alone, and whether there can be no other.
 func (x xattrReader) acls() (list []archive.Xattr, known bool) {
 	known = true
-	for _, name := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
-		value, err := growing(func(dst []byte) (int, error) { return x.get(name, dst) })
+	for _, name := range []string{accessACL, defaultACL} {
+		value, err := x.value(name)
 		if err == nil {
 			list = append(list, archive.Xattr{Name: name, Value: string(value)})
 		} else if !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
@@ -238,6 +244,11 @@ func (x xattrReader) acls() (list []archive.Xattr, known bool) {
 		}
 	}
 	return list, known
+}
+
+// value returns the value of an extended attribute.
+func (x xattrReader) value(name string) ([]byte, error) {
+	return growing(func(dst []byte) (int, error) { return x.get(name, dst) })
 }
 
 // growing calls a system call that fills a buffer with ever larger ones.
