@@ -52,10 +52,13 @@ func (d *disk) again() {
 	run(d.t, "mount", "-o", "loop", d.image, d.dir)
 }
 
+// journaled makes the file systems whose power is cut.
+var journaled = [][]string{{"mkfs.ext4", "-q", "-F"}, {"mkfs.xfs", "-q"}}
+
 // TestPowerCut cuts the power of the disk that holds a repository, during commands and
 // right after them. What was acknowledged is there when the disk is back.
 func TestPowerCut(t *testing.T) {
-	for _, mkfs := range [][]string{{"mkfs.ext4", "-q", "-F"}, {"mkfs.xfs", "-q"}} {
+	for _, mkfs := range journaled {
 		t.Run(mkfs[0], func(t *testing.T) { powerCuts(t, newDisk(t, mkfs...), scale(12, 300)/2) })
 	}
 }
@@ -64,7 +67,7 @@ func TestPowerCut(t *testing.T) {
 // but the directory is not synced yet: that must not be acknowledged, whatever the file
 // system says. (XFS says of a directory that it is synced after it has shut down.)
 func TestPowerCutBeforeSync(t *testing.T) {
-	for _, mkfs := range [][]string{{"mkfs.ext4", "-q", "-F"}, {"mkfs.xfs", "-q"}} {
+	for _, mkfs := range journaled {
 		t.Run(mkfs[0], func(t *testing.T) {
 			d := newDisk(t, mkfs...)
 			s := newSurvivor(t, d.dir, 106)
