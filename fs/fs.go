@@ -70,6 +70,7 @@ type Mount struct {
 	parts      *parts
 	log        *logger
 	counters   counters
+	latency    *latency
 	marks      *marks
 	paths      *paths
 	found      atomic.Pointer[foundVersions]
@@ -110,6 +111,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		mountpoint: mountpoint,
 		owner:      *fuse.CurrentOwner(),
 		log:        newLogger(o.Log),
+		latency:    newLatency(),
 		marks:      newMarks(),
 		paths:      newPaths(maxPaths),
 		done:       make(chan struct{}),

@@ -19,6 +19,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
+	"github.com/backupfs/backupfs/index"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -438,6 +439,29 @@ func TestXattrs(t *testing.T) {
 		_, err := os.ReadFile(at + "f")
 		wantErrno(t, "others", err, unix.EACCES)
 	})
+	log.wantNone(t)
+}
+
+// Programs hear that there are no labels of SELinux, as long as there are none:
+// ls asks for that of each file otherwise.
+func TestLabels(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "", func(e *archive.Entry) { e.Xattrs = []archive.Xattr{{Name: "user.u", Value: "1"}} })
+	d.file("none", "")
+	first := d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	for _, path := range []string{mnt, mnt + "/latest/f", mnt + "/latest/none", mnt + "/.versions/f"} {
+		_, err := unix.Lgetxattr(path, index.LabelXattr, nil)
+		wantErrno(t, "the label of "+path, err, unix.ENOTSUP)
+	}
+	d = r.begin("")
+	d.file("labelled", "", func(e *archive.Entry) { e.Xattrs = []archive.Xattr{{Name: index.LabelXattr, Value: "etc_t"}} })
+	second := d.commit("2026-11-21T04:00:00Z")
+	within(t, "the next generation", func() bool { return exists(filepath.Join(mnt, second, "labelled")) })
+	wantXattr(t, filepath.Join(mnt, second, "labelled"), index.LabelXattr, "etc_t")
+	_, err := unix.Lgetxattr(filepath.Join(mnt, first, "f"), index.LabelXattr, nil)
+	wantErrno(t, "the label of a file that has none", err, unix.ENODATA)
 	log.wantNone(t)
 }
 

@@ -62,6 +62,7 @@ func (l *plusList) add(e fuse.DirEntry, set func(*fuse.EntryOut) fuse.Status) bo
 }
 
 func (s *server) readDir(node, offset uint64, out entryList) fuse.Status {
+	s.m.latency.request()
 	if s.isListing(node) {
 		return s.readListing(node, offset, out)
 	}

@@ -131,6 +131,7 @@ func (s *server) fail(op string, node uint64, err error) fuse.Status {
 
 // Lookup implements fuse.RawFileSystem.
 func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	s.m.latency.request()
 	if isDot(name) {
 		return s.lookupDot(h.NodeId, name, out)
 	}
@@ -198,6 +199,7 @@ func setEntry(out *fuse.EntryOut, p place, e index.Dirent) {
 
 // GetAttr implements fuse.RawFileSystem.
 func (s *server) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	s.m.latency.request()
 	valid, status := s.attr(in.NodeId, &out.Attr)
 	out.SetTimeout(valid)
 	return status
@@ -303,6 +305,7 @@ func (s *server) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Sta
 // Read implements fuse.RawFileSystem. Less than what was asked for is returned
 // at the end of the file only: the kernel takes the rest for zeros.
 func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
+	s.m.latency.request()
 	ino, ok := fileInode(in.NodeId)
 	if !ok {
 		return nil, fuse.EISDIR
@@ -412,8 +415,12 @@ func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut
 
 // GetXAttr implements fuse.RawFileSystem.
 func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	s.m.latency.request()
 	if s.mute && !strings.HasPrefix(name, aclPrefix) {
 		return 0, fuse.ENOSYS
+	}
+	if name == index.LabelXattr && !s.hasLabels() {
+		return 0, fuse.ENOTSUP
 	}
 	if isPathNode(h.NodeId) {
 		value, status := s.historyXattr(h.NodeId, name)
@@ -443,8 +450,20 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 	return reply(dest, value)
 }
 
+// hasLabels reports whether any file has a label of SELinux. Programs that hear that
+// a file system keeps none do not ask for those of its other files.
+func (s *server) hasLabels() bool {
+	snap := s.m.snapshots.at(0)
+	if snap == nil {
+		return true
+	}
+	defer snap.release()
+	return snap.db.HasLabels()
+}
+
 // ListXAttr implements fuse.RawFileSystem.
 func (s *server) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	s.m.latency.request()
 	if s.mute {
 		return 0, fuse.ENOSYS
 	}

@@ -835,8 +835,9 @@ func fingerprint(e *archive.Entry) (print [16]byte) {
 
 // newInode writes an inode, its extended attributes and its segments.
 func (a *applier) newInode(e *archive.Entry) (Ino, error) {
-	if len(e.Xattrs) > 0 {
+	for _, x := range e.Xattrs {
 		a.meta.hasXattrs = true
+		a.meta.hasLabels = a.meta.hasLabels || x.Name == LabelXattr
 	}
 	ino, written, err := a.nextIno(e)
 	if err != nil || written {

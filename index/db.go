@@ -70,6 +70,12 @@ func (d *DB) Problem() error { return d.problem }
 // HasXattrs reports whether any inode has extended attributes.
 func (d *DB) HasXattrs() bool { return d.meta.hasXattrs }
 
+// LabelXattr is the extended attribute that SELinux keeps its labels in.
+const LabelXattr = "security.selinux"
+
+// HasLabels reports whether any inode has a label of SELinux.
+func (d *DB) HasLabels() bool { return d.meta.hasLabels }
+
 // Totals returns the bytes of all parts that the log named and did not remove.
 func (d *DB) Totals() (raw, stored int64) { return d.meta.raw, d.meta.stored }
 

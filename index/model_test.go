@@ -152,6 +152,9 @@ func (g *gardener) entry(path string) *archive.Entry {
 	}
 	if g.rnd.IntN(8) == 0 {
 		e.Xattrs = []archive.Xattr{{Name: "user.a", Value: "\x00" + g.name()}, {Name: "user.b"}}
+		if g.rnd.IntN(8) == 0 {
+			e.Xattrs = slices.Insert(e.Xattrs, 0, archive.Xattr{Name: LabelXattr, Value: "system_u:object_r:etc_t:s0\x00"})
+		}
 	}
 	return e
 }
@@ -626,6 +629,6 @@ func dump(t *testing.T, db *DB) string {
 	}
 	err = db.Parts(func(p archive.Part) bool { fmt.Fprintf(&s, "%+v\n", p); return true })
 	raw, stored := db.Totals()
-	fmt.Fprintln(&s, err, raw, stored, db.HasXattrs(), db.Number())
+	fmt.Fprintln(&s, err, raw, stored, db.HasXattrs(), db.HasLabels(), db.Number())
 	return s.String()
 }

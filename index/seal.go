@@ -25,7 +25,7 @@ const (
 
 	// schema is the version of keys, values and seal. An index of another one
 	// is rebuilt.
-	schema = 6
+	schema = 7
 )
 
 // seal is the last file that is written into an index directory. It says what

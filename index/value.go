@@ -530,6 +530,7 @@ type meta struct {
 	removal   uint64 // the last record that removed a part
 	begins    uint64 // the checkpoint that the log begins with; 0: it begins with record 1
 	hasXattrs bool   // any inode has extended attributes
+	hasLabels bool   // any of them is LabelXattr
 }
 
 func appendMeta(b []byte, m meta) []byte {
@@ -537,7 +538,10 @@ func appendMeta(b []byte, m meta) []byte {
 	for _, v := range [...]uint64{m.dirs, m.inos, m.parts, uint64(m.raw), uint64(m.stored), m.removal, m.begins} {
 		b = binary.AppendUvarint(b, v)
 	}
-	if m.hasXattrs {
+	switch {
+	case m.hasLabels:
+		return append(b, 2)
+	case m.hasXattrs:
 		return append(b, 1)
 	}
 	return append(b, 0)
@@ -551,6 +555,8 @@ func decodeMeta(value []byte) (meta, error) {
 	case 0:
 	case 1:
 		m.hasXattrs = true
+	case 2:
+		m.hasXattrs, m.hasLabels = true, true
 	default:
 		d.fail()
 	}

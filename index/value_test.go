@@ -45,6 +45,7 @@ func TestValues(t *testing.T) {
 		"forgotten":         {appendForgotten(nil, at), "00" + "c801" + "05"},
 		"source":            {appendHead(nil, head{number: 7, tree: tree{root: 1, files: 2, dirs: 3, raw: 4}}), "07" + "01020304"},
 		"meta":              {appendMeta(nil, meta{digest: archive.Digest(h), time: at, dirs: 1, inos: 2, parts: 3, raw: 4, stored: 5, removal: 6, begins: 7, hasXattrs: true}), hash + "c80105" + "01020304050607" + "01"},
+		"meta with labels":  {appendMeta(nil, meta{digest: archive.Digest(h), time: at, hasXattrs: true, hasLabels: true}), hash + "c80105" + "00000000000000" + "02"},
 		"sealed":            {sealValue([]byte("k"), 1, []byte("v")), "76" + "87296d22"},
 		"key of a dirent":   {appendDirentKey(nil, 258, "n"), "64" + "0000000000000102" + "6e"},
 		"key of a segment":  {appendSegmentKey(nil, 256, 1), "65" + "0000000000000100" + "0000000000000001"},
