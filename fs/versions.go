@@ -54,24 +54,31 @@ func (s *server) historyIn(snap *snapshot, p *pathNode) (history, fuse.Status) {
 		return history{}, errStale
 	}
 	h := history{snapshot: snap, pathNode: p, listing: l, line: snap.db.Timeline(l.generations)}
-	path := p.path()
-	found := s.m.found.Load()
-	if found == nil || found.number != snap.db.Number() || found.listing != l || found.path != path {
-		versions, err := h.line.Versions(path)
-		if err != nil {
-			return history{}, s.failVersions("lookup", path, err)
-		}
-		found = &foundVersions{snap.db.Number(), l, path, versions}
-		s.m.found.Store(found)
-	}
-	if h.versions = found.versions; len(h.versions) == 0 { // what had it was dropped
+	status := s.findVersions(&h, p.path())
+	if status.Ok() && len(h.versions) == 0 { // what had it was dropped
 		return history{}, errStale
 	}
-	return h, fuse.OK
+	return h, status
 }
 
-// foundVersions are the versions that were asked for last. A listing of many takes many
-// requests, and each needs all of them. They never change.
+// findVersions sets the versions of h to those of a path.
+func (s *server) findVersions(h *history, path string) fuse.Status {
+	found := s.m.found.Load()
+	if found == nil || found.number != h.db.Number() || found.listing != h.listing || found.path != path {
+		versions, err := h.line.Versions(path)
+		if err != nil {
+			return s.failVersions("lookup", path, err)
+		}
+		found = &foundVersions{h.db.Number(), h.listing, path, versions}
+		s.m.found.Store(found)
+	}
+	h.versions = found.versions
+	return fuse.OK
+}
+
+// foundVersions are the versions that were asked for last. Whoever looks a path up asks
+// for more of it, a listing of many takes many requests, and each needs all of them. They
+// never change.
 type foundVersions struct {
 	number   uint64 // of the snapshot's last record
 	listing  *listing
@@ -117,18 +124,17 @@ func (s *server) lookupHistory(node uint64, name string, out *fuse.EntryOut) fus
 		}
 	}
 	child := join(h.path(), name)
-	versions, err := h.line.Versions(child)
-	if err != nil {
-		return s.failVersions("lookup", child, err)
+	if status := s.findVersions(&h, child); !status.Ok() {
+		return status
 	}
-	if len(versions) == 0 {
+	if len(h.versions) == 0 {
 		return fuse.ENOENT
 	}
 	p, err := s.m.paths.child(h.pathNode, name)
 	if err != nil {
 		return s.failVersions("lookup", child, err)
 	}
-	h.pathNode, h.versions = p, versions
+	h.pathNode = p
 	return s.setHistoryEntry(out, h)
 }
 
