@@ -59,8 +59,8 @@ func (c *checking) against() error {
 	c.notef("generation %s is compared with %s", generationName(g.Source, g.Name), c.options.Against)
 	c.options.Progress.start("compare", g.Raw)
 	a := &comparison{checking: c, view: c.db.At(g.Number), buffer: make([]byte, 256<<10)}
-	if a.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
-		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
+	if a.own, err = directoryOf(c.repo); err != nil {
+		return err
 	}
 	fd, err := unix.Open(c.options.Against, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -111,6 +111,9 @@ func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bo
 		return nil
 	}
 	same := !newer(live.Ctime, stored.Attr.Ctime) && !newer(live.Mtime, stored.Attr.Mtime)
+	if live.Type == archive.TypeDir && live.Inode != stored.Attr.Inode {
+		same = false // what was mounted there is not, or something else
+	}
 	kind := Since
 	if same {
 		kind = Silent

@@ -72,7 +72,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		d.entries = nil
 	} else if e.dev != device && kernelFileSystem(fileSystem(d.fd)) {
 		d.entries = nil
-		s.leavesBelow(path, func(leaf string) { c.problem(leaf, errKernelFile) })
+		s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
 	} else {
 		c.missing(d, path, s)
 	}
@@ -141,11 +141,12 @@ func (c *creation) directoryEntry(parent int, d *scanned, e *scannedEntry, path 
 		c.count(old, &e.inode, path, true)
 		return nil
 	}
+	attr := lasting(e.Attr)
 	xattrs := xattrsBeneath(parent, e.name)
 	if d.fd >= 0 {
 		xattrs = xattrsBeneath(d.fd, ".")
 	}
-	entry := archive.Entry{Path: path, Attr: e.Attr}
+	entry := archive.Entry{Path: path, Attr: attr}
 	if entry.Xattrs, err = xattrs.read(); err == nil {
 		c.warnOverlay(path, entry.Xattrs)
 		err = c.add(entry)
@@ -398,7 +399,7 @@ func (c *creation) readNew(dir int, e *scannedEntry, path string) (archive.Entry
 	if e.Type == archive.TypeFile {
 		return c.readFile(dir, e.name, path)
 	}
-	entry := archive.Entry{Path: path, Attr: e.Attr, Group: e.group()}
+	entry := archive.Entry{Path: path, Attr: lasting(e.Attr), Group: e.group()}
 	var err error
 	if e.Type == archive.TypeSymlink {
 		if entry.Target, err = readLink(dir, e.name, e.Size); err != nil {

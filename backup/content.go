@@ -111,6 +111,17 @@ func neverSame(a archive.Attr) archive.Attr {
 	return a
 }
 
+// lasting returns attributes to store with what is read next. No change to come hides
+// behind the time in them: that has passed, after a moment of waiting, or no file has them.
+func lasting(a archive.Attr) archive.Attr {
+	wait := young(a)
+	if wait > clockGrain {
+		return neverSame(a)
+	}
+	time.Sleep(wait)
+	return a
+}
+
 // readData stores the data of an open file and adds its extents to the entry.
 func (c *creation) readData(fd int, st inode, entry *archive.Entry) error {
 	if st.Size == 0 {

@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/backupfs/backupfs/archive"
@@ -193,8 +192,8 @@ func (c *creation) prepare() (err error) {
 	if c.selection, err = newSelection(c.options.Root, c.options.Paths); err != nil {
 		return err
 	}
-	if c.own, err = statBeneath(unix.AT_FDCWD, c.repo.Dir()); err != nil {
-		return fmt.Errorf("%s: %w", c.repo.Dir(), err)
+	if c.own, err = directoryOf(c.repo); err != nil {
+		return err
 	}
 	if c.lock, err = c.repo.LockParts(); err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // selection is the tree of what is backed up: everything below a node, or only
@@ -20,33 +22,42 @@ type selection struct {
 // newSelection returns the selection of paths below root; both are absolute
 // where root is not "". Symlinks above the last component are resolved, since
 // what is stored is the tree as it is; below another root they cannot be. A path that
-// ends with a "/" is that of a directory, also for a symlink to one.
+// ends with a "/", or with "." or "..", is that of a directory, also where that is
+// reached through a symlink.
 func newSelection(root string, paths []string) (*selection, error) {
 	s := &selection{}
 	for _, path := range paths {
 		if root == "" {
-			absolute, err := filepath.Abs(path)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", path, err)
+			var err error
+			if path, err = resolve(path); err != nil {
+				return nil, err
 			}
-			if dir, err := filepath.EvalSymlinks(absolute); err == nil && strings.HasSuffix(path, "/") {
-				absolute = dir
-			}
-			path = resolveParent(absolute)
 		}
 		s.add(filepath.Clean("/" + path))
 	}
 	return s, nil
 }
 
-// resolveParent resolves symlinks in all but the last component. A path that
-// does not exist stays as it is: the walk says that it is missing.
-func resolveParent(path string) string {
-	parent, err := filepath.EvalSymlinks(filepath.Dir(path))
-	if err != nil {
-		return path
+// resolve returns the absolute path of what the kernel finds at a path, without symlinks
+// but a last component. It takes no ".." away before symlinks are followed. A path that does
+// not exist stays as it is: the walk says that it is missing.
+func resolve(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		here, err := unix.Getwd() // os.Getwd may have symlinks in it
+		if err != nil {
+			return "", fmt.Errorf("%s: the working directory: %w", path, err)
+		}
+		path = here + "/" + path
 	}
-	return filepath.Join(parent, filepath.Base(path))
+	parent, last := filepath.Split(path)
+	if last == "" || last == "." || last == ".." {
+		parent, last = path, ""
+	}
+	resolved, err := filepath.EvalSymlinks(parent)
+	if err != nil {
+		return path, nil
+	}
+	return filepath.Join(resolved, last), nil
 }
 
 // add selects an absolute, clean path.

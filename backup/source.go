@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,13 +40,25 @@ func enterBeneath(dir int, name string) (int, error) {
 	return openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: beneath})
 }
 
+// leaseWait bounds how long it takes to open a file that somebody has a lease of (Samba,
+// the server of NFS): the kernel asks for it back, and the file cannot be opened until it
+// is given back (fcntl(2), Leases).
+const leaseWait = 5 * time.Second
+
+var errLease = errors.New("another program has a lease of it (fcntl(2)) and does not give it back")
+
 func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
-	for {
+	for began := time.Now(); ; {
 		fd, err := unix.Openat2(dir, name, how)
 		if err == unix.ENOSYS { // before Linux 5.6: one component and O_NOFOLLOW mean the same
 			fd, err = unix.Openat(dir, name, int(how.Flags), 0)
 		}
-		if err != unix.EINTR && err != unix.EAGAIN {
+		switch {
+		case err == unix.EAGAIN && time.Since(began) > leaseWait:
+			return 0, errLease
+		case err == unix.EAGAIN: // or something was renamed meanwhile
+			time.Sleep(time.Millisecond)
+		case err != unix.EINTR:
 			return fd, err
 		}
 	}
@@ -86,6 +99,16 @@ func statBeneath(dir int, name string) (inode, error) {
 			return inode{}, err
 		}
 	}
+}
+
+// directoryOf returns the attributes of the directory of a repository, also where
+// its path is that of a symlink.
+func directoryOf(r *archive.Repository) (inode, error) {
+	i, err := statBeneath(unix.AT_FDCWD, r.Dir()+"/.")
+	if err != nil {
+		return inode{}, fmt.Errorf("%s: %w", r.Dir(), err)
+	}
+	return i, nil
 }
 
 func inodeOf(st *unix.Statx_t) (inode, error) {
