@@ -71,7 +71,28 @@ func (c *checking) against() error {
 	if err != nil {
 		return err
 	}
+	if err := a.recognize(fd, root); err != nil {
+		return err
+	}
 	return a.entry(fd, ".", root, true, 0)
+}
+
+// recognize makes sure that anything that lies at the top of the generation lies at the top
+// of the live tree: else that is another one, and all would have been removed since.
+func (a *comparison) recognize(fd int, root index.Dirent) error {
+	known, first := false, ""
+	err := a.view.List(root.Dir, "", func(e index.Dirent) bool {
+		if first == "" {
+			first = e.Name
+		}
+		_, err := statBeneath(fd, e.Name)
+		known = err == nil
+		return !known
+	})
+	if err != nil || known || first == "" {
+		return err
+	}
+	return fmt.Errorf("%s has no %q, nor anything else that the generation has at its top: give the directory that it is a backup of (what --root was, or /)", a.options.Against, first)
 }
 
 func (a *comparison) differ(path string, kind DifferenceKind, what string) {

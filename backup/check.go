@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,7 +25,8 @@ type CheckOptions struct {
 	Subset   Subset // the zero value means all parts
 	Against  string // directory that the newest generation of Source is compared with; "" means none
 	Source   string
-	Repair   bool // rebuild the index where it is damaged or missing
+	Repair   bool   // rebuild the index where it is damaged or missing; write the log again where only the index has what it said
+	Program  string // that runs, with its version, for the log
 
 	Damage     func(text string)           // called for each damage, with what is damaged; nil means nobody
 	Note       func(text string)           // called for what is worth to know but no damage; nil means nobody
@@ -138,6 +141,8 @@ type checking struct {
 	mutex    sync.Mutex // guards what follows
 	damaged  map[archive.Digest]*DamagedPart
 	rejected map[uint64]bool // indexes reported
+
+	indexHasAll bool // also what the damaged part of the log said
 }
 
 // Check verifies a repository: that the log is whole and a chain, that the
@@ -370,9 +375,13 @@ func (c *checking) rebuilt(ctx context.Context) (difference, err error) {
 	return nil, err
 }
 
-// repair rebuilds the index where that is needed.
+// repair rebuilds the index where that is needed, or writes to the log what only the
+// index has.
 func (c *checking) repair() error {
 	if c.result.DamagedRecords > 0 {
+		if c.db != nil && c.indexHasAll {
+			return c.repairLog()
+		}
 		c.notef("the index cannot be rebuilt from a damaged log")
 		return nil
 	}
@@ -401,6 +410,26 @@ func (c *checking) repair() error {
 	})
 	c.result.Repaired = sound && err == nil
 	return err
+}
+
+// repairLog commits a checkpoint: a record that says all that the damaged log said, as
+// the index has it.
+func (c *checking) repairLog() error {
+	lock, err := c.repo.LockParts()
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	number, _, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: math.MaxInt64, program: c.options.Program})
+	if errors.Is(err, fs.ErrExist) {
+		c.notef("the log was not repaired: another run committed meanwhile; check again")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("repair the log: %w", err)
+	}
+	c.notef("log record %d says again what the damaged ones said: check again", number)
+	return nil
 }
 
 // Damaged reports whether there is damage, other than an index that was repaired.

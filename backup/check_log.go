@@ -276,7 +276,8 @@ func (c *checking) removedMeanwhile(name archive.Digest) (bool, error) {
 // behind the record number, up to which the index goes.
 func (c *checking) lost(number uint64) {
 	if number >= c.log.last {
-		c.notef("the index still has what the damaged part of the log said, and every generation can be read, as long as index/%012d is there: do not remove it, and copy out of a mount what you need", c.log.last)
+		c.indexHasAll = true
+		c.notef("the index still has what the damaged part of the log said, and every generation can be read, as long as index/%012d is there: do not remove it; `mkbackup check --repair` writes to the log what it has", c.log.last)
 		return
 	}
 	var names []string

@@ -245,7 +245,7 @@ func TestDamagedLog(t *testing.T) {
 	if err := os.Remove(record); err != nil {
 		t.Fatal(err)
 	}
-	c := check(t, r, CheckOptions{Repair: true})
+	c := check(t, r, CheckOptions{})
 	if c.DamagedRecords != 1 || c.Lost != 0 || c.Generations != 4 || c.Repaired || !slices.Equal(c.damages, []string{"log record 3 is missing"}) {
 		t.Errorf("with an index: %+v, %q", c.CheckResult, c.damages)
 	}
@@ -272,6 +272,63 @@ func TestDamagedLog(t *testing.T) {
 	}
 	if c.ReadParts != c.Parts || c.Parts != 4 {
 		t.Errorf("read %d of %d parts", c.ReadParts, c.Parts)
+	}
+}
+
+// TestLogRepaired: an index that has all that a damaged log said is written to it again,
+// and nothing is lost with the index then. A backup says that a record is missing.
+func TestLogRepaired(t *testing.T) {
+	for name, spoil := range map[string]func(record string) error{
+		"missing": os.Remove,
+		"damaged": func(record string) error { return os.Truncate(record, 50) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, source := newRepository(t), t.TempDir()
+			for i := range 4 {
+				write(t, source+"/file", []byte(fmt.Sprint(i)))
+				create(t, r, optionsFor(source))
+			}
+			want := map[uint64]string{2: "1", 3: "2", 4: "3", 6: "3"}
+			forget(t, r, 1)
+			if err := spoil(filepath.Join(r.Dir(), archive.RecordStoreName(3))); err != nil {
+				t.Fatal(err)
+			}
+			var damages []string
+			o := optionsFor(source)
+			o.Events.Damage = func(text string) { damages = append(damages, text) }
+			s := create(t, r, o)
+			if missing := name == "missing"; (s.LostRecords == 1) != missing || (len(damages) == 1) != missing || missing && !strings.HasPrefix(damages[0], "log record 3 is missing: ") {
+				t.Errorf("a backup: %+v, %q", s, damages)
+			}
+			if c := check(t, r, CheckOptions{Repair: true}); c.DamagedRecords == 0 || c.Generations != 4 || !c.Damaged() {
+				t.Errorf("repair: %+v, %q", c.CheckResult, c.damages)
+			}
+			if err := os.RemoveAll(r.IndexDir()); err != nil {
+				t.Fatal(err)
+			}
+			for number, content := range want {
+				if got := contentsOf(t, r, number)["file"]; got != content {
+					t.Errorf("generation %d holds %q, want %q", number, got, content)
+				}
+			}
+			if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() || c.Generations != 4 {
+				t.Errorf("afterwards: %+v, %q", c.CheckResult, c.damages)
+			}
+			if s := create(t, r, optionsFor(source)); s.LostRecords != 0 {
+				t.Errorf("the next backup: %+v", s)
+			}
+		})
+	}
+}
+
+// TestAgainstAnother: a tree that has nothing of a generation is not compared with it.
+func TestAgainstAnother(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/etc/file", []byte("x"))
+	create(t, r, optionsFor(source))
+	_, err := Check(context.Background(), r, CheckOptions{Against: source + "/etc"})
+	if err == nil || !strings.Contains(err.Error(), `has no "etc", nor anything else`) {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -1,12 +1,14 @@
 package backup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
 )
 
 // A checkpoint is made when it is at most so large, as a share of the log; where all
@@ -42,47 +44,61 @@ func (c *compaction) shorten() error {
 	return err
 }
 
-// checkpoint commits a record that says all that those before it say of the
-// generations that were not forgotten, if it is small enough. The index that is
-// derived from it alone must say the same as the one of the whole log: only then it
-// is committed. Where another run commits meanwhile, a later one does this.
+// checkpoint makes a checkpoint if it is small enough. Where another run commits
+// meanwhile, a later one does this.
 func (c *compaction) checkpoint() error {
 	limit, err := c.checkpointLimit()
 	if err != nil || limit == 0 {
 		return err
 	}
-	draft, err := c.repo.NewRecord()
-	if err != nil {
-		return err
-	}
-	defer draft.Discard()
-	if err := c.state(draft); err != nil {
-		return fmt.Errorf("make a checkpoint: %w", err)
-	}
-	h := archive.Header{Kind: archive.KindCheckpoint, Number: c.db.Number() + 1, Time: time.Now().UTC(),
-		Previous: c.db.RecordDigest(), Program: c.options.Program}
-	if stored, err := draft.Stored(h); err != nil || stored >= limit {
-		return err
-	}
-	if err := c.verifyCheckpoint(draft, h); err != nil {
-		return fmt.Errorf("make a checkpoint: nothing was changed: %w", err)
-	}
-	c.options.hooks.reach("before checkpoint")
-	if err := c.ctx.Err(); err != nil {
-		return err
-	}
-	stored, err := commitRecord(c.repo, draft, h)
+	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit, c.options.Program, c.options.hooks})
 	if errors.Is(err, fs.ErrExist) {
 		c.notef("the log was not made shorter: another run committed meanwhile")
 		return nil
 	}
-	if err != nil {
+	if err != nil || number == 0 {
 		return err
 	}
 	c.summary.LogBytes += stored
-	c.summary.Checkpoint = h.Number
+	c.summary.Checkpoint = number
 	c.options.hooks.reach("checkpoint committed")
-	return c.follow(h.Number)
+	return c.follow(number)
+}
+
+type checkpointOptions struct {
+	limit   int64 // stored bytes below which it is committed
+	program string
+	hooks   hooks
+}
+
+// commitCheckpoint commits a record that says all that those before it say of the
+// generations that were not forgotten, if it is small enough; number is 0 where it is not.
+// The index that is derived from it alone must say the same as db, that of the whole log:
+// only then it is committed. The caller holds a lock of the parts. The error wraps
+// fs.ErrExist where another run commits meanwhile.
+func commitCheckpoint(ctx context.Context, repo *archive.Repository, db *index.DB, o checkpointOptions) (number uint64, stored int64, err error) {
+	draft, err := repo.NewRecord()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer draft.Discard()
+	if err := writeState(ctx, repo, db, draft); err != nil {
+		return 0, 0, fmt.Errorf("make a checkpoint: %w", err)
+	}
+	h := archive.Header{Kind: archive.KindCheckpoint, Number: db.Number() + 1, Time: time.Now().UTC(),
+		Previous: db.RecordDigest(), Program: o.program}
+	if stored, err := draft.Stored(h); err != nil || stored >= o.limit {
+		return 0, 0, err
+	}
+	if err := verifyCheckpoint(repo, db, draft, h); err != nil {
+		return 0, 0, fmt.Errorf("make a checkpoint: nothing was changed: %w", err)
+	}
+	o.hooks.reach("before checkpoint")
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
+	stored, err = commitRecord(repo, draft, h)
+	return h.Number, stored, err
 }
 
 // checkpointLimit returns the stored bytes below which a checkpoint is worth it, 0
@@ -113,17 +129,17 @@ func (c *compaction) checkpointLimit() (int64, error) {
 	return limit, nil
 }
 
-// state writes the lines of a checkpoint.
-func (c *compaction) state(draft *archive.RecordDraft) error {
-	sweep := &sweeper{repo: c.repo}
-	err := sweep.each(c.db, func(part archive.Digest, _ int64) error { return draft.Add(archive.Line{Removed: &part}) })
+// writeState writes the lines of a checkpoint.
+func writeState(ctx context.Context, repo *archive.Repository, db *index.DB, draft *archive.RecordDraft) error {
+	sweep := &sweeper{repo: repo}
+	err := sweep.each(db, func(part archive.Digest, _ int64) error { return draft.Add(archive.Line{Removed: &part}) })
 	if err != nil {
 		return err
 	}
 	lines := 0
-	return c.db.Checkpoint(func(l archive.Line) error {
+	return db.Checkpoint(func(l archive.Line) error {
 		if lines++; lines%4096 == 0 {
-			if err := c.ctx.Err(); err != nil {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
 		}
@@ -131,11 +147,11 @@ func (c *compaction) state(draft *archive.RecordDraft) error {
 	})
 }
 
-func (c *compaction) verifyCheckpoint(draft *archive.RecordDraft, h archive.Header) error {
+func verifyCheckpoint(repo *archive.Repository, db *index.DB, draft *archive.RecordDraft, h archive.Header) error {
 	record, err := draft.Read(h)
 	if err != nil {
 		return err
 	}
 	defer record.Close()
-	return c.db.VerifyCheckpoint(c.repo, record)
+	return db.VerifyCheckpoint(repo, record)
 }

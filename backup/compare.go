@@ -217,7 +217,7 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 		sub := ahead.take(i)
 		defer sub.close()
 		return c.directory(d.fd, sub, e, path, old, s, device)
-	case !s.all:
+	case !s.all || s.dir:
 		return c.unreadable(path, unix.ENOTDIR, old, s)
 	}
 	c.matched = true

@@ -108,7 +108,7 @@ type Summary struct {
 	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record
 	Parts       int64   `json:"parts"`         // new parts
 	Missing     int64   `json:"missing_parts"` // parts that were not there, each reported
-	LostRecords uint64  `json:"lost_records"`  // at the end of the log, reported
+	LostRecords uint64  `json:"lost_records"`  // that are missing in the log, each or as its end reported
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -146,7 +146,7 @@ type creation struct {
 	stored      map[archive.Hash]struct{} // contents in those parts, or in the packer
 	relied      map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
 	lost        map[archive.Digest]bool   // parts that the index names and that are not there
-	lostRecords uint64                    // at the end of the log
+	lostRecords uint64                    // that are missing in the log
 	links       map[string]archive.Entry  // first link of each hard-link group that was read
 	said        map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
 	chunks      chunker
@@ -222,11 +222,36 @@ func (c *creation) openIndex() (err error) {
 			c.notef("index %d is not used: %v", number, err)
 		}
 	}})
-	if err == nil && beyond > c.db.Number() {
+	if err != nil {
+		return err
+	}
+	if beyond > c.db.Number() {
 		c.lostRecords = beyond - c.db.Number()
 		c.damagef("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made; this run goes on from there", beyond, c.db.Number())
 	}
-	return err
+	return c.countMissing()
+}
+
+// countMissing reports the records that the index was derived from and that are missing.
+func (c *creation) countMissing() error {
+	records, err := c.repo.Records()
+	if err != nil {
+		return err
+	}
+	for number := max(c.db.Begins(), 1); number <= c.db.Number(); number++ {
+		if _, there := slices.BinarySearch(records, number); there {
+			continue
+		}
+		_, err := c.repo.RecordDigest(number) // of a network file system the listing may be an old one
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			c.lostRecords++
+			c.damagef("log record %d is missing: only the index still knows what it said; `mkbackup check --repair` writes that to the log again", number)
+		case err != nil:
+			return err
+		}
+	}
+	return nil
 }
 
 // sweep deletes the files that a compaction could not delete because of this run,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -346,6 +347,125 @@ func TestSelection(t *testing.T) {
 	o.Paths = []string{"/nowhere"}
 	if _, err := Create(context.Background(), r, o); !errors.Is(err, ErrNothing) {
 		t.Errorf("nothing to back up: %v", err)
+	}
+}
+
+// TestGivenDirectories: a path that can only be that of a directory is that of one, as
+// the kernel finds it, whatever symlinks it leads through.
+func TestGivenDirectories(t *testing.T) {
+	base, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"real/sub/in", "away/file"} {
+		write(t, filepath.Join(base, path), []byte(path))
+	}
+	for link, target := range map[string]string{"link": "real/sub", "file": "away/file", "none": "nowhere"} {
+		if err := os.Symlink(target, filepath.Join(base, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(filepath.Join(base, "link")) // of which $PWD has the symlink
+	real := base[1:] + "/real/"
+	for path, want := range map[string]string{
+		".": "sub/in", "./": "sub/in", "..": "sub/in", "../.": "sub/in", "../../link/.": "sub/in", "../../link/": "sub/in",
+		base + "/link/..": "sub/in", "../../link/../sub": "sub/in", "in": "sub/in",
+	} {
+		r := newRepository(t)
+		create(t, r, CreateOptions{Paths: []string{path}})
+		if got := contentsOf(t, r, 1); len(got) != 1 || got[real+want] != "real/"+want {
+			t.Errorf("%s: %q", path, got)
+		}
+	}
+	for _, path := range []string{"../../file/", "../../none/", "in/", "../../none/."} {
+		r := newRepository(t)
+		var problems []string
+		o := CreateOptions{Paths: []string{path, base + "/away"}, Events: Events{Problem: func(path string, err error) { problems = append(problems, path+": "+err.Error()) }}}
+		if s := create(t, r, o); s.Errors != 1 || len(problems) != 1 || !strings.HasSuffix(problems[0], "not a directory") || s.Files != 1 {
+			t.Errorf("%s: %+v, %q", path, s, problems)
+		}
+	}
+}
+
+// TestOwnDirectory: a repository is no part of its backups, also where a symlink leads to it.
+func TestOwnDirectory(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/file", []byte("x"))
+	if _, err := archive.Init(dir+"/repo", archive.InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	link := t.TempDir() + "/link"
+	if err := os.Symlink(dir+"/repo", link); err != nil {
+		t.Fatal(err)
+	}
+	r, err := archive.Open(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	create(t, r, optionsFor(dir))
+	wantContents(t, r, 1, map[string]string{"file": "x"})
+	if c := check(t, r, CheckOptions{Against: dir}); c.NotStored != 0 || c.Damaged() {
+		t.Errorf("%+v", c.CheckResult)
+	}
+}
+
+// TestKernelPath: a given path that the kernel makes up is a problem, as one below it is.
+func TestKernelPath(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/file", []byte("x"))
+	var problems []string
+	o := CreateOptions{Paths: []string{"/proc", dir}, Events: Events{Problem: func(path string, err error) { problems = append(problems, path+": "+err.Error()) }}}
+	if s := create(t, r, o); s.Errors != 1 || !slices.Equal(problems, []string{"proc: " + errKernelFile.Error()}) {
+		t.Errorf("%+v, %q", s, problems)
+	}
+}
+
+// TestLease: a file that somebody has a lease of is read once that is given back.
+func TestLease(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/file", []byte("x"))
+	f, err := os.OpenFile(dir+"/file", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Fatal(err)
+	}
+	asked, given := make(chan os.Signal, 1), make(chan error, 1)
+	signal.Notify(asked, unix.SIGIO)
+	defer signal.Stop(asked)
+	go func() {
+		<-asked
+		time.Sleep(50 * time.Millisecond)
+		_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+		given <- err
+	}()
+	create(t, r, optionsFor(dir))
+	wantContents(t, r, 1, map[string]string{"file": "x"})
+	if err := <-given; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLasting: what changes in the moment in which it is read is read again.
+func TestLasting(t *testing.T) {
+	now := time.Now()
+	coarse := archive.Attr{Mode: 1, Ctime: archive.Timespec{Sec: now.Unix()}}
+	if got := lasting(coarse); got != neverSame(coarse) {
+		t.Errorf("changed in this second: %+v", got)
+	}
+	coarse.Ctime.Sec -= 10
+	if got := lasting(coarse); got != coarse {
+		t.Errorf("changed long ago: %+v", got)
+	}
+	fine := archive.Attr{Mode: 1, Ctime: archive.Timespec{Sec: now.Unix(), Nsec: uint32(now.Nanosecond()) | 1}}
+	if got := lasting(fine); got != fine {
+		t.Errorf("changed now: %+v", got)
+	}
+	if passed := time.Since(now); passed < clockGrain {
+		t.Errorf("it took %v, and a change can hide for %v", passed, clockGrain)
 	}
 }
 

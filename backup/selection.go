@@ -14,6 +14,7 @@ import (
 // the children named.
 type selection struct {
 	given    bool // it is one of the paths
+	dir      bool // it is given as a directory
 	all      bool // everything below is selected
 	edge     bool // it is a mount that is not entered, but for the paths below it
 	children map[string]*selection
@@ -27,13 +28,17 @@ type selection struct {
 func newSelection(root string, paths []string) (*selection, error) {
 	s := &selection{}
 	for _, path := range paths {
-		if root == "" {
-			var err error
-			if path, err = resolve(path); err != nil {
-				return nil, err
-			}
+		if root != "" {
+			s.add(filepath.Clean("/" + path))
+			continue
 		}
-		s.add(filepath.Clean("/" + path))
+		resolved, err := resolve(path)
+		if err != nil {
+			return nil, err
+		}
+		if node := s.add(resolved); isDirPath(path) {
+			node.dir = true
+		}
 	}
 	return s, nil
 }
@@ -50,18 +55,24 @@ func resolve(path string) (string, error) {
 		path = here + "/" + path
 	}
 	parent, last := filepath.Split(path)
-	if last == "" || last == "." || last == ".." {
+	if isDirPath(path) {
 		parent, last = path, ""
 	}
 	resolved, err := filepath.EvalSymlinks(parent)
 	if err != nil {
-		return path, nil
+		return filepath.Clean(path), nil
 	}
 	return filepath.Join(resolved, last), nil
 }
 
-// add selects an absolute, clean path.
-func (s *selection) add(path string) {
+// isDirPath reports whether a path can only be that of a directory.
+func isDirPath(path string) bool {
+	_, last := filepath.Split(path)
+	return last == "" || last == "." || last == ".."
+}
+
+// add selects an absolute, clean path, and returns its node.
+func (s *selection) add(path string) *selection {
 	for name := range strings.SplitSeq(path[1:], "/") {
 		if name == "" { // "/" itself
 			break
@@ -77,6 +88,7 @@ func (s *selection) add(path string) {
 		s = child
 	}
 	s.given, s.all = true, true
+	return s
 }
 
 // only returns the names to look at in the directory, ordered; nil means all.
@@ -96,7 +108,7 @@ func (s *selection) child(name string) *selection {
 	case !s.all:
 		return child
 	case child != nil:
-		return &selection{given: child.given, all: true, children: child.children}
+		return &selection{given: child.given, dir: child.dir, all: true, children: child.children}
 	case s.given || s.children != nil:
 		return &selection{all: true}
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -458,6 +459,22 @@ func TestSubsetGoesOn(t *testing.T) {
 	}
 	if _, said := checkShare("/proc/nowhere"); !strings.Contains(said, "it follows the date") {
 		t.Errorf("where nothing can be remembered: %q", said)
+	}
+}
+
+// TestCheckAgainstUnmounted: what was mounted when it was backed up and is not any more is no
+// damage.
+func TestCheckAgainstUnmounted(t *testing.T) {
+	base := imageDir(t)
+	disk := mkdir(t, base, "src/disk")
+	time.Sleep(100 * time.Millisecond) // the mount point is older than what is mounted there
+	shell(t, `mount -t tmpfs none "$1"; echo photo >"$1"/photo`, disk)
+	r := newRepo(t)
+	r.all(filepath.Join(base, "src"))
+	shell(t, `umount "$1"`, disk)
+	c, res := r.checkJSON(0, "--against", filepath.Join(base, "src"))
+	if c.Changed == 0 || c.Differ != 0 || !strings.Contains(res.stdout, "changed since: /disk/photo: is not there\n") {
+		t.Errorf("%+v\n%s", c, tail(res.stdout))
 	}
 }
 

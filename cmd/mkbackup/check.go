@@ -46,8 +46,8 @@ When there is damage: remove nothing, and run no compact, forget or reindex. If 
 disk is dying, copy the repository to another one first. Is there another copy of
 the repository? Put its file of the same name in the place of a part or a log record
 that is damaged or missing. If there is none, create stores what lay in a missing part
-again, where the source still has it. --repair mends an index, and a repo.json that is
-gone. What is not named as damaged can be read: list and backupfs show it, cp restores
+again, where the source still has it. --repair mends an index, a log of which an index
+still has all, and a repo.json that is gone. What is not named as damaged can be read: list and backupfs show it, cp restores
 it; of a file that is hit, "mkbackup history" and .versions in a mount name other
 versions, which may be whole.
 The page "Check your backups" (checking.md) has more, case by case.
@@ -70,7 +70,8 @@ usage; 4 there is damage; 130, 143 interrupted.`,
 	flags.StringVar(&f.subset, "read-data-subset", "", "the same of `N%` of the parts, the next ones each time")
 	flags.StringVar(&f.Against, "against", "", "compare the newest generation with `DIR`, contents included; DIR is what --root was, or /")
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
-	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing; write a repo.json that is missing")
+	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing; write the log again where only the index has all of it; write a repo.json that is missing")
+	f.Program = "mkbackup " + version
 	addMetricsFlag(flags, &f.metrics)
 	addJSONProgressFlags(flags, &f.progress)
 	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only damage")

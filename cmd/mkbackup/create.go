@@ -135,7 +135,7 @@ func (f *createFlags) judge(s backup.Summary, dir string) error {
 	}
 	if s.LostRecords > 0 {
 		code = exitDamage
-		problems = append(problems, "the log has lost its last records, see above")
+		problems = append(problems, "the log has lost records, see above")
 	}
 	if code == 0 {
 		return nil
