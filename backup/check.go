@@ -241,7 +241,7 @@ func (c *checking) openIndex() error {
 	if err := index.Check(c.repo, c.rejectedIndex); err != nil {
 		return err
 	}
-	db, err := index.Open(c.repo, index.Options{Partial: true, Temporary: true, Log: c.notef, Damaged: c.rejectedIndex})
+	db, err := index.Open(c.repo, index.Options{Partial: true, Temporary: true, Interrupted: c.ctx.Err, Log: c.notef, Damaged: c.rejectedIndex})
 	if err != nil && c.result.DamagedRecords == 0 {
 		return err
 	}
@@ -386,7 +386,7 @@ func (c *checking) repair() error {
 		return nil
 	}
 	if len(c.rejected) == 0 {
-		db, err := index.Open(c.repo, index.Options{Log: c.notef}) // publishes one where it is missing
+		db, err := index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err}) // publishes one where it is missing
 		if err != nil {
 			return err
 		}
@@ -395,7 +395,7 @@ func (c *checking) repair() error {
 		}
 		return errors.Join(err, db.Close())
 	}
-	db, err := index.Rebuild(c.repo, index.Options{Log: c.notef})
+	db, err := index.Rebuild(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err})
 	if err != nil {
 		c.notef("the index cannot be rebuilt: %v", err)
 		return nil

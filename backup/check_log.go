@@ -179,7 +179,8 @@ func (c *checking) readLines(f *recordFacts) error {
 }
 
 // takeRecord checks that a record follows the one before, and adds what it says.
-// The error is one of permission: nothing can be said about the record.
+// The error is one of permission, or the end of the context: nothing can be said about
+// the record.
 func (c *checking) takeRecord(f *recordFacts) error {
 	follows, began := c.log.digest, c.log.last > 0
 	c.log.last, c.log.digest = f.number, f.digest
@@ -201,6 +202,8 @@ func (c *checking) takeRecord(f *recordFacts) error {
 		c.log.removed[name] = true
 	}
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
+	case f.err != nil && c.ctx.Err() != nil:
+		return c.ctx.Err()
 	case errors.Is(f.err, fs.ErrPermission):
 		return f.err
 	case errors.Is(f.err, fs.ErrNotExist):

@@ -321,6 +321,18 @@ func TestLogRepaired(t *testing.T) {
 	}
 }
 
+// TestCheckInterrupted: a check that is interrupted finds no damage.
+func TestCheckInterrupted(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	create(t, r, optionsFor(source))
+	ctx, interrupt := context.WithCancel(context.Background())
+	interrupt()
+	c, err := Check(ctx, r, CheckOptions{Damage: func(text string) { t.Errorf("damage: %s", text) }})
+	if !errors.Is(err, context.Canceled) || c.Damaged() {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 // TestAgainstAnother: a tree that has nothing of a generation is not compared with it.
 func TestAgainstAnother(t *testing.T) {
 	r, source := newRepository(t), t.TempDir()

@@ -160,7 +160,7 @@ func (c *compaction) dryRun() {
 }
 
 func (c *compaction) reopen() error {
-	db, err := index.Open(c.repo, index.Options{Log: c.notef})
+	db, err := index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err})
 	if err != nil {
 		return err
 	}

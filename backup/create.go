@@ -215,7 +215,7 @@ func (c *creation) prepare() (err error) {
 // openIndex opens the index, and reports if it says that the log was longer.
 func (c *creation) openIndex() (err error) {
 	beyond := uint64(0)
-	c.db, err = index.Open(c.repo, index.Options{Log: c.notef, Damaged: func(number uint64, err error) {
+	c.db, err = index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err, Damaged: func(number uint64, err error) {
 		if errors.Is(err, index.ErrBeyondLog) {
 			beyond = max(beyond, number)
 		} else {

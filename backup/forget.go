@@ -81,7 +81,7 @@ func Forget(ctx context.Context, repo *archive.Repository, o ForgetOptions) (For
 }
 
 func (f *forgetting) try() (Forgotten, error) {
-	db, err := index.Open(f.repo, index.Options{Log: func(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }})
+	db, err := index.Open(f.repo, index.Options{Interrupted: f.ctx.Err, Log: func(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }})
 	if err != nil {
 		return Forgotten{}, err
 	}
