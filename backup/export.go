@@ -49,8 +49,8 @@ const (
 
 // Export writes a generation, or paths of it, as a PAX tar stream that GNU tar
 // and bsdtar restore in full: types, owners, times in ns, hard links, holes,
-// extended attributes and ACLs. Sockets, for which tar has no type, are left out
-// and noted. After an error the stream has no end-of-archive blocks, so that
+// extended attributes and ACLs. Sockets, for which tar has no type, and what is more
+// than maxXattrs of a file's extended attributes are left out and noted. After an error the stream has no end-of-archive blocks, so that
 // nobody takes it for complete.
 func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *index.DB, g index.Generation, o ExportOptions) error {
 	if o.Progress == nil {
@@ -161,9 +161,7 @@ var tarTypes = [...]byte{
 // member writes one entry.
 func (x *export) member(path string, e index.Dirent) error {
 	if e.Attr.Type == archive.TypeSocket {
-		if x.note != nil {
-			x.note(fmt.Sprintf("/%s: a socket, left out: tar has no type for it", Printable(path)))
-		}
+		x.notef("/%s: a socket, left out: tar has no type for it", Printable(path))
 		return nil
 	}
 	first, linked := x.links[e.Ino]
@@ -208,14 +206,33 @@ func (x *export) header(path string, e index.Dirent, target string) (*tar.Header
 	if err != nil {
 		return nil, err
 	}
+	size := 0
 	for _, xattr := range xattrs {
 		key, value, err := xattrRecord(xattr)
 		if err != nil {
 			return nil, err
 		}
+		if size += len(key) + len(value) + recordRoom; size > maxXattrs {
+			x.notef("/%s: its extended attribute %s, left out: all of a file may take %d KiB in a tar stream", Printable(path), Printable(xattr.Name), maxXattrs>>10)
+			size -= len(key) + len(value) + recordRoom
+			continue
+		}
 		h.PAXRecords[key] = value
 	}
 	return h, nil
+}
+
+// archive/tar writes PAX records of up to 1 MiB for a file. Beside the extended attributes
+// there are its names, and little else.
+const (
+	maxXattrs  = 1<<20 - 64<<10
+	recordRoom = 16 // of a record, beside key and value
+)
+
+func (x *export) notef(format string, a ...any) {
+	if x.note != nil {
+		x.note(fmt.Sprintf(format, a...))
+	}
 }
 
 // charset returns the PAX record that says of names that they are bytes, where

@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/backupfs/backupfs/internal/treetest"
 )
@@ -106,6 +109,31 @@ func TestExportPaths(t *testing.T) {
 		} else if whole {
 			wantOneLine(t, res.stderr, "/socket")
 		}
+	}
+}
+
+// TestExportLargeXattrs: what does not fit into a tar stream of a file's extended attributes
+// is named and left out, and all else is there.
+func TestExportLargeXattrs(t *testing.T) {
+	d := newDisk(t, "mkfs.xfs", "-q")
+	src := mkdir(t, d.dir, "src")
+	write(t, filepath.Join(src, "file"), "content")
+	write(t, filepath.Join(src, "later"), "behind it")
+	for i := range 20 {
+		must(t, unix.Setxattr(filepath.Join(src, "file"), fmt.Sprintf("user.%02d", i), make([]byte, 60<<10), 0))
+	}
+	r := newRepo(t)
+	r.all(src)
+	archive := filepath.Join(tempDir(t), "archive.tar")
+	res := r.exportTo(archive, "latest")
+	if res.code != 0 || strings.Count(res.stderr, "/file: its extended attribute user.") != 5 {
+		t.Errorf("exit code %d\n%s", res.code, res.stderr)
+	}
+	restored := mkdir(t, d.dir, "restored")
+	run(t, "tar", "-x", "-f", archive, "--xattrs", "--xattrs-include=*", "-C", restored)
+	list := shell(t, `getfattr --absolute-names "$1"/file | grep -c user; cat "$1"/file "$1"/later`, restored)
+	if list != "15\ncontentbehind it" {
+		t.Errorf("restored are %q", list)
 	}
 }
 

@@ -28,7 +28,8 @@ extended attribute, which only GNU tar restores):
   tar -x -p --numeric-owner --acls --xattrs --xattrs-include='*' -C DIR
   bsdtar -x -p --numeric-owner --acls --xattrs -C DIR
 
-Sockets are left out, and named: tar has no type for them. When something cannot be
+Sockets are left out, and named: tar has no type for them; so is what a file has of
+extended attributes beyond 960 KiB. When something cannot be
 read, it is named, the stream ends in the middle, and the exit code is 1.
 
 GEN is what "mkbackup ls" takes.`,
