@@ -165,6 +165,8 @@ func TestRunRefusesAWrongFile(t *testing.T) {
 		{"repository = %q\n[[backup]]\nsource = \"x\"\n", ":2: backup.paths: there are no paths"},
 		{backup + "[hooks]\nafter = [[]]\n", ":5: hooks.after: an empty command"},
 		{backup + "source = \"a b\"\n", `:4: backup.source: "a b": it begins with a letter`},
+		{backup + "[[backup]]\npaths = [\"/srv\"]\n", ":4: backup.source: the unnamed source is backed up already: give this backup a name of its own"},
+		{backup + "source = \"a\"\n[[backup]]\npaths = [\"/b\"]\n[[backup]]\npaths = [\"/srv\"]\nsource = \"a\"\n", `:9: backup.source: the source "a" is backed up already`},
 		{backup + "exclude = [\"*.o\", \"[a\"]\n", `:4: backup.exclude: "[a": `},
 		{backup + "exclude_if_present = [\"a/b\"]\n", `:4: backup.exclude_if_present: "a/b": `},
 		{backup + "[forget]\nkeep_within = \"long\"\n", `:5: forget.keep_within: bad span "long"`},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,25 +84,44 @@ func readConfig(file string) (config.Config, error) {
 	if len(c.Backup) == 0 {
 		return c, fmt.Errorf("%s: no [[backup]]: nothing to do", file)
 	}
+	return c, cmp.Or(checkBackups(c), checkForget(c), checkHooks(c), checkValues(c, "priority", priorityArgs(c)))
+}
+
+// checkBackups checks each [[backup]], and that no two are of one source: each would
+// be forgotten in favour of the other.
+func checkBackups(c config.Config) error {
 	for i, b := range c.Backup {
-		if err := checkBackup(c, fmt.Sprintf("backup.%d", i), b); err != nil {
-			return c, err
+		key := fmt.Sprintf("backup.%d", i)
+		if err := checkBackup(c, key, b); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(c.Backup[:i], func(other config.Backup) bool { return other.Source == b.Source }) {
+			return c.Wrong(key+".source", fmt.Errorf("%s is backed up already: give this backup a name of its own, as source = \"db\"", describeSource(b.Source)))
 		}
 	}
-	if c.Forget.KeepWithin != "" {
-		if _, err := backup.ParseSpan(c.Forget.KeepWithin); err != nil {
-			return c, c.Wrong("forget.keep_within", err)
-		}
+	return nil
+}
+
+func checkForget(c config.Config) error {
+	if c.Forget.KeepWithin == "" {
+		return nil
 	}
+	if _, err := backup.ParseSpan(c.Forget.KeepWithin); err != nil {
+		return c.Wrong("forget.keep_within", err)
+	}
+	return nil
+}
+
+func checkHooks(c config.Config) error {
 	for _, hooks := range []struct {
 		key  string
 		list []config.Command
 	}{{"before", c.Hooks.Before}, {"after", c.Hooks.After}, {"on_failure", c.Hooks.OnFailure}} {
 		if slices.ContainsFunc(hooks.list, func(argv config.Command) bool { return len(argv) == 0 || argv[0] == "" }) {
-			return c, c.Wrong("hooks."+hooks.key, errors.New("an empty command"))
+			return c.Wrong("hooks."+hooks.key, errors.New("an empty command"))
 		}
 	}
-	return c, checkValues(c, "priority", priorityArgs(c))
+	return nil
 }
 
 // checkBackup checks a [[backup]], whose key is given.
@@ -245,23 +265,16 @@ func priorityArgs(c config.Config) (f flagList) {
 }
 
 // forgets returns a command for each source that the configuration backs up: others in
-// the repository have rules of their own. Where it backs up nothing, it is for all.
+// the repository have rules of their own.
 func forgets(c config.Config) (list []config.Command) {
-	var sources []string
 	for _, b := range c.Backup {
-		if !slices.Contains(sources, b.Source) {
-			sources = append(sources, b.Source)
-			list = append(list, forgetArgs(c, "--source="+b.Source))
-		}
-	}
-	if len(list) == 0 {
-		list = append(list, forgetArgs(c))
+		list = append(list, forgetArgs(c, b.Source))
 	}
 	return list
 }
 
-func forgetArgs(c config.Config, source ...string) config.Command {
-	f, r := append(flagList{"forget", c.Repository}, source...), c.Forget
+func forgetArgs(c config.Config, source string) config.Command {
+	f, r := flagList{"forget", c.Repository, "--source=" + source}, c.Forget
 	f.number("keep-last", r.KeepLast)
 	f.number("keep-hourly", r.KeepHourly)
 	f.number("keep-daily", r.KeepDaily)
