@@ -170,6 +170,8 @@ func TestRunRefusesAWrongFile(t *testing.T) {
 		{backup + "exclude = [\"*.o\", \"[a\"]\n", `:4: backup.exclude: "[a": `},
 		{backup + "exclude_if_present = [\"a/b\"]\n", `:4: backup.exclude_if_present: "a/b": `},
 		{backup + "[forget]\nkeep_within = \"long\"\n", `:5: forget.keep_within: bad span "long"`},
+		{backup + "[compact]\nlimit = \"5EiB\"\n", `:5: compact.limit: "5EiB": give a number with a unit`},
+		{backup + "[check]\nread_data_subset = \"0%%\"\n", `:5: check.read_data_subset: "0%" is no percentage: `},
 		{backup + "[priority]\nnice = 40\n", `:5: priority.nice: "40": give a number from -20 to 19`},
 		{backup + "[priority]\nionice = \"idl\"\n", `:5: priority.ionice: "idl": give idle`},
 		{backup + "[priority]\nthreads = 5000\n", `:5: priority.threads: "5000": give a number from 1 to 256`},

@@ -107,11 +107,9 @@ func (f *compactFlags) complete(timeLimited bool) error {
 	}
 	f.MaxDead = percent / 100
 	if f.limit != "" {
-		limit, err := humanize.ParseBytes(f.limit)
-		if err != nil || limit == 0 || limit > 1<<62 {
-			return &exitError{exitUsage, fmt.Sprintf("bad --limit %q: give a number with a unit, as 10GiB", f.limit)}
+		if f.Limit, err = parseLimit(f.limit); err != nil {
+			return &exitError{exitUsage, fmt.Sprintf("bad --limit %v", err)}
 		}
-		f.Limit = int64(limit)
 	}
 	if timeLimited && f.TimeLimit <= 0 {
 		return &exitError{exitUsage, fmt.Sprintf("bad --time-limit %s: give it as 90m or 2h", f.TimeLimit)}
@@ -120,6 +118,15 @@ func (f *compactFlags) complete(timeLimited bool) error {
 		return err
 	}
 	return f.progress.check()
+}
+
+// parseLimit parses how much may be copied: more than 0, at most 4 EiB.
+func parseLimit(text string) (int64, error) {
+	limit, err := humanize.ParseBytes(text)
+	if err != nil || limit == 0 || limit > 1<<62 {
+		return 0, fmt.Errorf("%q: give a number with a unit, as 10GiB", text)
+	}
+	return int64(limit), nil
 }
 
 func (f *compactFlags) print(w io.Writer, event string, s backup.CompactSummary) error {

@@ -84,7 +84,7 @@ func readConfig(file string) (config.Config, error) {
 	if len(c.Backup) == 0 {
 		return c, fmt.Errorf("%s: no [[backup]]: nothing to do", file)
 	}
-	return c, cmp.Or(checkBackups(c), checkForget(c), checkHooks(c), checkValues(c, "priority", priorityArgs(c)))
+	return c, cmp.Or(checkBackups(c), checkForget(c), checkCompact(c), checkCheck(c), checkHooks(c), checkValues(c, "priority", priorityArgs(c)))
 }
 
 // checkBackups checks each [[backup]], and that no two are of one source: each would
@@ -108,6 +108,28 @@ func checkForget(c config.Config) error {
 	}
 	if _, err := backup.ParseSpan(c.Forget.KeepWithin); err != nil {
 		return c.Wrong("forget.keep_within", err)
+	}
+	return nil
+}
+
+// checkCompact checks what a size has to be besides for mkbackup compact.
+func checkCompact(c config.Config) error {
+	if c.Compact.Limit == "" {
+		return nil
+	}
+	if _, err := parseLimit(string(c.Compact.Limit)); err != nil {
+		return c.Wrong("compact.limit", err)
+	}
+	return nil
+}
+
+// checkCheck checks what a percentage has to be besides for mkbackup check.
+func checkCheck(c config.Config) error {
+	if c.Check.ReadDataSubset == "" {
+		return nil
+	}
+	if _, err := backup.ParsePercentage(string(c.Check.ReadDataSubset)); err != nil {
+		return c.Wrong("check.read_data_subset", err)
 	}
 	return nil
 }
