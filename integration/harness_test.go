@@ -498,7 +498,10 @@ func waitFor(t testing.TB, limit time.Duration, what string, done func() bool) {
 func start(t testing.TB, cmd *exec.Cmd) *background {
 	t.Helper()
 	b := &background{cmd: cmd, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &b.stdout, &b.stderr
+	if cmd.Stdout == nil {
+		cmd.Stdout = &b.stdout
+	}
+	cmd.Stderr = &b.stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", cmd, err)
 	}

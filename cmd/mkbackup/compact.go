@@ -87,7 +87,7 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	o.errors = int64(summary.Damaged)
 	o.detail("last_success_stored_bytes", summary.NewBytes)
 	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
-	o.measure(repo, true)
+	o.measure(cmd.Context(), repo, true)
 	if err := printed(f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary), f.DryRun); err != nil {
 		return err
 	}

@@ -110,7 +110,7 @@ func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *ou
 		return err
 	}
 	o.created(summary)
-	o.measure(repo, false)
+	o.measure(cmd.Context(), repo, false)
 	if err := printed(f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary), f.DryRun); err != nil {
 		return err
 	}

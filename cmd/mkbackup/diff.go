@@ -42,7 +42,7 @@ or not.`,
 			if len(args) == 4 {
 				path = args[3]
 			}
-			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
+			return withRepository(cmd.Context(), args[0], func(repo *archive.Repository, db *index.DB) error {
 				from, err := findGeneration(db, args[1])
 				if err != nil {
 					return err

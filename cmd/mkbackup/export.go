@@ -48,7 +48,7 @@ GEN is what "mkbackup ls" takes.`,
 			for _, path := range args[2:] {
 				paths = append(paths, cleanPath(path))
 			}
-			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
+			return withRepository(cmd.Context(), args[0], func(repo *archive.Repository, db *index.DB) error {
 				g, err := findGeneration(db, args[1])
 				if err != nil {
 					return err

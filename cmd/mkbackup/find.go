@@ -38,7 +38,7 @@ No match is no error: the exit code is 0 and nothing is printed.`,
 			if err != nil {
 				return &exitError{exitUsage, fmt.Sprintf("bad PATTERN %q: %v", args[1], err)}
 			}
-			return withIndex(args[0], func(db *index.DB) error {
+			return withIndex(cmd.Context(), args[0], func(db *index.DB) error {
 				gens, err := db.Generations()
 				if err != nil {
 					return err

@@ -85,7 +85,7 @@ func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags, o *ou
 		return err
 	}
 	o.detail("last_success_forgotten_generations", int64(len(result.Dropped())))
-	o.measure(repo, true)
+	o.measure(cmd.Context(), repo, true)
 	switch {
 	case f.json:
 		return printed(forgetJSON(cmd.OutOrStdout(), result, f.DryRun), f.DryRun)

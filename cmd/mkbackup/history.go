@@ -38,7 +38,7 @@ In a mount, .versions/PATH/ holds the same versions.`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeArgs(latestPaths, nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withIndex(args[0], func(db *index.DB) error {
+			return withIndex(cmd.Context(), args[0], func(db *index.DB) error {
 				gens, err := generationsOf(db, source)
 				if err != nil {
 					return err

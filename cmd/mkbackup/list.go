@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -43,7 +46,7 @@ that only read keep to the same.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withIndex(args[0], func(db *index.DB) error {
+			return withIndex(cmd.Context(), args[0], func(db *index.DB) error {
 				gens, err := db.Generations()
 				if cmd.Flags().Changed("source") {
 					gens, err = generationsOf(db, source)
@@ -64,27 +67,53 @@ that only read keep to the same.`,
 }
 
 // withIndex opens a repository and its index for a command that reads.
-func withIndex(dir string, read func(db *index.DB) error) error {
-	return withRepository(dir, func(_ *archive.Repository, db *index.DB) error { return read(db) })
+func withIndex(ctx context.Context, dir string, read func(db *index.DB) error) error {
+	return withRepository(ctx, dir, func(_ *archive.Repository, db *index.DB) error { return read(db) })
 }
 
 // withRepository is withIndex for a command that reads more than the index. Where the
-// log is damaged, it shows what can be read, and exits as for damage.
-func withRepository(dir string, read func(repo *archive.Repository, db *index.DB) error) error {
+// log is damaged, it shows what can be read, and exits as for damage. The context is that
+// of withSignals.
+func withRepository(ctx context.Context, dir string, read func(repo *archive.Repository, db *index.DB) error) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer repo.Close()
-	db, err := index.Open(repo, index.Options{Log: notef, Partial: true})
+	db, err := openPartial(ctx, repo)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
+	defer endAtOnce(ctx, repo)()
 	if err := read(repo, db); err != nil || db.Problem() == nil {
 		return err
 	}
 	return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
+}
+
+// openPartial opens what there is of an index, unless ctx ends.
+func openPartial(ctx context.Context, repo *archive.Repository) (*index.DB, error) {
+	log := func(format string, a ...any) {
+		if ctx.Err() == nil { // what is said of an interrupt would be taken for damage
+			notef(format, a...)
+		}
+	}
+	db, err := index.Open(repo, index.Options{Log: log, Partial: true, Interrupted: ctx.Err})
+	if err == nil && ctx.Err() != nil {
+		return nil, errors.Join(ctx.Err(), db.Close())
+	}
+	return db, err
+}
+
+// endAtOnce makes a signal end the program wherever it is, until stop is called: it
+// only reads, and it may be waiting for whoever reads its output. It prints nothing, for
+// which it may have to wait as well.
+func endAtOnce(ctx context.Context, repo *archive.Repository) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		_ = repo.Close() // removes what it had to add to the index, if anything
+		os.Exit(exitCode(ctx, ctx.Err()))
+	})
 }
 
 // findGeneration returns the generation that spec means, as index.Find understands it.

@@ -35,7 +35,7 @@ GEN is a generation's name or number, a date or the beginning of one, "latest" o
 			if len(args) == 3 {
 				name = args[2]
 			}
-			return withIndex(args[0], func(db *index.DB) error {
+			return withIndex(cmd.Context(), args[0], func(db *index.DB) error {
 				g, err := findGeneration(db, args[1])
 				if err != nil {
 					return err

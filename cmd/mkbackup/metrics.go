@@ -63,17 +63,17 @@ func (o *outcome) detail(name string, value int64) {
 // measure notes what the repository takes now, and how much of that is dead where
 // it is to be counted, which takes a look at every content. It is the last thing
 // that a run does.
-func (o *outcome) measure(repo *archive.Repository, dead bool) {
+func (o *outcome) measure(ctx context.Context, repo *archive.Repository, dead bool) {
 	if !o.wanted {
 		return
 	}
-	if err := o.tryMeasure(repo, dead); err != nil {
+	if err := o.tryMeasure(ctx, repo, dead); err != nil {
 		note(fmt.Sprintf("the metrics do not tell what the repository takes: %v", err))
 	}
 }
 
-func (o *outcome) tryMeasure(repo *archive.Repository, dead bool) error {
-	db, err := index.Open(repo, index.Options{Log: notef})
+func (o *outcome) tryMeasure(ctx context.Context, repo *archive.Repository, dead bool) error {
+	db, err := index.Open(repo, index.Options{Log: notef, Interrupted: ctx.Err})
 	if err != nil {
 		return err
 	}

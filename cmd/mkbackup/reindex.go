@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ does not: this can be done at any time. A log that is damaged gives no index: th
 one that is there stays, and "mkbackup check" says what is lost.
 
 Exit codes: 0 done; 1 failed, the index stays as it was; 4 rebuilt, but the log has
-lost its last records.`,
+lost its last records; 130, 143 interrupted, the index stays as it was.`,
 		Example:           `  mkbackup reindex /srv/backup`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
@@ -46,7 +47,7 @@ lost its last records.`,
 				return err
 			}
 			defer repo.Close()
-			return reindex(cmd.OutOrStdout(), repo, f)
+			return reindex(cmd.Context(), cmd.OutOrStdout(), repo, f)
 		},
 	}
 	addJSONProgressFlags(cmd.Flags(), &f)
@@ -54,11 +55,12 @@ lost its last records.`,
 	return cmd
 }
 
-func reindex(w io.Writer, repo *archive.Repository, f progressFlags) error {
+func reindex(ctx context.Context, w io.Writer, repo *archive.Repository, f progressFlags) error {
 	began, counts := time.Now(), new(index.Progress)
 	progress := newProgress(f, reindexState(counts))
 	progress.start()
-	db, err := index.Rebuild(repo, index.Options{Progress: counts, Log: func(format string, a ...any) { progress.note(fmt.Sprintf(format, a...)) }})
+	log := func(format string, a ...any) { progress.note(fmt.Sprintf(format, a...)) }
+	db, err := index.Rebuild(repo, index.Options{Progress: counts, Log: log, Interrupted: ctx.Err})
 	progress.stop()
 	if err != nil {
 		return fmt.Errorf("the index stays as it was: %w", err)

@@ -34,7 +34,7 @@ func statsCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return withRepository(args[0], func(repo *archive.Repository, db *index.DB) error {
+			return withRepository(cmd.Context(), args[0], func(repo *archive.Repository, db *index.DB) error {
 				s, err := backup.Stats(repo, db)
 				if err != nil {
 					return err

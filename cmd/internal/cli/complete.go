@@ -17,7 +17,7 @@ type Completer func(db *index.DB, args []string, typed string) ([]cobra.Completi
 
 // WithIndex completes a word behind the argument that names a repository.
 func WithIndex(complete Completer) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) == 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -26,7 +26,7 @@ func WithIndex(complete Completer) cobra.CompletionFunc {
 			return nil, cobra.ShellCompDirectiveError
 		}
 		defer repo.Close()
-		db, err := index.Open(repo, index.Options{})
+		db, err := index.Open(repo, index.Options{Interrupted: cmd.Context().Err})
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
