@@ -89,9 +89,90 @@ func TestIndexIsInterrupted(t *testing.T) {
 // childOf returns the only child of a process.
 func childOf(t *testing.T, pid int) int {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // of each thread its own
 	must(t, err)
-	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	var all string
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		must(t, err)
+		all += string(text)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(all))
 	must(t, err)
 	return child
+}
+
+// TestRunIsInterrupted sends a signal to the process group of a run, as Ctrl-C at a
+// terminal does: while a hook runs, and while a backup is made.
+func TestRunIsInterrupted(t *testing.T) {
+	for _, during := range []string{"before", "create"} {
+		for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+			r, dir := newRepo(t), tempDir(t)
+			createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Seed: 1, Size: 4 << 20}})
+			trace, file := filepath.Join(dir, "trace"), runToInterrupt(t, r, dir, during)
+			cmd := exec.Command(mkbackup, "run", file)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			b := start(t, cmd)
+			waitFor(t, time.Minute, during, func() bool {
+				if during == "create" {
+					return len(r.glob("tmp/*")) > 0
+				}
+				_, err := os.Stat(filepath.Join(dir, "waits"))
+				return err == nil
+			})
+			must(t, syscall.Kill(-cmd.Process.Pid, signal))
+			write(t, filepath.Join(dir, "go"), "")
+			if code := b.wait(t, time.Minute); code != 128+int(signal) {
+				t.Errorf("%v during %s: exit code %d: %s", signal, during, code, b.stderr.String())
+			}
+			got, err := os.ReadFile(trace)
+			must(t, err)
+			if want := fmt.Sprintf("before goes on\nafter %[1]d\nfailed %[1]d\n", 128+int(signal)); string(got) != want {
+				t.Errorf("%v during %s: the hooks wrote %q, want %q", signal, during, got, want)
+			}
+			r.wantNoLeftovers()
+		}
+	}
+}
+
+// runToInterrupt returns a configuration whose hook before waits for a file "go" in
+// dir, if it is that which is to be interrupted, and whose backup takes long.
+func runToInterrupt(t *testing.T, r *repo, dir, during string) string {
+	if during != "before" {
+		write(t, filepath.Join(dir, "go"), "")
+	}
+	return configFile(t, `
+repository = %[1]q
+[[backup]]
+root = "%[2]s/src"
+paths = ["/"]
+[priority]
+read_rate = "4KiB"
+[hooks]
+before = [["sh", "-c", "touch %[2]s/waits; until [ -e %[2]s/go ]; do sleep 0.01; done; echo before goes on >>%[2]s/trace"]]
+after = [["sh", "-c", "echo after $BACKUPFS_EXIT >>%[2]s/trace"]]
+on_failure = [["sh", "-c", "echo failed $BACKUPFS_EXIT >>%[2]s/trace"]]
+`, r.dir, dir)
+}
+
+// TestKilledStep: the exit code of a run tells which signal killed a step.
+func TestKilledStep(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Seed: 1, Size: 4 << 20}})
+	b := start(t, exec.Command(mkbackup, "run", runToInterrupt(t, r, dir, "create")))
+	waitFor(t, time.Minute, "create", func() bool { return len(r.glob("tmp/*")) > 0 })
+	must(t, syscall.Kill(childOf(t, b.cmd.Process.Pid), syscall.SIGKILL))
+	if code := b.wait(t, time.Minute); code != 128+9 || !strings.Contains(b.stderr.String(), "killed by a signal") {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+	r.create("--root", dir+"/src", "--dry-run", "/")
+}
+
+// TestHooksHaveNoTerminal: a hook is in a session of its own.
+func TestHooksHaveNoTerminal(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	file := configFile(t, "repository = %q\n[[backup]]\npaths = [%q]\n[hooks]\nbefore = [[\"sh\", \"-c\", \"set -- $(cat /proc/$$/stat); [ $6 = $$ ]\"]]\n", r.dir, dir)
+	if res := runConfig(t, file); res.code != 0 {
+		t.Errorf("exit code %d: %s", res.code, res.stderr)
+	}
 }

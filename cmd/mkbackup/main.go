@@ -70,12 +70,11 @@ func remedy(err error) string {
 // that of withSignals.
 func exitCode(ctx context.Context, err error) int {
 	var exit *exitError
-	var signal interrupt
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(context.Cause(ctx), &signal):
-		return exitSignal + int(signal)
+	case caught(ctx) != 0:
+		return exitSignal + int(caught(ctx))
 	case errors.As(err, &exit):
 		return exit.code
 	}
@@ -88,6 +87,13 @@ type interrupt syscall.Signal
 // Error implements error.
 func (i interrupt) Error() string {
 	return fmt.Sprintf("interrupted by %s: nothing half-done remains", syscall.Signal(i))
+}
+
+// caught returns the signal that ended a context of withSignals, 0 where none did.
+func caught(ctx context.Context) syscall.Signal {
+	var signal interrupt
+	_ = errors.As(context.Cause(ctx), &signal) // it stays 0
+	return syscall.Signal(signal)
 }
 
 // withSignals returns a context that ends with the first SIGINT or SIGTERM, its

@@ -42,12 +42,14 @@ a "/" in it is the path of another file. The steps, in this order:
   check          unless [check] says skip = true
   hooks on_failure   where anything above failed
 
-Hooks are programs with their arguments; no shell is between. They are told the
-exit code so far in BACKUPFS_EXIT and the repository in BACKUPFS_REPOSITORY.
+Hooks are programs with their arguments; no shell is between, and they have no
+terminal. They are told the exit code so far in BACKUPFS_EXIT and the repository in
+BACKUPFS_REPOSITORY. An interrupt ends the step under way, but no hook.
 
 The exit code is that of the first step that failed: 1, 3 where some source files
-could not be read (the later steps are done all the same), 4 for damage. A wrong
-key or value in the file is a usage error, 2, with its line.`,
+could not be read (the later steps are done all the same), 4 for damage,
+130 or 143 for an interrupt. A wrong key or value in the file is a usage error, 2,
+with its line.`,
 		Example: `  mkbackup run web1
   mkbackup run --dry-run ./test.conf`,
 		Args:              cobra.ExactArgs(1),
@@ -426,12 +428,28 @@ func (r *runner) run(ctx context.Context, s step) {
 	}
 }
 
-// hookPatience is how long a hook may go on after an interrupt.
-const hookPatience = 30 * time.Second
+// patience is how long a step may go on after an interrupt.
+const patience = 30 * time.Second
 
 // execute runs a step's command to its end. A step of this program gets the
-// signals that we get; hooks are not interrupted.
+// signal that we get; hooks are not interrupted.
 func (r *runner) execute(ctx context.Context, s step) (code int, err error) {
+	cmd := r.command(ctx, s)
+	err = cmd.Run()
+	switch {
+	case cmd.ProcessState == nil: // it was not started
+		return exitCode(ctx, err), err
+	case s.own():
+		return stepCode(cmd.ProcessState)
+	case err != nil:
+		return exitFailed, err
+	}
+	return 0, nil
+}
+
+// command returns a step's command. It runs in a session of its own: a Ctrl-C at our
+// terminal reaches nobody but us, and a hook that asks something there fails.
+func (r *runner) command(ctx context.Context, s step) *exec.Cmd {
 	argv := s.argv
 	if s.own() {
 		argv = append([]string{r.program}, argv...)
@@ -439,20 +457,20 @@ func (r *runner) execute(ctx context.Context, s step) (code int, err error) {
 		ctx = context.WithoutCancel(ctx)
 	}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = hookPatience
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(caught(ctx)) }
+	cmd.WaitDelay = patience
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), exitVariable+"="+strconv.Itoa(r.code), "BACKUPFS_REPOSITORY="+r.repository)
-	err = cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Exited() {
-		if s.own() {
-			return exit.ExitCode(), nil // it has said why
-		}
-		return exitFailed, err
+	return cmd
+}
+
+// stepCode returns the exit code of a step of this program, which has said why; of one
+// that a signal killed, 128 and its number.
+func stepCode(state *os.ProcessState) (int, error) {
+	status, _ := state.Sys().(syscall.WaitStatus)
+	if status.Signaled() {
+		return exitSignal + int(status.Signal()), fmt.Errorf("killed by a signal: %v", status.Signal())
 	}
-	if err != nil {
-		return exitFailed, err
-	}
-	return 0, nil
+	return state.ExitCode(), nil
 }
