@@ -163,17 +163,26 @@ type lsEntry struct {
 
 // attributesJSON are attributes, and the target of a symlink, in JSON.
 type attributesJSON struct {
-	Type     string    `json:"type"`
-	Mode     string    `json:"mode"`
-	UID      uint32    `json:"uid"`
-	GID      uint32    `json:"gid"`
-	Size     int64     `json:"size"`
-	Mtime    time.Time `json:"mtime"`
-	Nlink    uint32    `json:"nlink"`
-	Major    uint32    `json:"major,omitempty"`
-	Minor    uint32    `json:"minor,omitempty"`
-	Target   string    `json:"target,omitempty"`
-	Target64 []byte    `json:"target64,omitempty"`
+	Type     string  `json:"type"`
+	Mode     string  `json:"mode"`
+	UID      uint32  `json:"uid"`
+	GID      uint32  `json:"gid"`
+	Size     int64   `json:"size"`
+	Mtime    anyTime `json:"mtime"`
+	Nlink    uint32  `json:"nlink"`
+	Major    uint32  `json:"major,omitempty"`
+	Minor    uint32  `json:"minor,omitempty"`
+	Target   string  `json:"target,omitempty"`
+	Target64 []byte  `json:"target64,omitempty"`
+}
+
+// anyTime is a time in JSON as RFC 3339 writes it, also of a year that has more than four
+// digits or is negative, which encoding/json refuses.
+type anyTime time.Time
+
+// MarshalJSON implements json.Marshaler.
+func (t anyTime) MarshalJSON() ([]byte, error) {
+	return json.Marshal(time.Time(t).Format(time.RFC3339Nano))
 }
 
 func showJSON(w io.Writer, db *index.DB, view index.View, e index.Dirent) error {
@@ -188,7 +197,7 @@ func showJSON(w io.Writer, db *index.DB, view index.View, e index.Dirent) error 
 
 func describeAttr(a archive.Attr, target string) attributesJSON {
 	d := attributesJSON{Type: a.Type.String(), Mode: fmt.Sprintf("%04o", a.Mode), UID: a.UID, GID: a.GID, Size: a.Size,
-		Mtime: a.Mtime.Time(), Nlink: a.Nlink, Major: a.Rdev.Major, Minor: a.Rdev.Minor}
+		Mtime: anyTime(a.Mtime.Time()), Nlink: a.Nlink, Major: a.Rdev.Major, Minor: a.Rdev.Minor}
 	d.Target, d.Target64 = jsonText(target)
 	return d
 }

@@ -1,0 +1,36 @@
+package integration
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/backupfs/backupfs/internal/treetest"
+)
+
+// TestTimesInJSON lists files of years that RFC 3339 does not have, and one behind them.
+func TestTimesInJSON(t *testing.T) {
+	r, src := newRepo(t), tmpfs(t, 1<<20)
+	r.all(src)
+	createTree(t, src, []treetest.Node{
+		{Path: "a", Mtime: time.Date(12026, 11, 22, 3, 0, 0, 5, time.UTC)},
+		{Path: "b", Mtime: time.Date(-44, 3, 15, 0, 0, 0, 0, time.UTC)},
+		{Path: "c", Mtime: time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)},
+	})
+	r.all(src)
+	want := []string{`"mtime":"12026-11-22T03:00:00.000000005Z"`, `"mtime":"-0044-03-15T00:00:00Z"`, `"mtime":"2026-11-22T03:00:00Z"`}
+	for _, args := range [][]string{{"ls", "latest"}, {"diff", "1", "2"}} {
+		res := r.mkbackup(args[0], append(args[1:], "--json")...)
+		if res.code != 0 || strings.Count(res.stdout, "\n") < len(want) {
+			t.Errorf("%s: exit code %d: %s%s", args[0], res.code, res.stdout, res.stderr)
+		}
+		for _, mtime := range want {
+			if !strings.Contains(res.stdout, mtime) {
+				t.Errorf("%s has no %s: %s", args[0], mtime, res.stdout)
+			}
+		}
+	}
+	if res := r.mkbackup("history", "/b", "--json"); res.code != 0 || !strings.Contains(res.stdout, want[1]) {
+		t.Errorf("history: exit code %d: %s%s", res.code, res.stdout, res.stderr)
+	}
+}
