@@ -566,6 +566,34 @@ func TestReindexSaysWhatIsLost(t *testing.T) {
 	}
 }
 
+// TestReadersSayWhatIsLost: what only reads shows what there is of a log that lost its
+// end, or all of it, and exits as for damage.
+func TestReadersSayWhatIsLost(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	for range 3 {
+		r.all(src)
+	}
+	replace(t, r.records()[2], nil)
+	for _, args := range [][]string{{"list"}, {"ls", "latest"}, {"stats"}, {"history", "/file"}, {"find", "file"}, {"diff", "1", "2"}, {"export", "latest"}} {
+		res := r.mkbackup(args[0], args[1:]...)
+		if res.code != 4 || !strings.Contains(res.stderr, "the log has lost its last records") {
+			t.Errorf("%s: exit code %d: %s", args[0], res.code, res.stderr)
+		}
+		if res.stdout == "" && args[0] != "diff" {
+			t.Errorf("%s prints nothing", args[0])
+		}
+	}
+	for range 2 {
+		replace(t, r.records()[0], nil)
+	}
+	if res := r.mkbackup("list"); res.code != 4 {
+		t.Errorf("an empty log: exit code %d: %s", res.code, res.stderr)
+	}
+}
+
 // TestCheckProgress shows a bar on a terminal. It is drawn five times a second, so
 // every read of a part is made to take a while.
 func TestCheckProgress(t *testing.T) {

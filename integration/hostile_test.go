@@ -34,7 +34,7 @@ var (
 	lostParts    = outcome{0, 4, 4, 4, 0, 0}
 	badData      = outcome{0, 0, 4, 0, 0, 0}
 	harmless     = outcome{0, 0, 0, 0, 0, 0}
-	lostLog      = outcome{0, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
+	lostLog      = outcome{4, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
 )
 
 // hostile is a repository of one honest generation and what forge adds to it.

@@ -38,9 +38,9 @@ func listCommand() *cobra.Command {
 bytes of all files, holes included. Every command takes a generation by its number,
 or by its name; behind SOURCE/ where it has a source.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the log is damaged: what is printed
-is what can be read, and "mkbackup check" says what is lost. The other commands
-that only read keep to the same.`,
+Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the log is damaged, or has lost its
+last records: what is printed is what can be read, and "mkbackup check" says what is
+lost; 130, 143 interrupted. The other commands that only read keep to the same.`,
 		Example: `  mkbackup list /srv/backup
   mkbackup list /srv/backup --source web1 --json`,
 		Args:              cobra.ExactArgs(1),
@@ -72,38 +72,54 @@ func withIndex(ctx context.Context, dir string, read func(db *index.DB) error) e
 }
 
 // withRepository is withIndex for a command that reads more than the index. Where the
-// log is damaged, it shows what can be read, and exits as for damage. The context is that
-// of withSignals.
+// log is damaged or has lost its last records, it shows what can be read, and exits as
+// for damage. The context is that of withSignals.
 func withRepository(ctx context.Context, dir string, read func(repo *archive.Repository, db *index.DB) error) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer repo.Close()
-	db, err := openPartial(ctx, repo)
+	db, lost, err := openPartial(ctx, repo)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	defer endAtOnce(ctx, repo)()
-	if err := read(repo, db); err != nil || db.Problem() == nil {
+	switch err := read(repo, db); {
+	case err != nil:
 		return err
+	case db.Problem() != nil:
+		return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
+	case lost:
+		return &exitError{exitDamage, "the log has lost its last records, and this is what can be read: `mkbackup check` says what to do"}
 	}
-	return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
+	return nil
 }
 
-// openPartial opens what there is of an index, unless ctx ends.
-func openPartial(ctx context.Context, repo *archive.Repository) (*index.DB, error) {
+// openPartial opens what there is of an index, unless ctx ends, and reports whether an
+// index has more records than the log.
+func openPartial(ctx context.Context, repo *archive.Repository) (db *index.DB, lost bool, err error) {
 	log := func(format string, a ...any) {
 		if ctx.Err() == nil { // what is said of an interrupt would be taken for damage
 			notef(format, a...)
 		}
 	}
-	db, err := index.Open(repo, index.Options{Log: log, Partial: true, Interrupted: ctx.Err})
-	if err == nil && ctx.Err() != nil {
-		return nil, errors.Join(ctx.Err(), db.Close())
+	damaged := func(number uint64, err error) {
+		lost = lost || errors.Is(err, index.ErrBeyondLog)
+		log("index %d is not used: %v", number, err)
 	}
-	return db, err
+	db, err = index.Open(repo, index.Options{Log: log, Damaged: damaged, Partial: true, Interrupted: ctx.Err})
+	if err == nil && db.Number() == 0 { // no index was looked at
+		err = index.Check(repo, damaged)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil && db != nil {
+		err = errors.Join(err, db.Close())
+	}
+	return db, lost, err
 }
 
 // endAtOnce makes a signal end the program wherever it is, until stop is called: it
