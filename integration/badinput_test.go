@@ -45,7 +45,11 @@ func TestExitCodesAndMessages(t *testing.T) {
 	for _, command := range []string{"create", "list", "ls", "check", "reindex"} {
 		extra := map[string][]string{"create": {src}, "ls": {"latest"}}[command]
 		for repo, say := range map[string]string{missing: missing, notRepo: notRepo, newer: "newer", garbled: "repo.json", file: file} {
-			cases = append(cases, c{append([]string{mkbackup, command, repo}, extra...), 1, say})
+			code := 1
+			if command == "check" && repo == garbled {
+				code = 4
+			}
+			cases = append(cases, c{append([]string{mkbackup, command, repo}, extra...), code, say})
 		}
 		cases = append(cases, c{[]string{mkbackup, command}, 2, ""}, c{append([]string{mkbackup, command, r.dir, "--no-such-flag"}, extra...), 2, "--no-such-flag"})
 	}

@@ -346,9 +346,12 @@ func TestLostConfig(t *testing.T) {
 				shell(t, `chmod o+w "$1"/index/*/seal.json`, r.dir)
 			}
 			for _, command := range [][]string{{"create", "/"}, {"list"}, {"check"}, {"init"}} {
-				res := r.mkbackup(command[0], command[1:]...)
-				if res.code != 1 {
-					t.Errorf("%s: exit code %d, want 1\n%s", command, res.code, res.stdout)
+				res, want := r.mkbackup(command[0], command[1:]...), 1
+				if command[0] == "check" {
+					want = 4
+				}
+				if res.code != want {
+					t.Errorf("%s: exit code %d, want %d\n%s", command, res.code, want, res.stdout)
 				}
 				wantOneLine(t, res.stderr, r.dir, "has lost its repo.json", "mkbackup check --repair "+r.dir)
 			}
@@ -377,8 +380,8 @@ func TestLostConfig(t *testing.T) {
 	r.all(src)
 	rewrite(t, filepath.Join(r.dir, "repo.json"), "{")
 	res := r.mkbackup("check", "--repair")
-	if res.code != 1 {
-		t.Errorf("damaged repo.json: exit code %d, want 1", res.code)
+	if res.code != 4 {
+		t.Errorf("damaged repo.json: exit code %d, want 4", res.code)
 	}
 	wantOneLine(t, res.stderr, "repo.json: damaged", "move it away", "mkbackup check --repair "+r.dir)
 	must(t, os.Remove(filepath.Join(r.dir, "repo.json")))

@@ -27,14 +27,14 @@ const (
 type outcome struct{ list, check, readData, create, reindex, mount int }
 
 var (
-	noRepository = outcome{1, 1, 1, 1, 1, 1}
-	badLog       = outcome{4, 4, 4, 1, 1, 0}
-	badIndex     = outcome{0, 4, 4, 0, 0, 0}
-	badParts     = outcome{0, 4, 4, 0, 0, 0}
-	lostParts    = outcome{0, 4, 4, 4, 0, 0}
-	badData      = outcome{0, 0, 4, 0, 0, 0}
-	harmless     = outcome{0, 0, 0, 0, 0, 0}
-	lostLog      = outcome{4, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
+	badConfig = outcome{1, 4, 4, 1, 1, 1}
+	badLog    = outcome{4, 4, 4, 1, 1, 0}
+	badIndex  = outcome{0, 4, 4, 0, 0, 0}
+	badParts  = outcome{0, 4, 4, 0, 0, 0}
+	lostParts = outcome{0, 4, 4, 4, 0, 0}
+	badData   = outcome{0, 0, 4, 0, 0, 0}
+	harmless  = outcome{0, 0, 0, 0, 0, 0}
+	lostLog   = outcome{4, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
 )
 
 // hostile is a repository of one honest generation and what forge adds to it.
@@ -258,7 +258,7 @@ func hostileFiles() []hostile {
 		as     outcome
 		sparse string // what is said of one of 2^40 bytes
 	}{
-		{"repo.json", noRepository, "1099511627776 bytes"},
+		{"repo.json", badConfig, "1099511627776 bytes"},
 		{"log/000000000001.jsonl.zst", lostLog, ""},
 		{"index/000000000001/seal.json", badIndex, "seal.json is too long"},
 		{"index/000000000001/MANIFEST", badIndex, "MANIFEST has 1099511627776 bytes"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -53,7 +54,8 @@ versions, which may be whole.
 The page "Check your backups" (checking.md) has more, case by case.
 
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
-usage; 4 there is damage; 130, 143 interrupted.`,
+usage; 4 there is damage, a repo.json that is gone or damaged included; 130, 143
+interrupted.`,
 		Example: `  mkbackup check /srv/backup
   mkbackup check /srv/backup --read-data-subset 5%
   mkbackup check /srv/backup --against / --source web1`,
@@ -99,6 +101,10 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if f.Repair && errors.Is(err, archive.ErrNoConfig) {
 		repo, err = restoreConfig(dir)
 	}
+	if badConfig(dir, err) {
+		o.errors = 1
+		return &exitError{exitDamage, err.Error()}
+	}
 	if err != nil {
 		return err
 	}
@@ -122,6 +128,16 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		rememberSubset(repo, f.Subset)
 	}
 	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
+}
+
+// badConfig reports whether a repository cannot be opened, with err, because its
+// repo.json is lost, or is there and can be read, but makes no sense.
+func badConfig(dir string, err error) bool {
+	if err == nil || errors.Is(err, archive.ErrNewerFormat) || errors.As(err, new(syscall.Errno)) {
+		return false
+	}
+	_, missing := os.Lstat(filepath.Join(dir, "repo.json"))
+	return missing == nil || errors.Is(err, archive.ErrNoConfig)
 }
 
 // restoreConfig writes the repo.json of a repository that has lost it.
