@@ -150,9 +150,15 @@ func TestMetricsFile(t *testing.T) {
 		t.Errorf("damage: %v", damaged)
 	}
 
-	for _, command := range []string{"create", "forget", "compact"} {
-		if res := r.mkbackup(command, "--dry-run", "--keep-last=1", "--metrics", file); res.code != 2 {
-			t.Errorf("%s --dry-run: exit code %d, want 2", command, res.code)
+	unused := filepath.Join(tempDir(t), "unused.prom")
+	for _, args := range [][]string{{"create", "/", "--dry-run"}, {"create", "/", "--progress=x"}, {"create", "/", "--time=x"}, {"create", "/", "--source=_"},
+		{"forget", "--keep-last=1", "--dry-run"}, {"forget"}, {"forget", "--keep-last=-1"}, {"compact", "--dry-run"}, {"compact", "--limit=x"},
+		{"check", "--source=x"}, {"check", "--read-data-subset=0%"}} {
+		if res := r.mkbackup(args[0], append(args[1:], "--metrics", unused)...); res.code != 2 {
+			t.Errorf("%q: exit code %d, want 2", args, res.code)
+		}
+		if _, err := os.Stat(unused); err == nil {
+			t.Fatalf("%q: wrong usage, but metrics were written", args)
 		}
 	}
 	res := r.mkbackup("create", "-q", "--root", src, "/", "--metrics", filepath.Join(src, "none", "file"))

@@ -21,6 +21,7 @@ import (
 type checkFlags struct {
 	backup.CheckOptions
 	subset   string
+	length   uint64 // of the subsets, as subsetLength returns it
 	metrics  metricsFile
 	progress progressFlags
 	verbose  bool
@@ -62,6 +63,9 @@ interrupted.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.complete(); err != nil {
+				return err
+			}
 			return f.metrics.record(cmd.Context(), outcome{command: "check", repository: args[0], source: f.Source}, func(o *outcome) error {
 				return check(cmd, args[0], f, o)
 			})
@@ -82,20 +86,10 @@ interrupted.`,
 }
 
 func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
-	if err := f.progress.check(); err != nil {
-		return err
-	}
-	if f.Source != "" && f.Against == "" {
-		return &exitError{exitUsage, "--source says what --against compares: give both"}
-	}
 	if info, err := os.Stat(f.Against); f.Against != "" && err != nil {
 		return fmt.Errorf("--against: %w", err)
 	} else if f.Against != "" && !info.IsDir() {
 		return fmt.Errorf("--against %s: not a directory", f.Against)
-	}
-	length, err := f.subsetLength()
-	if err != nil {
-		return err
 	}
 	repo, err := archive.Open(dir)
 	if f.Repair && errors.Is(err, archive.ErrNoConfig) {
@@ -109,8 +103,8 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		return err
 	}
 	defer repo.Close()
-	if length != 0 {
-		f.Subset = nextSubset(repo, length)
+	if f.length != 0 {
+		f.Subset = nextSubset(repo, f.length)
 	}
 	f.Progress = new(backup.CheckProgress)
 	progress := newProgress(f.progress, checkState(f.Progress))
@@ -124,7 +118,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if err != nil {
 		return incomplete(result, err)
 	}
-	if length != 0 {
+	if f.length != 0 {
 		rememberSubset(repo, f.Subset)
 	}
 	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
@@ -156,6 +150,18 @@ func restoreConfig(dir string) (*archive.Repository, error) {
 	}
 	notef("repo.json is written again %s; the size of new parts is %s now", from, humanize.IBytes(uint64(repo.PartSize)))
 	return repo, nil
+}
+
+// complete checks the flags and fills what is no flag.
+func (f *checkFlags) complete() (err error) {
+	if err := f.progress.check(); err != nil {
+		return err
+	}
+	if f.Source != "" && f.Against == "" {
+		return &exitError{exitUsage, "--source says what --against compares: give both"}
+	}
+	f.length, err = f.subsetLength()
+	return err
 }
 
 // subsetLength reads --read-data-subset; 0 is no subset.

@@ -46,6 +46,9 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.complete(cmd.Flags().Changed("time-limit")); err != nil {
+				return err
+			}
 			return f.metrics.record(cmd.Context(), outcome{command: "compact", repository: args[0]}, func(o *outcome) error {
 				return compact(cmd, args[0], f, o)
 			})
@@ -63,9 +66,6 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 }
 
 func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
-	if err := f.complete(cmd.Flags().Changed("time-limit")); err != nil {
-		return err
-	}
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err

@@ -66,8 +66,11 @@ something of the repository is missing; 130, 143 interrupted.`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: completeArgs(files),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.complete(args[1:]); err != nil {
+				return err
+			}
 			return f.metrics.record(cmd.Context(), outcome{command: "create", repository: args[0], source: f.Source}, func(o *outcome) error {
-				return create(cmd, args[0], args[1:], f, o)
+				return create(cmd, args[0], f, o)
 			})
 		},
 	}
@@ -86,10 +89,7 @@ something of the repository is missing; 130, 143 interrupted.`,
 	return cmd
 }
 
-func create(cmd *cobra.Command, dir string, paths []string, f createFlags, o *outcome) error {
-	if err := f.complete(paths); err != nil {
-		return err
-	}
+func create(cmd *cobra.Command, dir string, f createFlags, o *outcome) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err

@@ -49,8 +49,11 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeArgs(cli.Generations),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.complete(cmd.Flags(), args[1:]); err != nil {
+				return err
+			}
 			return f.metrics.record(cmd.Context(), outcome{command: "forget", repository: args[0], source: f.source}, func(o *outcome) error {
-				return forget(cmd, args[0], args[1:], f, o)
+				return forget(cmd, args[0], f, o)
 			})
 		},
 	}
@@ -71,10 +74,7 @@ Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
 	return cmd
 }
 
-func forget(cmd *cobra.Command, dir string, names []string, f forgetFlags, o *outcome) error {
-	if err := f.complete(cmd.Flags(), names); err != nil {
-		return err
-	}
+func forget(cmd *cobra.Command, dir string, f forgetFlags, o *outcome) error {
 	repo, err := archive.Open(dir)
 	if err != nil {
 		return err

@@ -127,7 +127,7 @@ func (f metricsFile) refuseDryRun(dryRun bool) error {
 	return nil
 }
 
-// record runs a command, and writes how it went. That this cannot be written is
+// record runs a command that was given right, and writes how it went. That this cannot be written is
 // said, but changes nothing for the run: whoever watches the file sees that the
 // last success does not get newer.
 func (f metricsFile) record(ctx context.Context, o outcome, run func(o *outcome) error) error {
