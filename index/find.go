@@ -3,8 +3,10 @@ package index
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ErrNoGeneration says that no generation is meant by a name.
@@ -12,7 +14,8 @@ var ErrNoGeneration = errors.New("no such generation")
 
 // Find returns the generation that spec means: "latest", "latest~2" (two before
 // it), a generation's name or number, or a prefix of names that begins with a
-// date or a part of one ("2026-11-22": the last of that day). A spec of the form
+// date or a part of one ("2026-11-22": the last of that day), where the time of day may
+// have colons, or a time of RFC 3339. A spec of the form
 // "SOURCE/GEN" means a generation of that source, any other one of the unnamed
 // source; a number means a generation of any source. gens are ordered by number.
 // The error wraps ErrNoGeneration.
@@ -34,7 +37,10 @@ func Find(gens []Generation, spec string) (Generation, error) {
 		}
 		return of[len(of)-1-back], nil
 	}
-	if g, ok := FindName(of, name); ok {
+	if g, ok := findTime(of, name); ok {
+		return g, nil
+	}
+	if g, ok := FindName(of, withDashes(name)); ok {
 		return g, nil
 	}
 	return Generation{}, fmt.Errorf("%w: %q: `mkbackup list` shows those there are", ErrNoGeneration, spec)
@@ -57,6 +63,28 @@ func FindName(gens []Generation, name string) (Generation, bool) {
 		}
 	}
 	return Generation{}, false
+}
+
+// findTime returns the generation of exactly the time that name is in RFC 3339.
+func findTime(gens []Generation, name string) (Generation, bool) {
+	t, err := time.Parse(time.RFC3339, name)
+	if err != nil {
+		return Generation{}, false
+	}
+	i := slices.IndexFunc(gens, func(g Generation) bool { return g.Time.Equal(t) })
+	if i < 0 {
+		return Generation{}, false
+	}
+	return gens[i], true
+}
+
+// withDashes writes the time of day in a name as names of generations have it.
+func withDashes(name string) string {
+	date, clock, _ := strings.Cut(name, "T")
+	if clock == "" {
+		return name
+	}
+	return date + "T" + strings.ReplaceAll(clock, ":", "-")
 }
 
 // OfSource returns the generations of one source, in their order.

@@ -33,8 +33,8 @@ func forgetCommand() *cobra.Command {
 		Long: `Drop generations: those that are named, or, of every source, those that no rule
 keeps. Their space comes back with "mkbackup compact".
 
-GEN is a generation's name or number, a date or the beginning of one (the last of
-that day), "latest" or "latest~2"; "web1/latest" is one of the source web1.
+GEN is what "mkbackup ls" takes: a name or number, a date (the last generation of that
+day), "latest" or "latest~2"; "web1/latest" is one of the source web1.
 
 A rule keeps the last generation of each of the N newest hours, days, weeks (from
 Monday), months or years that have any, in local time; --keep-last the N newest

@@ -24,8 +24,9 @@ func lsCommand() *cobra.Command {
 		Short: "List a directory of a generation, as ls -l does",
 		Long: `List a directory of a generation, or one file of it, as ls -l does.
 
-GEN is a generation's name or number, a date or the beginning of one, "latest" or
-"latest~2"; "web1/latest" is one of the source web1.`,
+GEN is a generation's name or number, a date or the beginning of a name (the last
+generation that has it), a time as list --json prints it, "latest" or "latest~2";
+"web1/latest" is one of the source web1. The time of day may have ":" for "-".`,
 		Example: `  mkbackup ls /srv/backup latest /etc
   mkbackup ls /srv/backup web1/2026-11-22 /etc/nginx`,
 		Args:              cobra.RangeArgs(2, 3),
