@@ -127,7 +127,7 @@ func (c *creation) leaveOut(what, path string, old *index.Dirent, s *selection) 
 		return nil // nothing is left
 	}
 	if !s.given && len(s.children) == 0 {
-		c.notef("/%s is left out: it is %s", Printable(path), what)
+		c.notef("%s is left out: it is %s", Printable("/"+path), what)
 	}
 	return c.drop(path, old)
 }
@@ -222,7 +222,7 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 	}
 	c.matched = true
 	if s.given && e.Type == archive.TypeSymlink {
-		c.notef("/%s is a symlink: it is stored as such, and not what it leads to (for that, give the path with a / at its end, or the other path)", Printable(path))
+		c.notef("%s is a symlink: it is stored as such, and not what it leads to (for that, give the path with a / at its end, or the other path)", Printable("/"+path))
 	}
 	s.leavesBelow(path, func(leaf string) { c.problem(leaf, unix.ENOTDIR) })
 	return c.file(d.fd, e, path, old)
@@ -478,9 +478,9 @@ func (c *creation) warnOverlay(path string, xattrs []archive.Xattr) {
 	for _, x := range xattrs {
 		switch x.Name {
 		case "trusted.overlay.metacopy", "user.overlay.metacopy":
-			c.notef("/%s: its data lies in a lower layer of the overlay (metacopy): stored as it is here, without data", Printable(path))
+			c.notef("%s: its data lies in a lower layer of the overlay (metacopy): stored as it is here, without data", Printable("/"+path))
 		case "trusted.overlay.redirect", "user.overlay.redirect":
-			c.notef("/%s: it continues another path of a lower layer (redirect to %s): stored as it is here", Printable(path), Printable(x.Value))
+			c.notef("%s: it continues another path of a lower layer (redirect to %s): stored as it is here", Printable("/"+path), Printable(x.Value))
 		}
 	}
 }

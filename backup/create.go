@@ -454,7 +454,7 @@ func (c *creation) shown(path string) string {
 	if path == "." {
 		return cmp.Or(c.options.Root, "/")
 	}
-	return "/" + Printable(path)
+	return Printable("/" + path)
 }
 
 // chooseBase finds the generation to compare with: the newest one of the

@@ -741,7 +741,8 @@ func TestFIFOIsNotOpened(t *testing.T) {
 }
 
 func TestPrintable(t *testing.T) {
-	for path, want := range map[string]string{"a b/ä": "a b/ä", "a\nb": `"a\nb"`, "\xff": `"\xff"`, `q"`: `"q\""`, "\x1b[2J": `"\x1b[2J"`, `back\slash`: `"back\\slash"`} {
+	for path, want := range map[string]string{"a b/ä": "a b/ä", "a\nb": `"a\nb"`, "\xff": `"\xff"`, "\x1b[2J": `"\x1b[2J"`,
+		`/back\slash`: `/back\slash`, `/q"`: `/q"`, `"q"`: `"\"q\""`, "\ufffd": "\ufffd", "\u202e": `"\u202e"`, "/\t\"\\": `"/\t\"\\"`} {
 		if got := Printable(path); got != want {
 			t.Errorf("Printable(%q) = %s, want %s", path, got, want)
 		}

@@ -67,7 +67,7 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 		markers = c.markers(d)
 	}
 	if len(markers) > 0 && s.given {
-		c.notef("/%s: only %s is backed up of what is in it", Printable(path), Printable(markers[0]))
+		c.notef("%s: only %s is backed up of what is in it", Printable("/"+path), Printable(markers[0]))
 	}
 	return slices.DeleteFunc(d.entries, func(e scannedEntry) bool {
 		at, child := join(path, e.name), s.child(e.name)

@@ -132,14 +132,14 @@ func (x *export) entry(path string, e index.Dirent) error {
 	x.progress.path.Store(&path)
 	done := x.progress.done.Load()
 	if err := x.member(path, e); err != nil {
-		return fmt.Errorf("/%s: %w", Printable(path), err)
+		return fmt.Errorf("%s: %w", Printable("/"+path), err)
 	}
 	if e.Attr.Type == archive.TypeFile {
 		x.progress.done.Store(done + e.Attr.Size) // holes and further links, too
 	}
 	entries, err := list(x.view, e.Dir)
 	if err != nil {
-		return fmt.Errorf("/%s: %w", Printable(path), err)
+		return fmt.Errorf("%s: %w", Printable("/"+path), err)
 	}
 	for _, child := range entries {
 		if err := x.entry(join(path, child.Name), child); err != nil {
@@ -161,7 +161,7 @@ var tarTypes = [...]byte{
 // member writes one entry.
 func (x *export) member(path string, e index.Dirent) error {
 	if e.Attr.Type == archive.TypeSocket {
-		x.notef("/%s: a socket, left out: tar has no type for it", Printable(path))
+		x.notef("%s: a socket, left out: tar has no type for it", Printable("/"+path))
 		return nil
 	}
 	first, linked := x.links[e.Ino]
@@ -213,7 +213,7 @@ func (x *export) header(path string, e index.Dirent, target string) (*tar.Header
 			return nil, err
 		}
 		if size += len(key) + len(value) + recordRoom; size > maxXattrs {
-			x.notef("/%s: its extended attribute %s, left out: all of a file may take %d KiB in a tar stream", Printable(path), Printable(xattr.Name), maxXattrs>>10)
+			x.notef("%s: its extended attribute %s, left out: all of a file may take %d KiB in a tar stream", Printable("/"+path), Printable(xattr.Name), maxXattrs>>10)
 			size -= len(key) + len(value) + recordRoom
 			continue
 		}

@@ -52,7 +52,7 @@ func TestExcludePatterns(t *testing.T) {
 	if s.Excluded != 7 || s.Gone != 9 || s.Errors != 0 {
 		t.Errorf("summary: %+v", s)
 	}
-	for _, line := range []string{"! /a.o: excluded by the pattern *.o\n", "! /\"new\\nline\": excluded by the pattern ", "! /\"\\xff\\xfe\": excluded by the pattern ", "! /cache: excluded by the pattern ", "- /cache/deep/x\n"} {
+	for _, line := range []string{"! /a.o: excluded by the pattern *.o\n", "! \"/new\\nline\": excluded by the pattern ", "! \"/\\xff\\xfe\": excluded by the pattern ", "! /cache: excluded by the pattern ", "- /cache/deep/x\n"} {
 		if strings.Count(res.stdout, line) != 1 {
 			t.Errorf("-v does not print %q once:\n%s", line, res.stdout)
 		}

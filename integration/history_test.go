@@ -347,12 +347,12 @@ func TestHistoryOutput(t *testing.T) {
 	wantOutput("+ /conf\n", "diff", "2026-11-21", "2026-11-22", "conf")
 	wantOutput("M /conf  (content, size, mode)\n", "diff", "2026-11-20", "2026-11-22", "/conf/")
 	wantOutput("", "diff", "2026-11-22", "2026-11-22")
-	wantOutput("M /a dir  (mtime)\n+ /\"a dir/new\\nline\"\n", "diff", "latest", "web1/latest")
+	wantOutput("M /a dir  (mtime)\n+ \"/a dir/new\\nline\"\n", "diff", "latest", "web1/latest")
 	wantOutput(`2026-11-20T03-00-00Z .. 2026-11-20T03-00-00Z  /conf
 2026-11-22T03-00-00Z .. 2026-11-22T03-00-00Z  /conf
 web1/2026-11-23T03-00-00Z .. 2026-11-23T03-00-00Z  /conf
 `, "find", "c*")
-	wantOutput("web1/2026-11-23T03-00-00Z .. 2026-11-23T03-00-00Z  /\"a dir/new\\nline\"\n", "find", "/A*/**/NEW*", "-i", "--source", "web1")
+	wantOutput("web1/2026-11-23T03-00-00Z .. 2026-11-23T03-00-00Z  \"/a dir/new\\nline\"\n", "find", "/A*/**/NEW*", "-i", "--source", "web1")
 	wantOutput("", "find", "NEW*")
 
 	for _, c := range []struct {

@@ -186,7 +186,7 @@ func (f *checkFlags) report(p *progress) {
 		f.Note = p.note
 	}
 	f.Difference = func(d backup.Difference) {
-		path := "/" + display(d.Path)
+		path := display(d.Path)
 		line := path + ": " + d.What
 		switch {
 		case d.Kind == backup.Silent:
@@ -220,7 +220,7 @@ func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 			files = files[:min(len(files), maxHits)]
 		}
 		for _, holder := range files {
-			_, _ = fmt.Fprintf(w, "  /%s (%s)\n", display(holder.Path), span(holder.Source, holder.Generations))
+			_, _ = fmt.Fprintf(w, "  %s (%s)\n", display(holder.Path), span(holder.Source, holder.Generations))
 		}
 		if more := len(p.Files) - len(files); more > 0 {
 			_, _ = fmt.Fprintf(w, "  and %s more: -v or --json names all\n", humanize.Comma(int64(more)))

@@ -182,7 +182,7 @@ func badSource(name string) error {
 func (f *createFlags) events(p *progress) backup.Events {
 	e := backup.Events{
 		Problem: func(path string, err error) {
-			path = "/" + display(path)
+			path = display(path)
 			p.warn(fmt.Sprintf("%s: %v", path, err), message{"problem", path, err.Error()})
 		},
 		Damage: func(text string) { p.warn("damage: "+text, message{Event: "damage", Text: text}) },
@@ -192,24 +192,19 @@ func (f *createFlags) events(p *progress) backup.Events {
 	}
 	if f.verbose {
 		e.Excluded = func(path string, why error) {
-			path = "/" + display(path)
+			path = display(path)
 			p.tell(fmt.Sprintf("! %s: %v", path, why), message{"excluded", path, why.Error()})
 		}
 		e.Change = func(change backup.Change, path string) {
-			path = "/" + display(path)
+			path = display(path)
 			p.tell(fmt.Sprintf("%c %s", change, path), message{"change", path, string(change)})
 		}
 	}
 	return e
 }
 
-// display returns a path of a generation as it is shown behind a "/".
-func display(path string) string {
-	if path == "." {
-		return ""
-	}
-	return backup.Printable(path)
-}
+// display returns a path of a generation as it is shown.
+func display(path string) string { return backup.Printable(rooted(path)) }
 
 func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
 

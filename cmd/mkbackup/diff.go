@@ -57,7 +57,7 @@ or not.`,
 				}
 				err = backup.Diff(cmd.Context(), repo, db, from, to, cleanPath(path), show)
 				if errors.Is(err, index.ErrNotFound) {
-					return fmt.Errorf("neither %s nor %s has the path %s: `mkbackup find` says where it is", from.Name, to.Name, backup.Printable(rooted(cleanPath(path))))
+					return fmt.Errorf("neither %s nor %s has the path %s: `mkbackup find` says where it is", from.Name, to.Name, display(cleanPath(path)))
 				}
 				return err
 			})
@@ -72,7 +72,7 @@ func changeLine(w io.Writer, c backup.PathChange) error {
 	if c.Change == backup.Changed {
 		what = "  (" + strings.Join(c.Difference.Names(), ", ") + ")"
 	}
-	_, err := fmt.Fprintf(w, "%c /%s%s\n", c.Change, display(c.Path), what)
+	_, err := fmt.Fprintf(w, "%c %s%s\n", c.Change, display(c.Path), what)
 	return err
 }
 

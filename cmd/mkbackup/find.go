@@ -172,7 +172,7 @@ func foundLines(w io.Writer, found []index.Found) error {
 			source = f.Source + "/"
 		}
 		for _, s := range f.Spans {
-			if _, err := fmt.Fprintf(w, "%s%s .. %s  /%s\n", source, s.First.Name, s.Last.Name, name); err != nil {
+			if _, err := fmt.Fprintf(w, "%s%s .. %s  %s\n", source, s.First.Name, s.Last.Name, name); err != nil {
 				return err
 			}
 		}

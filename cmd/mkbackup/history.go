@@ -48,7 +48,7 @@ In a mount, .versions/PATH/ holds the same versions.`,
 					return err
 				}
 				if len(versions) == 0 {
-					return fmt.Errorf("no generation of %s has the path %s", describeSource(source), backup.Printable(args[1]))
+					return fmt.Errorf("no generation of %s has the path %s", describeSource(source), display(cleanPath(args[1])))
 				}
 				h := history{db: db, gens: gens, versions: versions, w: cmd.OutOrStdout()}
 				if asJSON {

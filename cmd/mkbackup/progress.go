@@ -115,7 +115,7 @@ func createState(p *backup.Progress) func(time.Duration) state {
 	return func(elapsed time.Duration) state {
 		done, before := p.Files()
 		read := p.ReadBytes()
-		return state{Phase: "create", Done: done, Total: before, Unit: "entries", ReadBytes: read, Path: "/" + display(p.Path()),
+		return state{Phase: "create", Done: done, Total: before, Unit: "entries", ReadBytes: read, Path: display(p.Path()),
 			text: fmt.Sprintf("%s files, %s read, %s, %s", humanize.Comma(done), bytesOf(read), rate(read, elapsed), shorten(display(p.Path()), 40))}
 	}
 }
@@ -153,7 +153,7 @@ func reindexState(p *index.Progress) func(time.Duration) state {
 func exportState(p *backup.ExportProgress) func(time.Duration) state {
 	return func(elapsed time.Duration) state {
 		done, total := p.Bytes()
-		return state{Phase: "export", Done: done, Total: total, Unit: "bytes", Path: "/" + display(p.Path()),
+		return state{Phase: "export", Done: done, Total: total, Unit: "bytes", Path: display(p.Path()),
 			text: fmt.Sprintf("export: %s, %s, %s", bytesOf(done), rate(done, elapsed), shorten(display(p.Path()), 40))}
 	}
 }

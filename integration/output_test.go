@@ -34,3 +34,20 @@ func TestTimesInJSON(t *testing.T) {
 		t.Errorf("history: exit code %d: %s%s", res.code, res.stdout, res.stderr)
 	}
 }
+
+// TestPathsInText: a path that can be printed is shown exactly, any other is quoted whole.
+func TestPathsInText(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	r.all(src)
+	shown := map[string]string{`d/back\slash`: `/d/back\slash`, `d/"q"`: `/d/"q"`, "d/a\n\"b\\": `"/d/a\n\"b\\"`, "d/\xff": `"/d/\xff"`}
+	for name := range shown {
+		createTree(t, src, []treetest.Node{{Path: name, Data: []byte("1")}})
+	}
+	r.all(src)
+	found, changed := r.mkbackup("find", "/d/*").stdout, r.mkbackup("diff", "1", "2", "/d").stdout
+	for _, path := range shown {
+		if !strings.Contains(found, "  "+path+"\n") || !strings.Contains(changed, "+ "+path+"\n") {
+			t.Errorf("%s is not shown like that:\n%s%s", path, found, changed)
+		}
+	}
+}
