@@ -26,7 +26,7 @@ type progressFlags struct {
 }
 
 func addProgressFlag(flags *pflag.FlagSet, f *progressFlags) {
-	flags.StringVar(&f.when, "progress", "auto", "show progress, `WHEN` is auto: on a terminal; always: elsewhere\nas a line a minute; or never")
+	flags.StringVar(&f.when, "progress", "auto", "show progress, `WHEN` is auto: on a terminal, without -q; always:\nalso with -q, elsewhere as a line a minute; or never")
 }
 
 // addJSONProgressFlags adds those of a command that has a summary in JSON.

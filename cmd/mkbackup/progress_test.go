@@ -84,6 +84,7 @@ func TestFormOfProgress(t *testing.T) {
 		{progressFlags{when: "auto", quiet: true}, "xterm", hidden},
 		{progressFlags{when: "never", json: true}, "xterm", hidden},
 		{progressFlags{when: "always"}, "", lines},
+		{progressFlags{when: "always", quiet: true}, "", lines},
 		{progressFlags{when: "always"}, "xterm", drawn},
 		{progressFlags{when: "always", json: true}, "", events},
 		{progressFlags{when: "always", json: true, quiet: true}, "xterm", events},
