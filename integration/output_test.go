@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,5 +52,34 @@ func TestPathsInText(t *testing.T) {
 		if !strings.Contains(found, "  "+path+"\n") || !strings.Contains(changed, "+ "+path+"\n") {
 			t.Errorf("%s is not shown like that:\n%s%s", path, found, changed)
 		}
+	}
+}
+
+// TestDevicesInJSON: every device has its numbers, a whiteout, which is 0:0, included.
+func TestDevicesInJSON(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a-whiteout", Type: treetest.Char}, {Path: "b-null", Type: treetest.Char, Major: 1, Minor: 3},
+		{Path: "c-disk", Type: treetest.Block, Major: 8}, {Path: "file"}})
+	r.all(src)
+	out := r.mkbackup("ls", "latest", "--json").stdout
+	var got []string
+	for line := range strings.Lines(out) {
+		_, numbers, _ := strings.Cut(strings.TrimSpace(line), `"nlink":1`)
+		got = append(got, numbers)
+	}
+	if want := []string{`,"major":0,"minor":0}`, `,"major":1,"minor":3}`, `,"major":8,"minor":0}`, `}`}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestDamagedPathsInJSON: the files that damage hits have paths like all others.
+func TestDamagedPathsInJSON(t *testing.T) {
+	r, src := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}, tempDir(t)
+	run(t, mkbackup, "init", r.dir)
+	createTree(t, src, []treetest.Node{{Path: "d/file", Seed: 1, Size: 300_000}})
+	r.all(src)
+	must(t, os.Remove(r.parts()[0]))
+	if c, _ := r.checkJSON(4); len(c.DamagedParts) != 1 || len(c.DamagedParts[0].Files) != 1 || c.DamagedParts[0].Files[0].Path != "/d/file" {
+		t.Errorf("%+v", c.DamagedParts)
 	}
 }

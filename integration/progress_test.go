@@ -60,7 +60,7 @@ func TestProgress(t *testing.T) {
 	createTree(t, src, []treetest.Node{{Path: "z-large", Seed: 95, Size: 200 << 20}})
 	r := newRepo(t)
 	shown := onTerminal(t, r.command("create", "--root", src, "/"))
-	for _, part := range []string{"files", "B/s", "z-large"} {
+	for _, part := range []string{"files", "B/s", "/z-large"} {
 		if !strings.Contains(shown, part) {
 			t.Errorf("the progress on a terminal does not show %q: %q", part, tail(shown))
 		}

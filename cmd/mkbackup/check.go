@@ -255,6 +255,7 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 	var err error
 	switch {
 	case f.progress.json:
+		rootPaths(r.DamagedParts)
 		err = json.NewEncoder(w).Encode(struct {
 			Event string `json:"event,omitempty"`
 			backup.CheckResult
@@ -271,6 +272,15 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 		return &exitError{exitFailed, plural(r.Uncompared, "path") + " could not be compared, named above"}
 	}
 	return err
+}
+
+// rootPaths gives the paths of files that are hit as all JSON has them, from the root on.
+func rootPaths(parts []*backup.DamagedPart) {
+	for _, p := range parts {
+		for i := range p.Files {
+			p.Files[i].Path = rooted(p.Files[i].Path)
+		}
+	}
 }
 
 // incomplete is the end of a check that could not go on. Damage that it found

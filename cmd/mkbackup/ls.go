@@ -125,11 +125,13 @@ func showLine(w io.Writer, db *index.DB, view index.View, e index.Dirent) error 
 
 // sizeString returns the size as ls -l shows it: of a device its number.
 func sizeString(a archive.Attr) string {
-	if a.Type == archive.TypeChar || a.Type == archive.TypeBlock {
+	if device(a) {
 		return fmt.Sprintf("%d,%d", a.Rdev.Major, a.Rdev.Minor)
 	}
 	return fmt.Sprint(a.Size)
 }
+
+func device(a archive.Attr) bool { return a.Type == archive.TypeChar || a.Type == archive.TypeBlock }
 
 // modeString returns type and mode as ls -l shows them: "drwxr-sr-t".
 func modeString(a archive.Attr) string {
@@ -171,8 +173,8 @@ type attributesJSON struct {
 	Size     int64   `json:"size"`
 	Mtime    anyTime `json:"mtime"`
 	Nlink    uint32  `json:"nlink"`
-	Major    uint32  `json:"major,omitempty"`
-	Minor    uint32  `json:"minor,omitempty"`
+	Major    *uint32 `json:"major,omitempty"` // of a device, as is the next
+	Minor    *uint32 `json:"minor,omitempty"`
 	Target   string  `json:"target,omitempty"`
 	Target64 []byte  `json:"target64,omitempty"`
 }
@@ -198,7 +200,10 @@ func showJSON(w io.Writer, db *index.DB, view index.View, e index.Dirent) error 
 
 func describeAttr(a archive.Attr, target string) attributesJSON {
 	d := attributesJSON{Type: a.Type.String(), Mode: fmt.Sprintf("%04o", a.Mode), UID: a.UID, GID: a.GID, Size: a.Size,
-		Mtime: anyTime(a.Mtime.Time()), Nlink: a.Nlink, Major: a.Rdev.Major, Minor: a.Rdev.Minor}
+		Mtime: anyTime(a.Mtime.Time()), Nlink: a.Nlink}
+	if device(a) {
+		d.Major, d.Minor = &a.Rdev.Major, &a.Rdev.Minor
+	}
 	d.Target, d.Target64 = jsonText(target)
 	return d
 }
