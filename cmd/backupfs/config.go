@@ -61,6 +61,8 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 		return usageError{fmt.Errorf("--source: the name is empty; without the flag all sources are shown")}
 	case flags.Changed("generation") && c.Generation == "":
 		return usageError{fmt.Errorf("--generation: the name is empty")}
+	case c.ofAnother():
+		return usageError{fmt.Errorf("the generation %q is not of the source %q: leave one of the sources out", c.Generation, c.Source)}
 	case c.NameFormat != "" && c.Generation != "":
 		return usageError{fmt.Errorf("a name format and a generation exclude each other: at the root of the mount it has no name")}
 	case allowOther && c.Private:
@@ -87,6 +89,13 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 	return err
 }
 
+// ofAnother reports whether the generation is given with a source that is not the one
+// that was chosen.
+func (c *config) ofAnother() bool {
+	source, _, named := strings.Cut(c.Generation, "/")
+	return named && c.Source != "" && source != c.Source
+}
+
 // readFile returns the arguments that a configuration file stands for, and takes
 // over what it says and the flags do not. Without a file they are as they were.
 func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error) {
@@ -104,7 +113,7 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 			return nil, f.Wrong("mount.cache_size", err)
 		}
 	}
-	if !flags.Changed("source") {
+	if !flags.Changed("source") && !strings.Contains(c.Generation, "/") {
 		c.Source = f.Mount.Source
 	}
 	if !flags.Changed("name-format") && !flags.Changed("generation") {

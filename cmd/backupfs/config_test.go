@@ -41,6 +41,9 @@ func TestConfig(t *testing.T) {
 	if c, err = parse("r", "m", "-o", "allow_other"); err != nil || c.Private {
 		t.Errorf("allow_other: %+v, %v", c, err)
 	}
+	if c, err = parse("r", "m", "--source", "web1", "--generation", "web1/latest"); err != nil {
+		t.Errorf("the same source twice: %+v, %v", c, err)
+	}
 	for _, args := range [][]string{{"--private"}, {"-o", "private"}, {"-o", "noallow_other"}} {
 		if c, err = parse(append(args, "r", "m")...); err != nil || !c.Private {
 			t.Errorf("%q: %+v, %v", args, c, err)
@@ -66,6 +69,8 @@ func TestConfigErrors(t *testing.T) {
 		{"r m -o name-format=today", "all generations"},
 		{"r m -o name-format=", `unknown mount option "name-format="`},
 		{"r m --name-format %F --generation latest", "exclude each other"},
+		{"r m --source web1 --generation db/latest", `the generation "db/latest" is not of the source "web1"`},
+		{"r m -o source=web1,generation=db/5", "is not of the source"},
 		{"--config FILE", "web1.conf:4: mount.name_format: "},
 		{"--config FILE --name-format %q", "name format \"%q\""},
 	} {
