@@ -60,7 +60,8 @@ func TestExitCodesAndMessages(t *testing.T) {
 		c{[]string{mkbackup, "init", full}, 1, full},
 		c{[]string{mkbackup, "init", r.dir}, 1, r.dir},
 		c{[]string{mkbackup, "init", file}, 1, file},
-		c{[]string{mkbackup, "init", missing + "/below"}, 1, missing},
+		c{[]string{mkbackup, "init", file + "/below"}, 1, file + " is not a directory"},
+		c{[]string{mkbackup, "init", file + "/below/it"}, 1, file + " is not a directory"},
 		c{[]string{mkbackup, "init"}, 2, ""},
 		c{[]string{mkbackup, "init", empty, "--part-size", "nonsense"}, 2, "nonsense"},
 		c{[]string{mkbackup}, 2, ""},
@@ -203,6 +204,18 @@ func rewriteConfig(t *testing.T, repo string, change func(map[string]any)) {
 	b, err = json.Marshal(c)
 	must(t, err)
 	rewrite(t, path, string(b))
+}
+
+// TestInitMakesWhatIsAbove: the directories above a new repository need not be there.
+func TestInitMakesWhatIsAbove(t *testing.T) {
+	base := tempDir(t)
+	r := initRepo(t, base+"/a/b/repo/")
+	r.all(mkdir(t, base, "src"))
+	for dir, want := range map[string]os.FileMode{"a": 0o755, "a/b": 0o755, "a/b/repo": 0o700} {
+		if st, err := os.Stat(filepath.Join(base, dir)); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", dir, st, err, want)
+		}
+	}
 }
 
 func TestHelp(t *testing.T) {

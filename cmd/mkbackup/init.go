@@ -1,13 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/cmd/internal/cli"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 const maxPartSize = 1 << 40 // stored bytes
@@ -17,7 +23,8 @@ func initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init REPO",
 		Short: "Make an empty repository",
-		Long: `Make an empty repository in the directory REPO, which must be new or empty.
+		Long: `Make an empty repository in the directory REPO, which must be new or empty. The
+directories above it are made where they are missing.
 
 The part size is the size at which one archive file ends and the next begins. It
 cannot be changed later.`,
@@ -30,6 +37,9 @@ cannot be changed later.`,
 			if err != nil || bytes < archive.MinPartSize || bytes > maxPartSize {
 				return &exitError{exitUsage, fmt.Sprintf("bad --part-size %q: give a number with a unit, as 64MiB, from 64KiB to 1TiB", size)}
 			}
+			if err := makeAbove(args[0]); err != nil {
+				return err
+			}
 			repo, err := archive.Init(args[0], archive.InitOptions{PartSize: int64(bytes)})
 			if err != nil {
 				return err
@@ -39,4 +49,27 @@ cannot be changed later.`,
 	}
 	cmd.Flags().StringVar(&size, "part-size", size, "`SIZE` of the archive files")
 	return cmd
+}
+
+// makeAbove makes the directories above a path that are missing, so that they are there
+// after a crash. What else is wrong with them whoever makes the path will say.
+func makeAbove(path string) error {
+	dir := filepath.Dir(filepath.Clean(path))
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("make the repository: %s is not a directory: give another place", dir)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+		return nil
+	}
+	if err := makeAbove(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	if err := (disk.OS{}).SyncDir(filepath.Dir(dir)); err != nil {
+		return fmt.Errorf("make the repository: %w", err)
+	}
+	return nil
 }
