@@ -36,7 +36,7 @@ func (r *Repository) LockToDelete() (*Lock, error) { return r.lock(unix.LOCK_EX 
 
 // lock locks repo.json, which is there and never changes.
 func (r *Repository) lock(how int) (*Lock, error) {
-	f, err := openToLock(filepath.Join(r.Dir(), configName), how&unix.LOCK_EX != 0)
+	f, err := openToLock(filepath.Join(r.Dir(), configName), how&unix.LOCK_EX != 0, 0)
 	if err != nil {
 		return nil, fmt.Errorf("lock the repository: %w", err)
 	}
@@ -57,15 +57,16 @@ func (r *Repository) lock(how int) (*Lock, error) {
 	return nil, fmt.Errorf("lock the repository: %w", err)
 }
 
-// openToLock opens a file that is going to be locked. NFS takes an exclusive lock
-// only of a file that is open for writing (flock(2)), which nobody does.
-func openToLock(name string, exclusive bool) (*os.File, error) {
+// openToLock opens a file that is going to be locked; flags are those of the system
+// call that are wanted besides. NFS takes an exclusive lock only of a file that is open
+// for writing (flock(2)), which nobody does here.
+func openToLock(name string, exclusive bool, flags int) (*os.File, error) {
 	if exclusive {
-		if f, err := os.OpenFile(name, os.O_RDWR, 0); err == nil {
+		if f, err := os.OpenFile(name, os.O_RDWR|flags, 0); err == nil {
 			return f, nil
 		}
 	}
-	return os.Open(name)
+	return os.OpenFile(name, os.O_RDONLY|flags, 0)
 }
 
 // Release releases the lock. It may be called more than once.

@@ -20,18 +20,20 @@ import (
 
 // DirStore is a Store over a local directory. Objects are files of mode 0400,
 // directories are made as they are needed, of mode 0700. Drafts lie in
-// tmp/w-<random>/, the writer directory of this DirStore, which is held by
-// flock for as long as the DirStore lives: whoever can take the lock of such a
-// directory knows that its owner is dead and may remove it.
+// tmp/w-<random>/, the writer directory of this DirStore. Beside it is the file
+// tmp/w-<random>.lock, which is held by flock for as long as the DirStore lives:
+// whoever can take that lock knows that the owner is dead and may remove both.
 //
 // A DirStore is safe for concurrent use by many goroutines, and any number of
-// DirStores in any number of processes may share one directory.
+// DirStores in any number of processes may share one directory, on any number of
+// machines where the file system passes locks of files on.
 type DirStore struct {
 	dir  string // absolute
 	fsys disk.FS
 
 	mu     sync.Mutex
-	lock   *os.File        // the writer directory, locked; nil before the first draft
+	writer string          // path of the writer directory; "" before the first draft
+	lock   disk.File       // the file beside it, locked; nil before the first draft
 	closed bool            // no more drafts
 	synced map[string]bool // directories, relative to dir, whose own entry is on stable storage
 }
@@ -68,7 +70,10 @@ func (s *DirStore) Close() error {
 	if s.lock == nil {
 		return nil
 	}
-	err := s.fsys.RemoveAll(s.lock.Name())
+	err := s.fsys.RemoveAll(s.writer)
+	if err == nil {
+		err = s.fsys.Remove(s.lock.Name())
+	}
 	s.lock.Close()
 	s.lock = nil
 	if err != nil {
@@ -325,34 +330,40 @@ func (s *DirStore) writerDir() (string, error) {
 		return "", fmt.Errorf("create a draft: store %w", fs.ErrClosed)
 	}
 	if s.lock != nil {
-		return s.lock.Name(), nil
+		return s.writer, nil
 	}
 	tmp := filepath.Join(s.dir, "tmp")
 	if err := s.fsys.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
 	s.removeDead(tmp)
-	lock, err := s.lockNewDir(tmp)
+	lock, err := s.lockNew(tmp)
 	if err != nil {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
-	s.lock = lock
-	return lock.Name(), nil
+	writer := strings.TrimSuffix(lock.Name(), lockSuffix)
+	if err := s.fsys.Mkdir(writer, 0o700); err != nil {
+		_ = s.fsys.Remove(lock.Name()) // else the next writer does
+		lock.Close()
+		return "", fmt.Errorf("create a draft: %w", err)
+	}
+	s.writer, s.lock = writer, lock
+	return writer, nil
 }
 
-// lockNewDir makes a writer directory in tmp and locks it. Another writer's
-// removeDead may lock and remove it between the two; then the next one is tried.
-func (s *DirStore) lockNewDir(tmp string) (*os.File, error) {
+// lockSuffix is what the name of a lock has behind that of its writer directory. The
+// lock is of a file that is open for writing: NFS and SMB pass on to other machines
+// no lock of a directory, and NFS no exclusive one of a file that is only read.
+const lockSuffix = ".lock"
+
+// lockNew makes the lock of a new writer directory in tmp and takes it. The directory
+// is made after it and removed before it, so that there is no moment in which a
+// directory of a living writer has no lock. Another writer's removeDead may take and
+// remove the lock before it is taken here; then the next one is tried.
+func (s *DirStore) lockNew(tmp string) (disk.File, error) {
 	const attempts = 100
 	for range attempts {
-		dir := filepath.Join(tmp, randomName("w-*"))
-		if err := s.fsys.Mkdir(dir, 0o700); err != nil {
-			return nil, err
-		}
-		f, err := os.Open(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		f, err := s.fsys.OpenFile(filepath.Join(tmp, randomName("w-*"+lockSuffix)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return nil, err
 		}
@@ -361,17 +372,17 @@ func (s *DirStore) lockNewDir(tmp string) (*os.File, error) {
 		}
 		f.Close()
 	}
-	return nil, fmt.Errorf("lock a directory in %s: %d attempts failed", tmp, attempts)
+	return nil, fmt.Errorf("lock a file in %s: %d attempts failed", tmp, attempts)
 }
 
 // tryLock takes the lock of f. A file system without locks counts as taken:
 // there removeDead finds no lock that it could take, and takes nobody for dead.
-func tryLock(f *os.File) bool {
+func tryLock(f disk.File) bool {
 	err := flock(f)
 	return err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOLCK)
 }
 
-func flock(f *os.File) error {
+func flock(f disk.File) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err != unix.EINTR {
@@ -380,14 +391,12 @@ func flock(f *os.File) error {
 	}
 }
 
-// samePlace reports whether f is still what its path leads to.
-func samePlace(f *os.File) bool {
-	open, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(f.Name())
-	return err == nil && os.SameFile(open, there)
+// samePlace reports whether f is still what its path leads to. Where another machine
+// removed it, NFS may know the path for a while, but not a link of the file.
+func samePlace(f disk.File) bool {
+	var open, there unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &open) == nil && open.Nlink > 0 &&
+		unix.Lstat(f.Name(), &there) == nil && open.Dev == there.Dev && open.Ino == there.Ino
 }
 
 // removeDead removes every entry of tmp that no living process holds a lock of.
@@ -404,19 +413,38 @@ func (s *DirStore) removeDead(tmp string) {
 			_ = s.fsys.Remove(p)
 			continue
 		}
-		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		if err != nil {
+		lock := lockOfDead(p)
+		if lock == nil {
 			continue
 		}
-		if flock(f) == nil {
-			if !settled { // an index that was moved to here must not come back without its files
-				_ = s.fsys.SyncDir(filepath.Join(s.dir, "index"))
-				settled = true
-			}
-			_ = s.fsys.RemoveAll(p)
+		if !settled { // an index that was moved to here must not come back without its files
+			_ = s.fsys.SyncDir(filepath.Join(s.dir, "index"))
+			settled = true
 		}
-		f.Close()
+		_ = s.fsys.RemoveAll(p)
+		if name := lock.Name(); name != p {
+			_ = s.fsys.Remove(name)
+		}
+		lock.Close()
 	}
+}
+
+// lockOfDead takes the lock of an entry of tmp, which is the file beside it or, where
+// there is none, the entry itself. It returns nil where somebody holds it, or may.
+func lockOfDead(entry string) *os.File {
+	const flags = unix.O_NOFOLLOW | unix.O_NONBLOCK
+	f, err := openToLock(entry+lockSuffix, true, flags)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = openToLock(entry, true, flags)
+	}
+	if err != nil {
+		return nil
+	}
+	if flock(f) != nil {
+		f.Close()
+		return nil
+	}
+	return f
 }
 
 // dirDraft is a Draft of a DirStore. What was written so far can be read back.

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/backupfs/backupfs/internal/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -197,7 +198,11 @@ func TestDirStoreListingsThatFail(t *testing.T) {
 
 func TestDirStoreFollowsLinks(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
-	put(t, newDirStore(t, other), "3f/x", "x")
+	there := newDirStore(t, other)
+	put(t, there, "3f/x", "x")
+	if err := there.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Symlink(other, filepath.Join(dir, "parts")); err != nil {
 		t.Fatal(err)
 	}
@@ -243,10 +248,8 @@ func TestDirStoreExclusive(t *testing.T) {
 	if got, err := listing(t, newDirStore(t, dir), "log/"); err != nil || len(got) != names {
 		t.Error(got, err)
 	}
-	for _, e := range must(os.ReadDir(filepath.Join(dir, "tmp"))) {
-		if left := must(os.ReadDir(filepath.Join(dir, "tmp", e.Name()))); len(left) != 0 {
-			t.Errorf("drafts are left: %v", left)
-		}
+	if left := must(filepath.Glob(filepath.Join(dir, "tmp/*/*"))); len(left) != 0 {
+		t.Errorf("drafts are left: %v", left)
 	}
 }
 
@@ -340,7 +343,11 @@ func TestDirStoreWriterDirectory(t *testing.T) {
 	tmp := filepath.Join(dir, "tmp")
 	writers := func() (names []string) {
 		for _, e := range must(os.ReadDir(tmp)) {
-			names = append(names, e.Name())
+			if name, isLock := strings.CutSuffix(e.Name(), lockSuffix); !isLock {
+				names = append(names, name)
+			} else if _, err := os.Stat(filepath.Join(tmp, name)); err != nil {
+				t.Error("a lock without its directory:", err)
+			}
 		}
 		return names
 	}
@@ -378,6 +385,114 @@ func TestDirStoreWriterDirectory(t *testing.T) {
 	}
 	if err := a.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDirStoreLock: what keeps a writer directory is a lock of a regular file that is
+// open for writing, the only one that network file systems pass on to other machines.
+func TestDirStoreLock(t *testing.T) {
+	dir := t.TempDir()
+	s := newDirStore(t, dir)
+	writer := filepath.Dir(must(s.TempDir("x")))
+	f := must(os.OpenFile(writer+lockSuffix, os.O_RDWR, 0))
+	defer f.Close()
+	if info := must(f.Stat()); !info.Mode().IsRegular() || flock(f) == nil {
+		t.Errorf("%s, of mode %v, is not locked", f.Name(), info.Mode())
+	}
+	if flags := must(unix.FcntlInt(s.lock.Fd(), unix.F_GETFL, 0)); flags&unix.O_ACCMODE != unix.O_RDWR {
+		t.Errorf("the lock is open with flags %#o", flags)
+	}
+}
+
+// TestDirStoreOtherMachine: a writer of another machine has its lock, but no other one
+// is seen here. Its directory stays until it dies.
+func TestDirStoreOtherMachine(t *testing.T) {
+	dir := t.TempDir()
+	writer := filepath.Join(dir, "tmp/w-OTHER")
+	if err := os.MkdirAll(writer, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	draft := filepath.Join(writer, "draft-X")
+	if err := os.WriteFile(draft, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	lock := must(os.Create(writer + ".lock"))
+	defer lock.Close()
+	if err := flock(lock); err != nil {
+		t.Fatal(err)
+	}
+	must(newDirStore(t, dir).Create())
+	for _, name := range []string{draft, lock.Name()} {
+		if _, err := os.Stat(name); err != nil {
+			t.Error("of a living writer:", err)
+		}
+	}
+	lock.Close()
+	must(newDirStore(t, dir).Create())
+	for _, name := range []string{writer, lock.Name()} {
+		if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s of a dead writer: %v", name, err)
+		}
+	}
+}
+
+// faultyFS fails in what it is told to: the operation, and the beginning of the last
+// component of the name.
+type faultyFS struct {
+	disk.OS
+	operation, base string
+}
+
+func (f *faultyFS) fault(operation, name string) error {
+	if f.operation == operation && strings.HasPrefix(filepath.Base(name), f.base) {
+		return unix.EIO
+	}
+	return nil
+}
+
+func (f *faultyFS) OpenFile(name string, flag int, perm fs.FileMode) (disk.File, error) {
+	if err := f.fault("open", name); err != nil {
+		return nil, err
+	}
+	return f.OS.OpenFile(name, flag, perm)
+}
+
+func (f *faultyFS) Mkdir(name string, perm fs.FileMode) error {
+	if err := f.fault("mkdir", name); err != nil {
+		return err
+	}
+	return f.OS.Mkdir(name, perm)
+}
+
+func (f *faultyFS) RemoveAll(name string) error {
+	if err := f.fault("remove all", name); err != nil {
+		return err
+	}
+	return f.OS.RemoveAll(name)
+}
+
+// TestDirStoreFaults: whatever fails while a writer begins or ends is an error, and
+// nothing of it stays behind the next writer.
+func TestDirStoreFaults(t *testing.T) {
+	for operation, base := range map[string]string{"open": "w-", "mkdir": "w-", "remove all": "w-"} {
+		dir := t.TempDir()
+		fsys := &faultyFS{operation: operation, base: base}
+		s := must(newDirStoreOn(fsys, dir))
+		_, err := s.Create()
+		if closeErr := s.Close(); err == nil {
+			err = closeErr
+		}
+		if !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %v", operation, err)
+		}
+		next := must(NewDirStore(dir))
+		must(next.Create())
+		if err := next.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := must(os.ReadDir(filepath.Join(dir, "tmp"))); len(left) != 0 {
+			t.Errorf("%s: tmp holds %v", operation, left)
+		}
 	}
 }
 

@@ -224,7 +224,7 @@ func (r *repo) wantNoDeadWork() {
 		must(r.t, err)
 		for _, name := range r.glob("tmp/*") {
 			var st unix.Stat_t
-			if unix.Lstat(name, &st) == nil && !strings.Contains(string(locks), fmt.Sprintf(":%d 0 EOF", st.Ino)) {
+			if unix.Lstat(lockOf(name), &st) == nil && !strings.Contains(string(locks), fmt.Sprintf(":%d 0 EOF", st.Ino)) {
 				return false
 			}
 		}

@@ -66,13 +66,18 @@ func TestLostSyncs(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range lives(t) {
+	whole := lives(t)
+	for _, s := range whole {
 		try(s)
 	}
 	for _, pair := range successions {
 		for s := range afterKills(t, pair.victim, pair.next, pair.full) {
 			try(s)
 		}
+	}
+	for _, s := range whole { // what only a few states of many show
+		s.seeds = seeds(200)
+		try(s)
 	}
 	for call := range missing {
 		t.Errorf("%s: no command here comes to this sync", call)
