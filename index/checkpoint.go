@@ -355,7 +355,7 @@ func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordRe
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	p := &opener{r: repo}
+	p := &opener{Options: Options{Log: silent}, r: repo}
 	if err := p.checkSpace(dir, nil); err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func Rebuild(r *archive.Repository, o Options) (*DB, error) {
 
 func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	if o.Log == nil {
-		o.Log = func(string, ...any) {}
+		o.Log = silent
 	}
 	if o.Interrupted == nil {
 		o.Interrupted = func() error { return nil }
@@ -123,6 +123,9 @@ func open(r *archive.Repository, o Options, choose func(*opener)) (*DB, error) {
 	}
 	return nil, errors.New("index: other processes keep changing it")
 }
+
+// silent is a Log that drops everything.
+func silent(string, ...any) {}
 
 // opener is one call of Open.
 type opener struct {
@@ -349,13 +352,20 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	if err == nil && !published {
 		return p.openTemporary(b, problem)
 	}
-	if err == nil {
-		var db *DB
-		if db, err = p.openSealed(p.dir(b.number), b.tables, b.number); err == nil {
-			return db, p.r.FS().RemoveAll(dir) // what was replaced, if anything
-		}
+	defer p.removeDir(dir) // with what was replaced, if anything
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
+	return p.openSealed(p.dir(b.number), b.tables, b.number)
+}
+
+// removeDir removes a directory of files that nobody is going to open any more. It is a
+// courtesy: NFS and FUSE keep a file that somebody has mapped, under another name, and
+// its directory with it. What stays goes with the writer directory that it lies in.
+func (p *opener) removeDir(dir string) {
+	if err := p.r.FS().RemoveAll(dir); err != nil {
+		p.Log("not all of %s can be removed yet: %v", dir, err)
+	}
 }
 
 // buildPrivate builds outside of the repository, where nobody else looks.
@@ -366,7 +376,8 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	if err != nil {
-		return nil, errors.Join(err, p.r.FS().RemoveAll(dir))
+		p.removeDir(dir)
+		return nil, err
 	}
 	return p.openTemporary(b, problem)
 }
@@ -374,23 +385,18 @@ func (p *opener) buildPrivate(base *sealed, last uint64) (*DB, error) {
 // openTemporary opens a finished index and removes its files, which stay in mapped
 // memory until it is closed, however the process ends.
 func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
+	defer p.removeDir(b.dir)
 	if w := p.witness; problem != nil && w != nil && w.Record > b.number {
 		if db, err := newDB(w.dir, w.Tables, w.Record); err == nil {
 			db.problem = problem
-			return db, b.fsys.RemoveAll(b.dir)
+			return db, nil
 		}
 	}
 	db, err := newDB(b.dir, b.tables, b.number)
-	if db != nil {
-		db.unkept = true
+	if err != nil {
+		return nil, err
 	}
-	if removeErr := b.fsys.RemoveAll(b.dir); err != nil || removeErr != nil {
-		if db != nil {
-			_ = db.Close() // of what was only read
-		}
-		return nil, errors.Join(err, removeErr)
-	}
-	db.problem = problem
+	db.unkept, db.problem = true, problem
 	return db, nil
 }
 
@@ -605,7 +611,8 @@ func (p *opener) publish(b *builder) (bool, error) {
 	}
 	p.rebuild, p.shrink = false, false
 	delete(p.bad, b.number)
-	return true, p.removeAside()
+	p.removeAside()
+	return true, nil
 }
 
 // rename makes dir the index of a number. If there is one already it is replaced
@@ -701,11 +708,9 @@ func (p *opener) setAside(number uint64) (err error) {
 }
 
 // removeAside removes what was set aside.
-func (p *opener) removeAside() error {
-	if p.aside == "" {
-		return nil
+func (p *opener) removeAside() {
+	if p.aside != "" {
+		p.removeDir(p.aside)
+		p.aside = ""
 	}
-	old := p.aside
-	p.aside = ""
-	return p.r.FS().RemoveAll(old)
 }

@@ -1,8 +1,10 @@
 package index
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -575,6 +577,101 @@ func TestReadOnlyRepository(t *testing.T) {
 		t.Errorf("files of an open temporary index: %v, %v", left, err)
 	}
 	mustClose(t, db)
+}
+
+// keepingFS removes as an NFS client or libfuse does: a file that is mapped stays under
+// another name, and so its directory does.
+type keepingFS struct{ disk.OS }
+
+func (k keepingFS) RemoveAll(name string) error {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	kept := false
+	err = filepath.WalkDir(name, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || e != nil && e.IsDir() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(string(maps), path) {
+			return os.Remove(path)
+		}
+		kept = true
+		return os.Rename(path, filepath.Join(filepath.Dir(path), ".nfs"+rand.Text()))
+	})
+	if kept {
+		return &fs.PathError{Op: "unlinkat", Path: name, Err: unix.ENOTEMPTY}
+	}
+	return errors.Join(err, os.RemoveAll(name))
+}
+
+// checkpointOf returns a reader of the checkpoint that would follow what db covers.
+func checkpointOf(t *testing.T, r *archive.Repository, db *DB) *archive.RecordReader {
+	t.Helper()
+	d, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Discard)
+	if err := db.Checkpoint(d.Add); err != nil {
+		t.Fatal(err)
+	}
+	h := header(archive.KindCheckpoint, db.Number()+1, 0)
+	h.Previous = db.RecordDigest()
+	record, err := d.Read(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { record.Close() })
+	return record
+}
+
+// TestMappedFilesStay: where the files of an index that is open keep their directory from
+// being removed, nothing fails because of it, and all goes when nobody has it open.
+func TestMappedFilesStay(t *testing.T) {
+	t.Parallel()
+	r, err := archive.InitOn(keepingFS{}, filepath.Join(t.TempDir(), "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHistory(11, 15)
+	for n := range uint64(11) {
+		h.commit(t, r, n+1)
+	}
+	published := mustOpen(t, r, Options{})
+	if err := published.VerifyCheckpoint(r, checkpointOf(t, r, published)); err != nil {
+		t.Errorf("a checkpoint: %v", err)
+	}
+	var said messages
+	rebuilt, err := Rebuild(r, Options{Temporary: true, Log: said.log})
+	if err != nil {
+		t.Fatalf("a temporary index: %v", err)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "tmp/w-") || !strings.Contains(said[0], "can be removed yet") {
+		t.Errorf("messages: %q", said)
+	}
+	opened := []*DB{published, rebuilt}
+	for n := uint64(12); n <= 15; n++ { // each sets an index aside that is open
+		h.commit(t, r, n)
+		opened = append(opened, mustOpen(t, r, Options{Log: said.log}))
+	}
+	shrunk, err := Shrink(r, Options{Log: said.log}) // replaces one
+	if err != nil {
+		t.Fatalf("in the place of an open index: %v", err)
+	}
+	for _, db := range append(opened, shrunk) {
+		h.check(t, db)
+		mustClose(t, db)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(r.Dir(), "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 // TestInterrupted interrupts Rebuild: nothing is left, and what was published stays.
