@@ -222,6 +222,9 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		if err == nil {
 			return s, nil
 		}
+		if starved(err) {
+			return nil, fmt.Errorf("index %d: %w", n, err)
+		}
 		if _, gone := os.Lstat(p.dir(n)); errors.Is(gone, fs.ErrNotExist) {
 			return nil, errAgain
 		}
@@ -232,6 +235,12 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 		p.reject(n, err)
 	}
 	return nil, nil
+}
+
+// starved reports whether an error only says that there are too many open files, or too
+// little memory: of what could not be looked at it says nothing.
+func starved(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // reject makes sure that an index is not used, and says why.
@@ -298,9 +307,13 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 }
 
 // openSealed opens an index that was verified, unless it was exchanged for another
-// one since: then its seal lists other tables.
+// one since: then its seal lists other tables. An error that is not of the index ends
+// it: another index would meet the same.
 func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
 	db, err := newDB(dir, files, number)
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return nil, err
+	}
 	s, sealErr := readSeal(filepath.Join(dir, sealName), p.owners)
 	if sealErr == nil && slices.Equal(s.Tables, files) {
 		if err == nil {

@@ -674,6 +674,78 @@ func TestMappedFilesStay(t *testing.T) {
 	}
 }
 
+// TestTooManyOpenFiles: an index that cannot be looked at for want of descriptors is
+// neither damaged nor built anew. The error says what is wanting.
+func TestTooManyOpenFiles(t *testing.T) {
+	r := newRepository(t)
+	h := newHistory(13, 3)
+	for n := range uint64(3) {
+		h.commit(t, r, n+1)
+		mustClose(t, mustOpen(t, r, Options{}))
+	}
+	before, err := os.Stat(filepath.Join(r.IndexDir(), dirName(3)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		t.Fatal(err)
+	}
+	open := func(descriptors uint64) (*DB, error) {
+		few := unix.Rlimit{Cur: descriptors, Max: limit.Max}
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &few, nil); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Prlimit(0, unix.RLIMIT_NOFILE, &limit, nil)
+		return Open(r, Options{Log: t.Errorf})
+	}
+	failed := 0
+	db, err := open(0)
+	for ; err != nil; db, err = open(uint64(failed)) {
+		if failed++; failed > 1000 || !errors.Is(err, unix.EMFILE) || errors.Is(err, ErrDamaged) {
+			t.Fatalf("with %d descriptors: %v", failed-1, err)
+		}
+	}
+	h.check(t, db)
+	mustClose(t, db)
+	after, err := os.Stat(filepath.Join(r.IndexDir(), dirName(3)))
+	if err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was built anew: %v", err)
+	}
+}
+
+// TestUnmappable: that a file system cannot map a table says nothing about the index.
+func TestUnmappable(t *testing.T) {
+	t.Parallel()
+	const device = "/sys/kernel/mm/transparent_hugepage/enabled" // a regular file that nobody can map
+	if _, err := os.Stat(device); err != nil {
+		t.Skip(err)
+	}
+	r := newRepository(t)
+	newHistory(13, 1).commit(t, r, 1)
+	mustClose(t, mustOpen(t, r, Options{}))
+	dir := filepath.Join(r.IndexDir(), dirName(1))
+	p := &opener{Options: Options{Log: t.Errorf}, r: r, bad: map[uint64]bool{}, verified: newVerified(nil)}
+	var err error
+	if p.owners, err = ownersOf(r.Dir()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.verify(1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := tableOf(t, dir)
+	if err := errors.Join(os.Remove(name), os.Symlink(device, name)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.openSealed(dir, s.Tables, 1); !errors.Is(err, unix.ENODEV) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name) {
+		t.Errorf("error %v", err)
+	}
+	if p.bad[1] {
+		t.Error("the index is rejected")
+	}
+}
+
 // TestInterrupted interrupts Rebuild: nothing is left, and what was published stays.
 func TestInterrupted(t *testing.T) {
 	r := newRepository(t)

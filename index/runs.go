@@ -3,7 +3,9 @@ package index
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -82,7 +84,8 @@ func newTables() (*tables, error) {
 }
 
 // openTables maps the given tables of dir. They never change, not even where
-// somebody removes them.
+// somebody removes them. The error wraps ErrDamaged only where a table is not there,
+// or not what a table is; what the machine cannot do says nothing about the index.
 func openTables(dir string, files []tableFile) (*tables, error) {
 	t, err := newTables()
 	if err != nil {
@@ -93,7 +96,7 @@ func openTables(dir string, files []tableFile) (*tables, error) {
 		m, err := mapTable(filepath.Join(dir, f.name()))
 		if err != nil {
 			t.close()
-			return nil, fmt.Errorf("%w: open %s: %w", ErrDamaged, filepath.Join(dir, f.name()), err)
+			return nil, fmt.Errorf("index: open %s: %w", filepath.Join(dir, f.name()), err)
 		}
 		t.add(m, i == 0 || f.Level != byLevel[i-1].Level)
 	}
@@ -116,6 +119,9 @@ func (t *tables) add(m *mappedTable, older bool) {
 
 func mapTable(name string) (*mappedTable, error) {
 	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -124,9 +130,14 @@ func mapTable(name string) (*mappedTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return nil, fmt.Errorf("%w: no table: mode %s, %d bytes", ErrDamaged, info.Mode(), info.Size())
+	}
+	// A FUSE file system that does direct I/O, as many network ones do, maps nothing
+	// shared. Nobody writes to the memory, so private is the same.
+	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("map %d bytes into memory: %w", info.Size(), err)
 	}
 	t, err := parseTable(data)
 	if err != nil {

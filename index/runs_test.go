@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,6 +205,63 @@ func TestCutUnderUs(t *testing.T) {
 	if _, err := openTables(b.dir, b.tables); !errors.Is(err, ErrDamaged) {
 		t.Errorf("open: %v", err)
 	}
+}
+
+// TestMapping: tables are mapped private, which every file system can do, and yet count
+// as pages of files, all of which Release gives back.
+func TestMapping(t *testing.T) {
+	b := newTestBuilder(t)
+	if err := b.apply(newRecord(header(archive.KindGeneration, 1, 0), bigRecord(2000))); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	db.Release()
+	if m := mappingsBelow(t, b.dir); !m.private || m.resident != 0 {
+		t.Errorf("after a release: %+v", m)
+	}
+	if err := scan(db.tables, 1, nil, func(_, _ []byte) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if m := mappingsBelow(t, b.dir); m.resident == 0 || m.anonymous != 0 {
+		t.Errorf("after all was read: %+v", m)
+	}
+	db.Release()
+	if m := mappingsBelow(t, b.dir); m.resident != 0 {
+		t.Errorf("after another release: %+v", m)
+	}
+}
+
+// mappings is what the kernel says of memory, in KiB.
+type mappings struct {
+	private             bool // all of it
+	resident, anonymous int
+}
+
+// mappingsBelow returns what is mapped of the files of a directory.
+func mappingsBelow(t *testing.T, dir string) mappings {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Skip(err)
+	}
+	m, below := mappings{private: true}, false
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if !strings.HasSuffix(f[0], ":") {
+			below = strings.HasPrefix(f[len(f)-1], dir+"/")
+			m.private = m.private && (!below || f[1] == "r--p")
+			continue
+		}
+		if n, err := strconv.Atoi(f[1]); err == nil && below {
+			switch f[0] {
+			case "Rss:":
+				m.resident += n
+			case "Anonymous:":
+				m.anonymous += n
+			}
+		}
+	}
+	return m
 }
 
 // TestNoAllocations checks that reads take no memory where blocks are decoded.
