@@ -137,6 +137,17 @@ func (d *memDraft) Publish(name string) error {
 	return nil
 }
 
+func (d *memDraft) Replace(name string) error {
+	if err := d.s.failure("replace"); err != nil {
+		return err
+	}
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.s.objects[name] = d.b
+	d.finish()
+	return nil
+}
+
 func (d *memDraft) Discard() error {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()

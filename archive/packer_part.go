@@ -10,6 +10,7 @@ import (
 	"io/fs"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 )
 
 // partWriter fills one part with frames.
@@ -196,7 +197,7 @@ func (p *Packer) publish() {
 func (p *Packer) publishPart(f finishedPart) error {
 	err := f.draft.Publish(f.Part.StoreName())
 	if errors.Is(err, fs.ErrExist) {
-		err = verifyWhole(p.store, f.Part)
+		err = p.relyOn(f)
 	}
 	if err != nil {
 		return fmt.Errorf("packer: publish a part: %w", err)
@@ -206,6 +207,17 @@ func (p *Packer) publishPart(f finishedPart) error {
 		return nil
 	}
 	return p.published(f.PublishedPart)
+}
+
+// relyOn makes sure that what has the name of a finished part is that part. A damaged
+// file is replaced: the name is the digest of what should be there, so nobody can want
+// another file under it, and every later run would make the same part.
+func (p *Packer) relyOn(f finishedPart) error {
+	err := verifyWhole(p.store, f.Part)
+	if errors.As(err, new(*DamageError)) || errors.Is(err, unix.EIO) {
+		return f.draft.Replace(f.Part.StoreName())
+	}
+	return err
 }
 
 // verifyWhole checks that the part that has the name of p already is p: an

@@ -261,21 +261,43 @@ func TestPackerSamePartAgain(t *testing.T) {
 	if fmt.Sprint(first) != fmt.Sprint(again) || len(s.objects) != 1 {
 		t.Fatal("the same contents made another part")
 	}
+	name := first[0].Part.StoreName()
+	good := s.objects[name]
 	for _, damage := range []func([]byte) []byte{
 		func(b []byte) []byte { return b[:len(b)-1] },
 		func(b []byte) []byte { b[100] ^= 1; return b },
 	} {
-		name := first[0].Part.StoreName()
-		good := s.objects[name]
 		s.objects[name] = damage(bytes.Clone(good))
-		p := NewPacker(s, PackerOptions{}, nil)
-		for _, x := range samples {
-			p.Add(x.m, x.hash(), x.b)
+		if again := pack(t, s, PackerOptions{}, samples); fmt.Sprint(again) != fmt.Sprint(first) {
+			t.Errorf("in the place of a damaged part: %v", again)
 		}
-		if de := (*DamageError)(nil); !errors.As(p.Close(), &de) || de.Part != first[0].Part.Name {
-			t.Errorf("a damaged part was taken for the one just packed")
+		if !bytes.Equal(s.objects[name], good) {
+			t.Error("a damaged part was taken for the one just packed")
 		}
-		s.objects[name] = good
+	}
+	unreadable := false
+	s.onRead = func(string, int64) error {
+		unreadable = true
+		return syscall.EIO
+	}
+	s.objects[name] = bytes.Clone(good)
+	s.objects[name][100] ^= 1
+	if pack(t, s, PackerOptions{}, samples); !unreadable || !bytes.Equal(s.objects[name], good) {
+		t.Error("a part that cannot be read was taken for the one just packed")
+	}
+	s.onRead = func(string, int64) error { return syscall.EMFILE }
+	s.fail = func(op string) error {
+		if op == "replace" {
+			t.Error("a part was replaced for want of descriptors")
+		}
+		return nil
+	}
+	p := NewPacker(s, PackerOptions{}, nil)
+	for _, x := range samples {
+		p.Add(x.m, x.hash(), x.b)
+	}
+	if err := p.Close(); !errors.Is(err, syscall.EMFILE) {
+		t.Error(err)
 	}
 }
 

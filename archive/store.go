@@ -42,7 +42,11 @@ type Draft interface {
 	// taken: of two writers of one name exactly one succeeds. After another
 	// error the object may be visible, whole, but may be gone after a crash.
 	Publish(name string) error
-	// Discard drops what was written. It does nothing after Publish.
+	// Replace is Publish in the place of a published object that is damaged. It may
+	// follow a Publish whose error wraps fs.ErrExist. Whoever has the other object
+	// open goes on reading that one.
+	Replace(name string) error
+	// Discard drops what was written. It does nothing after Publish or Replace.
 	Discard() error
 }
 

@@ -495,8 +495,21 @@ func (d *dirDraft) Publish(name string) error {
 	if err := d.usable(); err != nil {
 		return err
 	}
-	if err := d.publish(name); err != nil {
-		d.err = objectError("publish", name, err)
+	return d.finish("publish", name, d.store.renameNew)
+}
+
+// Replace implements Draft. Its errors leave behind what those of Publish do.
+func (d *dirDraft) Replace(name string) error {
+	if err := d.usable(); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return d.finish("replace", name, d.store.fsys.Rename)
+}
+
+// finish makes the draft the object of that name, by way of rename.
+func (d *dirDraft) finish(op, name string, rename func(from, to string) error) error {
+	if err := d.publish(name, rename); err != nil {
+		d.err = objectError(op, name, err)
 		return d.err
 	}
 	d.done = true
@@ -504,17 +517,17 @@ func (d *dirDraft) Publish(name string) error {
 	return nil
 }
 
-func (d *dirDraft) publish(name string) error {
+func (d *dirDraft) publish(name string, rename func(from, to string) error) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
 	if err := d.f.Sync(); err != nil {
 		return err
 	}
-	err := d.rename(name)
+	err := d.move(name, rename)
 	if errors.Is(err, fs.ErrNotExist) { // a directory that was there once is gone
 		d.store.forgetDirs()
-		err = d.rename(name)
+		err = d.move(name, rename)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -527,11 +540,12 @@ func (d *dirDraft) publish(name string) error {
 	return err
 }
 
-func (d *dirDraft) rename(name string) error {
+// move renames the draft, after it has made the directory of the object.
+func (d *dirDraft) move(name string, rename func(from, to string) error) error {
 	if err := d.store.ensureDir(path.Dir(name)); err != nil {
 		return err
 	}
-	return d.store.renameNew(d.f.Name(), d.store.path(name))
+	return rename(d.f.Name(), d.store.path(name))
 }
 
 // Discard implements Draft.

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/backupfs/backupfs/internal/disk"
+	"github.com/backupfs/backupfs/internal/disk/crash"
 	"golang.org/x/sys/unix"
 )
 
@@ -324,6 +325,70 @@ func TestDirStoreDrafts(t *testing.T) {
 	}
 	if got, err := listing(t, s, ""); fmt.Sprint(got) != "[x/y 5]" {
 		t.Error(got, err)
+	}
+}
+
+// TestDirStoreReplace puts an object in the place of another one, which whoever has it
+// open goes on reading.
+func TestDirStoreReplace(t *testing.T) {
+	s := newDirStore(t, t.TempDir())
+	put(t, s, "x/y", "damaged")
+	old := must(s.Open("x/y"))
+	defer old.Close()
+	d := must(s.Create())
+	if _, err := d.Write([]byte("whole")); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Publish("x/y"); !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	if err := d.Replace("x/y"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Replace("x/y"); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("replaced twice: %v", err)
+	}
+	b := make([]byte, 7)
+	if _, err := old.ReadAt(b, 0); err != nil || string(b) != "damaged" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if got, err := os.ReadFile(s.path("x/y")); err != nil || string(got) != "whole" {
+		t.Errorf("%q, %v", got, err)
+	}
+	d = must(s.Create())
+	d.(*dirDraft).f.Close()
+	if d.Replace("x/y") == nil {
+		t.Error("replaced by what could not be synced")
+	}
+}
+
+// TestReplaceOutlivesCrash: whenever the machine crashes while an object is replaced, one
+// of the two is there, whole; and once it is replaced, the new one.
+func TestReplaceOutlivesCrash(t *testing.T) {
+	root := t.TempDir()
+	model := crash.New(root, crash.Options{})
+	s := must(newDirStoreOn(model, root))
+	defer s.Close()
+	put(t, s, "x/y", "damaged")
+	before := model.Len()
+	d := must(s.Create())
+	if _, err := io.WriteString(d, "whole"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Replace("x/y"); err != nil {
+		t.Fatal(err)
+	}
+	for n := before; n <= model.Len(); n++ {
+		for seed := range uint64(crash.Extremes + 50) {
+			after := t.TempDir()
+			if err := model.Crash(n, seed, "").Write(after); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(filepath.Join(after, "x/y"))
+			if text := string(got); err != nil || text != "whole" && (text != "damaged" || n == model.Len()) {
+				t.Fatalf("after operation %d, seed %d: %q, %v", n, seed, got, err)
+			}
+		}
 	}
 }
 
