@@ -404,7 +404,7 @@ func (d *DB) sameAs(fresh *DB) error {
 	}) {
 		return fmt.Errorf("%w: the generations are %v, not %v", errOtherwise, generations, old)
 	}
-	c := &comparison{old: d, fresh: fresh, inos: newBitmap(fresh.meta.inos)}
+	c := &comparison{old: d, fresh: fresh}
 	if d.meta.dirs != fresh.meta.dirs || d.meta.inos != fresh.meta.inos {
 		return fmt.Errorf("%w: how many numbers were given", errOtherwise)
 	}

@@ -32,13 +32,12 @@ type Need uint32
 // hashes. It ends with the first error of yield. The error wraps ErrDamaged where
 // a content that a generation needs is not in any part.
 //
-// It holds 4 bytes for each inode number that was ever given, 4 for each
-// directory, and 25 to 38 for each content that is needed: up to 38 MB per million.
+// It holds 4 bytes for each inode number that was ever given and 4 for each directory,
+// but not for long stretches of numbers that are not in use, and 25 to 38 for each content that is needed: up to 38 MB per million.
 // Contents are told apart by 8 bytes of their hashes: where two have the same,
 // both count as needed.
 func (d *DB) Live(yield func(p archive.Part, c archive.Content, need Need) error) (Usage, error) {
-	l := liveness{db: d, inos: make([]Need, d.meta.inos+uint64(FirstIno)/2+1), owners: make([]uint32, d.meta.dirs+1),
-		died: map[DirID]uint64{}, needed: map[uint64]needed{}}
+	l := liveness{db: d, died: map[DirID]uint64{}, needed: map[uint64]needed{}}
 	if d.tables == nil {
 		return l.usage, nil
 	}
@@ -55,9 +54,9 @@ func (d *DB) Live(yield func(p archive.Part, c archive.Content, need Need) error
 type liveness struct {
 	db     *DB
 	trees  [][]generationNeed // of each root: its generations, ascending
-	owners []uint32           // of each directory: 1 + the number of its tree; 0: no generation sees it
+	owners paged[uint32]      // of each directory: 1 + the number of its tree; 0: no generation sees it
 	died   map[DirID]uint64   // when a directory died
-	inos   []Need             // of files, at half their number
+	inos   paged[Need]        // of files, at half their number
 	needed map[uint64]needed  // by the first 8 bytes of the hash
 	usage  Usage
 }
@@ -84,10 +83,10 @@ func (l *liveness) roots() error {
 	l.usage.Current = Need(len(generations) - len(newest) + 1)
 	next := Need(1)
 	for _, g := range generations {
-		if uint64(g.Root) >= uint64(len(l.owners)) {
+		if uint64(g.Root) > l.db.meta.dirs {
 			return fmt.Errorf("%w: generation %d has the root %d", ErrDamaged, g.Number, g.Root)
 		}
-		owner := &l.owners[g.Root]
+		owner := l.owners.at(uint64(g.Root))
 		if *owner == 0 {
 			l.trees = append(l.trees, nil)
 			*owner = uint32(len(l.trees))
@@ -140,21 +139,23 @@ func (l *liveness) entries() error {
 
 func (l *liveness) entry(dir DirID, value []byte, from, end uint64) error {
 	e, err := direntIn(dir, value)
-	if err != nil || uint64(dir) >= uint64(len(l.owners)) || l.owners[dir] == 0 {
+	owner := l.owners.get(uint64(dir))
+	if err != nil || owner == 0 {
 		return err
 	}
 	switch e.kind {
 	case kindDir:
-		if uint64(e.dir) >= uint64(len(l.owners)) {
+		if uint64(e.dir) > l.db.meta.dirs {
 			return fmt.Errorf("%w: directory %d in directory %d", ErrDamaged, e.dir, dir)
 		}
-		l.owners[e.dir] = l.owners[dir]
+		*l.owners.at(uint64(e.dir)) = owner
 	case kindLeaf:
-		n := e.ino >> 1
-		if uint64(n) >= uint64(len(l.inos)) {
+		n := uint64(e.ino) >> 1
+		if n > l.db.meta.inos+uint64(FirstIno)/2 {
 			return fmt.Errorf("%w: inode %d in directory %d", ErrDamaged, e.ino, dir)
 		}
-		l.inos[n] = max(l.inos[n], newestIn(l.trees[l.owners[dir]-1], from, end))
+		need := l.inos.at(n)
+		*need = max(*need, newestIn(l.trees[owner-1], from, end))
 	}
 	return nil
 }
@@ -170,12 +171,7 @@ func newestIn(generations []generationNeed, from, end uint64) Need {
 }
 
 // ofInode returns the need of a file, 0 for what is none.
-func (l *liveness) ofInode(i Ino) Need {
-	if n := uint64(i) >> 1; n < uint64(len(l.inos)) {
-		return l.inos[n]
-	}
-	return 0
-}
+func (l *liveness) ofInode(i Ino) Need { return l.inos.get(uint64(i) >> 1) }
 
 // require notes the contents of some extents.
 func (l *liveness) require(extents []byte, need Need) error {

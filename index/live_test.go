@@ -3,6 +3,9 @@ package index
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +181,69 @@ func TestNeed(t *testing.T) {
 		})
 		if err != nil || got != want || usage.Current != 2 {
 			t.Errorf("without %d the needs are %s, want %s; of what is current %d, %v", forgotten, got, want, usage.Current, err)
+		}
+	}
+}
+
+// TestNumbersClaimed: a checkpoint of some hundred bytes may say that every number there
+// is was given. That takes no memory of whoever asks what is needed, or compares.
+func TestNumbersClaimed(t *testing.T) {
+	t.Parallel()
+	generation := header(archive.KindGeneration, 1, 0)
+	root, file := entryLine(".", dirAttr()), entryLine("a", fileAttr(0))
+	root.Entry.Number, root.Entry.Directory = uint64(FirstIno), 1<<38
+	file.Entry.Number = uint64(FirstIno) + 1<<40
+	given := archive.Given{Directories: maxDirs - 1, Inodes: maxInos - 1}
+	h := &history{}
+	h.add(header(archive.KindCheckpoint, 1, 0), nil, nil)
+	h.add(header(archive.KindCheckpoint, 2, 0), []archive.Line{{Given: &given}, {Generation: &generation}, root, file}, nil)
+	r := newRepository(t)
+	h.commit(t, r, 1)
+	h.commit(t, r, 2)
+	if err := os.Remove(filepath.Join(r.Dir(), archive.RecordStoreName(1))); err != nil {
+		t.Fatal(err)
+	}
+	db := mustOpen(t, r, Options{})
+	defer db.Close()
+	usage, err := db.Live(func(archive.Part, archive.Content, Need) error { return nil })
+	if err != nil || usage.Inodes != 2 || usage.DeadInodes != 1 { // that of the root is none that a generation needs
+		t.Errorf("live: %+v, %v", usage, err)
+	}
+	if _, err := db.Digest(); err != nil {
+		t.Errorf("digest: %v", err)
+	}
+	if err := db.VerifyCheckpoint(r, checkpointOf(t, r, db)); err != nil {
+		t.Errorf("checkpoint: %v", err)
+	}
+	shrunk, err := Shrink(r, Options{})
+	if err != nil {
+		t.Fatalf("shrink: %v", err)
+	}
+	defer shrunk.Close()
+	if e, err := shrunk.At(1).Resolve(1<<38, "a"); err != nil || e.Ino != FirstIno+1<<40 {
+		t.Errorf("shrunk: %+v, %v", e, err)
+	}
+}
+
+// TestPaged compares a paged array with a map.
+func TestPaged(t *testing.T) {
+	t.Parallel()
+	var p paged[uint32]
+	var inos bitmap
+	want := map[uint64]uint32{}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 20000 {
+		i := rng.Uint64N(40 * pageLen)
+		if rng.IntN(10) == 0 {
+			i <<= rng.IntN(40)
+		}
+		if p.get(i) != want[i] || inos.has(Ino(i)<<1) != (want[i] > 0) {
+			t.Fatalf("at %d: %d, %t, want %d", i, p.get(i), inos.has(Ino(i)<<1), want[i])
+		}
+		if rng.IntN(3) == 0 {
+			want[i]++
+			*p.at(i) = want[i]
+			inos.set(Ino(i)<<1 | Ino(rng.IntN(2)))
 		}
 	}
 }

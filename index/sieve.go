@@ -27,7 +27,7 @@ func newSieve(t *tables, number uint64, grace time.Duration) (*sieve, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, inos: newBitmap(m.inos), gone: map[uint64]bool{}}
+	s := &sieve{died: map[DirID]uint64{}, needed: []uint64{number}, gone: map[uint64]bool{}}
 	if err := s.needGenerations(t, number, m.time.Add(-grace)); err != nil {
 		return nil, err
 	}
@@ -155,20 +155,4 @@ func (s *sieve) visible(versions []version, end uint64) []version {
 func (s *sieve) neededIn(from, end uint64) bool {
 	i := sort.Search(len(s.needed), func(i int) bool { return s.needed[i] >= from })
 	return i < len(s.needed) && s.needed[i] < end
-}
-
-// bitmap is a set of inode numbers, one bit for each that was given.
-type bitmap []uint64
-
-func newBitmap(inos uint64) bitmap { return make(bitmap, (inos+uint64(FirstIno)/2)/64+1) }
-
-func (b bitmap) set(i Ino) {
-	if n := uint64(i) >> 1; n/64 < uint64(len(b)) {
-		b[n/64] |= 1 << (n % 64)
-	}
-}
-
-func (b bitmap) has(i Ino) bool {
-	n := uint64(i) >> 1
-	return n/64 < uint64(len(b)) && b[n/64]&(1<<(n%64)) != 0
 }
