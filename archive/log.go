@@ -270,9 +270,15 @@ func (rr *RecordReader) next() error {
 	return nil
 }
 
-// completeEntry appends the extents of the "more" lines that follow an entry.
+// completeEntry appends the extents of the "more" lines that follow an entry. Those of a
+// line are checked before the next one is read: lines that repeat each other would take
+// next to no stored bytes, and memory without end.
 func (rr *RecordReader) completeEntry(e *Entry) error {
-	for len(e.Data) >= extentsPerLine {
+	for checked := 0; len(e.Data) >= extentsPerLine; {
+		if err := e.validateExtents(checked); err != nil {
+			return rr.fail(err)
+		}
+		checked = len(e.Data)
 		if err := rr.next(); err != nil {
 			return err
 		}

@@ -43,6 +43,7 @@ const (
 	maxName        = 255      // bytes of one component of a path
 	maxContent     = 8 << 20  // raw bytes of one content
 	maxInodeNumber = 1 << 62  // that the index gives
+	maxTarget      = 64 << 10 // bytes of a symlink's target: Linux hands out less than a page, which has no more
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
@@ -436,6 +437,9 @@ func (e *Entry) validate() error {
 	if (e.Target != "") != (e.Attr.Type == TypeSymlink) || strings.ContainsRune(e.Target, 0) {
 		return fmt.Errorf("%.300q: a %s with the target %.300q", e.Path, e.Attr.Type, e.Target)
 	}
+	if len(e.Target) > maxTarget {
+		return fmt.Errorf("%.300q: its target has %d bytes, want at most %d", e.Path, len(e.Target), maxTarget)
+	}
 	if len(e.Data) > 0 && e.Attr.Type != TypeFile {
 		return fmt.Errorf("%.300q: a %s with data", e.Path, e.Attr.Type)
 	}
@@ -448,8 +452,16 @@ func (e *Entry) validate() error {
 	if len(e.Group) > maxName {
 		return fmt.Errorf("%.300q: the name of its hard-link group has %d bytes, want at most %d", e.Path, len(e.Group), maxName)
 	}
+	return e.validateExtents(0)
+}
+
+// validateExtents checks the extents from number first on, where those before are right.
+func (e *Entry) validateExtents(first int) error {
 	end := int64(0)
-	for _, x := range e.Data {
+	if first > 0 {
+		end = e.Data[first-1].Offset + e.Data[first-1].Len
+	}
+	for _, x := range e.Data[first:] {
 		if x.Offset < end || x.Len <= 0 || x.Len > maxContent || x.Offset > e.Attr.Size-x.Len {
 			return fmt.Errorf("%.300q: impossible extent: offset %d, length %d", e.Path, x.Offset, x.Len)
 		}

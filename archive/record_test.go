@@ -303,6 +303,34 @@ func TestHostileRecords(t *testing.T) {
 	}
 }
 
+// TestRepeatedExtents: the extents of an entry are refused with the line that they are in,
+// however many follow.
+func TestRepeatedExtents(t *testing.T) {
+	extents := func(from, n int) string {
+		list := make([]string, n)
+		for i := range list {
+			list[i] = fmt.Sprintf(`[%d,1,"%064d"]`, from+i, 0)
+		}
+		return "[" + strings.Join(list, ",") + "]"
+	}
+	entry := strings.Replace(goodEntry, `"size":0`, `"size":2001,"data":`+extents(0, extentsPerLine), 1)
+	more := func(list string) string { return `{"more":` + list + "}\n" }
+	good := entry + more(extents(extentsPerLine, extentsPerLine)) + more(extents(2*extentsPerLine, 1))
+	if err := read(compressed(t, goodHeader+good+strings.Replace(goodEnd, `"extents":0`, `"extents":2001`, 1))); err != nil {
+		t.Error(err)
+	}
+	for name, text := range map[string]string{
+		"the first again": more(extents(0, extentsPerLine)),
+		"the last again":  more(extents(extentsPerLine-1, extentsPerLine)),
+		"behind the end":  more(extents(1002, extentsPerLine)),
+	} {
+		err := read(compressed(t, goodHeader+entry+text)) // what follows is never looked at
+		if err == nil || !strings.Contains(err.Error(), "line 3: ") || !strings.Contains(err.Error(), "impossible extent") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestRemovedLines: a compaction may say that parts are removed, and how many; no
 // other record may.
 func TestRemovedLines(t *testing.T) {
@@ -359,10 +387,12 @@ func TestEntriesThatCannotBeStored(t *testing.T) {
 		attrs.Xattrs = append(attrs.Xattrs, Xattr{Name: fmt.Sprintf("user.%03d", i), Value: strings.Repeat("\x00", 64<<10)})
 	}
 	target.Attr.Type = TypeSymlink
+	longTarget := good("t")
+	longTarget.Attr.Type, longTarget.Target = TypeSymlink, strings.Repeat("t", maxTarget+1)
 	extent.Data = []Extent{{Len: 1}}
 	root := good(".")
 	root.Attr.Type = TypeDir
-	for _, e := range []*Entry{root, long, attrs, target, extent, good("d")} {
+	for _, e := range []*Entry{root, long, attrs, target, longTarget, extent, good("d")} {
 		err := draft.Add(Line{Entry: e})
 		if bad := e != root && e.Path != "d"; errors.Is(err, ErrEntry) != bad || !bad && err != nil {
 			t.Errorf("%.20s: %v", e.Path, err)

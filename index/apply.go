@@ -127,7 +127,8 @@ func (a *applier) run(r record) error {
 }
 
 // A record's lines are decoded ahead: at most aheadBatches batches wait. A batch
-// ends when it has aheadLines lines, extents and extended attributes, for an entry may have many.
+// ends when it has aheadLines lines, extents, extended attributes and further 256 bytes
+// of paths, targets and values, for a line may have many.
 const (
 	aheadLines   = 512
 	aheadBatches = 2
@@ -174,17 +175,19 @@ func nextBatch(r record) batch {
 		if l, b.err = r.Next(); b.err == nil {
 			b.lines = append(b.lines, l)
 		}
-		if l.Entry != nil {
-			n += weight(l.Entry)
-		}
+		n += weight(l)
 	}
 	return b
 }
 
-// weight tells how many lines of some hundred bytes an entry is worth, of those
-// that have much more.
-func weight(e *archive.Entry) int {
-	n := len(e.Data) + len(e.Path)/256
+// weight tells how many further lines of some hundred bytes a line is worth, which may
+// have much more.
+func weight(l archive.Line) int {
+	e := l.Entry
+	if e == nil {
+		return len(l.Gone) / 256
+	}
+	n := len(e.Data) + (len(e.Path)+len(e.Target))/256
 	for _, x := range e.Xattrs {
 		n += 1 + len(x.Value)/256
 	}

@@ -611,6 +611,34 @@ func TestReadAhead(t *testing.T) {
 	}
 }
 
+// TestBatchOfLongLines: however long paths and targets are, a batch is little more than
+// the longest line.
+func TestBatchOfLongLines(t *testing.T) {
+	t.Parallel()
+	link := fileAttr(0)
+	link.Type = archive.TypeSymlink
+	for name, line := range map[string]archive.Line{
+		"gone":   {Gone: strings.Repeat("a/", 1<<20) + "a"},
+		"path":   entryLine(strings.Repeat("a/", 1<<20)+"a", fileAttr(0)),
+		"target": {Entry: &archive.Entry{Path: "a", Attr: link, Target: strings.Repeat("t", maxTarget)}},
+	} {
+		r := newRecord(header(archive.KindGeneration, 1, 0), func(yield func(archive.Line) bool) {
+			for yield(line) {
+			}
+		})
+		n := 0
+		for _, l := range nextBatch(r).lines {
+			if n += len(l.Gone); l.Entry != nil {
+				n += len(l.Entry.Path) + len(l.Entry.Target)
+			}
+		}
+		if n > 3<<20 {
+			t.Errorf("%s: a batch of %d bytes", name, n)
+		}
+		r.stop()
+	}
+}
+
 var errRefused = errors.New("refused")
 
 // countedRecord is a record of lines that say their number.
