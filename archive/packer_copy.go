@@ -27,7 +27,7 @@ type Copied struct {
 //
 // It reads p from its start to the last content wanted, and holds some frames of
 // it. A *DamageError says that p is damaged, or has no member at one of the
-// offsets: what was copied by then stays in the packer. Every other error is
+// offsets, or one of more than 8 MiB, which is no content: what was copied by then stays in the packer. Every other error is
 // final, as those of Add.
 func (p *Packer) Copy(part Part, offsets []int64) (Copied, error) {
 	o, err := openPart(p.store, part)
@@ -107,6 +107,10 @@ func (c *partCopier) frame(ref frameRef) error {
 	if err := c.walker.feed(raw); err != nil {
 		return &DamageError{Part: c.part.Name, StoredOffset: ref.StoredOffset, Problem: "wrong tar stream", Err: err}
 	}
+	if w := c.walker; c.inWanted() && w.content.RawLen > maxContent {
+		return &DamageError{Part: c.part.Name, StoredOffset: ref.StoredOffset,
+			Problem: fmt.Sprintf("the content at raw offset %d has %d bytes, want at most %d", w.content.RawOffset, w.content.RawLen, maxContent)}
+	}
 	if c.whole && len(c.raw) <= maxCopyRaw {
 		c.frames = append(c.frames, f)
 	} else {
@@ -173,11 +177,17 @@ func (c *partCopier) done() {
 	c.members = c.members[:0]
 }
 
+// inWanted reports whether a wanted content has begun and goes on in the next frame.
+func (c *partCopier) inWanted() bool {
+	w := c.walker
+	return w.left > 0 && len(c.offsets) > 0 && c.offsets[0] == w.content.RawOffset
+}
+
 // forgetRaw drops the raw bytes that are not needed any more.
 func (c *partCopier) forgetRaw() {
 	needed := c.walker.offset
-	if w := c.walker; w.left > 0 && len(c.offsets) > 0 && c.offsets[0] == w.content.RawOffset {
-		needed = w.content.RawOffset
+	if c.inWanted() {
+		needed = c.walker.content.RawOffset
 	}
 	c.raw = append(c.raw[:0], c.raw[needed-c.start:]...)
 	c.start = needed

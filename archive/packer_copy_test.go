@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -169,6 +170,26 @@ func TestCopyDamaged(t *testing.T) {
 	}
 	if copied, err = attempt(offsetsOf(part, 0)); err != nil || len(copied.Contents) != 1 {
 		t.Errorf("before the damage: %d members, %v", len(copied.Contents), err)
+	}
+}
+
+// TestCopyTooLong: a member that is longer than a content may be is not held to be copied,
+// where it is wanted. What is before it is, and what is as long as it may be.
+func TestCopyTooLong(t *testing.T) {
+	s := newMemStore()
+	samples := []sample{sampleOf("small", noise(3000, 1)), sampleOf("longest", make([]byte, maxContent)), sampleOf("too long", make([]byte, maxContent+1))}
+	from := pack(t, s, PackerOptions{}, samples)[0]
+	attempt := func(offsets []int64) (Copied, error) {
+		p := NewPacker(s, PackerOptions{}, nil)
+		defer p.Abort()
+		return p.Copy(from.Part, offsets)
+	}
+	var damage *DamageError
+	if copied, err := attempt(offsetsOf(from, 0, 1, 2)); !errors.As(err, &damage) || !strings.Contains(err.Error(), "8388609 bytes") || len(copied.Contents) != 2 {
+		t.Errorf("%d members, %v", len(copied.Contents), err)
+	}
+	if copied, err := attempt(offsetsOf(from, 0, 1)); err != nil || len(copied.Contents) != 2 {
+		t.Errorf("before it: %d members, %v", len(copied.Contents), err)
 	}
 }
 
