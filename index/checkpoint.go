@@ -356,7 +356,11 @@ func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordRe
 		return fmt.Errorf("index: %w", err)
 	}
 	p := &opener{Options: Options{Log: silent}, r: repo}
-	if err := p.checkSpace(dir, nil); err != nil {
+	need, err := p.spaceAnew()
+	if err != nil {
+		return err
+	}
+	if err := p.checkSpace(dir, need); err != nil {
 		return err
 	}
 	b, err := newBuilder(repo.FS(), dir, nil, 0)

@@ -415,17 +415,10 @@ func (p *opener) openTemporary(b *builder, problem error) (*DB, error) {
 
 // buildAt builds in dir. Where the index may be partial, problem says why it is.
 func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, problem, err error) {
-	if err := p.checkSpace(dir, base); err != nil {
-		return nil, nil, err
-	}
 	if base == nil {
 		b, problem, err = p.begin(dir)
-	} else if err = clone(p.r.FS(), base, dir); err == nil {
-		b, err = newBuilder(p.r.FS(), dir, slices.Clone(base.Tables), base.Record)
-		if err == nil && b.meta.digest != base.Digest {
-			b.close()
-			err = fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
-		}
+	} else {
+		b, err = p.clone(base, dir)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -461,15 +454,48 @@ func withRemedy(problem error) error {
 	return fmt.Errorf("%w: `mkbackup check` says what is lost, and what to do", problem)
 }
 
-// clone gives dir the tables of a sealed index: the same files where that is
-// possible, else copies.
-func clone(fsys disk.FS, base *sealed, dir string) error {
+// clone returns a builder in dir that has the tables of a sealed index: the same files
+// where that is possible, else copies.
+func (p *opener) clone(base *sealed, dir string) (*builder, error) {
+	apart, err := linkTables(p.r.FS(), base, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkSpace(dir, p.spaceFrom(base, apart)); err != nil {
+		return nil, err
+	}
+	if err := copyApart(p.r.FS(), base, apart, dir); err != nil {
+		return nil, err
+	}
+	b, err := newBuilder(p.r.FS(), dir, slices.Clone(base.Tables), base.Record)
+	if err == nil && b.meta.digest != base.Digest {
+		b.close()
+		return nil, fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
+	}
+	return b, err
+}
+
+// linkTables gives dir the same files that a sealed index has as tables, and returns the
+// tables with which it cannot: they are on another file system, say, or it has no hard
+// links. The error is errAgain where one is gone.
+func linkTables(fsys disk.FS, base *sealed, dir string) (apart []tableFile, err error) {
 	for _, t := range base.Tables {
-		from, to := filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name())
-		err := fsys.Link(from, to)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			err = copyFile(fsys, from, to)
+		err := fsys.Link(filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errAgain
 		}
+		if err != nil {
+			apart = append(apart, t)
+		}
+	}
+	return apart, nil
+}
+
+// copyApart copies some tables of a sealed index to dir. The error is errAgain where one
+// is gone.
+func copyApart(fsys disk.FS, base *sealed, list []tableFile, dir string) error {
+	for _, t := range list {
+		err := copyFile(fsys, filepath.Join(base.dir, t.name()), filepath.Join(dir, t.name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			return errAgain
 		}
@@ -504,6 +530,13 @@ func copyFile(fsys disk.FS, from, to string) error {
 // is damaged, an older one, or the first records, may still be there: problem is
 // then what is wrong with the newest.
 func (p *opener) begin(dir string) (b *builder, problem, err error) {
+	need, err := p.spaceAnew()
+	if err == nil {
+		err = p.checkSpace(dir, need)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
 	p.Progress.total.Store(int64(p.records[len(p.records)-1]))
 	for before := p.records; ; {
 		number := p.r.Checkpoint(before)
@@ -572,25 +605,37 @@ func (p *opener) applyRecord(b *builder, number uint64) error {
 // spaceMargin is what an index needs on its disk whatever it is.
 const spaceMargin = 32 << 20
 
-// checkSpace refuses to fill the disk: others need it, too. A rebuilt index takes
-// up to three times the stored bytes of the log, while it is merged.
-func (p *opener) checkSpace(dir string, base *sealed) error {
+// spaceAnew returns the bytes that an index needs which is derived from the log alone:
+// up to three times the stored bytes of that, while it is merged.
+func (p *opener) spaceAnew() (int64, error) {
 	need := int64(spaceMargin)
-	if base == nil {
-		for o, err := range p.r.Store().List("log/") {
-			if err != nil {
-				return err
-			}
-			need += 3 * o.Stored
+	for o, err := range p.r.Store().List("log/") {
+		if err != nil {
+			return 0, err
 		}
-	} else {
-		level := planMerge(base.Tables, maxRuns-1)
-		for _, t := range base.Tables {
-			if t.Level <= level || p.shrink {
-				need += t.Stored
-			}
+		need += 3 * o.Stored
+	}
+	return need, nil
+}
+
+// spaceFrom returns the bytes that an index needs which goes on from another one: what
+// is copied of that, and what is merged.
+func (p *opener) spaceFrom(base *sealed, copied []tableFile) int64 {
+	need := int64(spaceMargin)
+	for _, t := range copied {
+		need += t.Stored
+	}
+	level := planMerge(base.Tables, maxRuns-1)
+	for _, t := range base.Tables {
+		if t.Level <= level || p.shrink {
+			need += t.Stored
 		}
 	}
+	return need
+}
+
+// checkSpace refuses to fill the disk: others need it, too.
+func (p *opener) checkSpace(dir string, need int64) error {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(dir, &disk); err != nil {
 		return fmt.Errorf("index: %w", err)

@@ -808,6 +808,59 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// unlinkedFS is a file system without hard links.
+type unlinkedFS struct{ disk.OS }
+
+func (unlinkedFS) Link(string, string) error { return unix.EPERM }
+
+// TestRoomForCopies: where tables cannot be linked, the room for their copies is looked
+// for before the first one is made.
+func TestRoomForCopies(t *testing.T) {
+	dir, temp := t.TempDir(), t.TempDir()
+	mount(t, "tmpfs", dir, "tmpfs", 0, "size=200m")
+	mount(t, "tmpfs", temp, "tmpfs", 0, "size=1m")
+	t.Setenv("TMPDIR", temp)
+	r, err := archive.InitOn(unlinkedFS{}, filepath.Join(dir, "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	first := header(archive.KindGeneration, 1, 0)
+	h := &history{headers: []archive.Header{first, header(archive.KindGeneration, 2, 1)},
+		lines: [][]archive.Line{slices.Collect(bigRecord(30000)), {bigEntry(1, 0)}}}
+	h.commit(t, r, 1)
+	mustClose(t, mustOpen(t, r, Options{}))
+	h.commit(t, r, 2)
+	info, err := os.Stat(tableOf(t, filepath.Join(r.IndexDir(), dirName(1))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(dir, &disk); err != nil {
+		t.Fatal(err)
+	}
+	used := int64(disk.Blocks-disk.Bfree) * disk.Bsize
+	resize := func(size int64) {
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resize(used + spaceMargin + info.Size()/2)
+	var said messages
+	if _, err := Open(r, Options{Log: said.log}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("room for half a copy of %d bytes: %v", info.Size(), err)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "bytes more are needed") {
+		t.Errorf("messages: %q", said)
+	}
+	resize(used + spaceMargin + 2*info.Size())
+	db := mustOpen(t, r, Options{})
+	if db.Number() != 2 || !db.Kept() {
+		t.Errorf("record %d, kept: %t", db.Number(), db.Kept())
+	}
+	mustClose(t, db)
+}
+
 // TestFault reads an index whose table was cut under it: what would be the end of
 // a process that believes its memory is an error.
 func TestFault(t *testing.T) {
