@@ -121,7 +121,7 @@ func (a *applier) run(r record) error {
 	if a.meta.digest, err = r.Digest(); err != nil {
 		return err
 	}
-	a.meta.time = a.header.Time
+	a.meta.time = r.Header().Time // that of a checkpoint, not of the last generation in it
 	a.value = appendMeta(a.value[:0], a.meta)
 	return a.put(append(a.key[:0], spaceMeta), a.value)
 }

@@ -85,6 +85,9 @@ func TestCheckpointOfRandomHistory(t *testing.T) {
 				if fresh.Begins() != fresh.Number() {
 					t.Errorf("the log begins with %d, want %d", fresh.Begins(), fresh.Number())
 				}
+				if want := h.headers[fresh.Number()-1].Time; !fresh.meta.time.Equal(want) {
+					t.Errorf("the time of the checkpoint is %v, want %v", fresh.meta.time, want)
+				}
 				b = cloned(t, b)
 				for range 8 {
 					h.grow()
