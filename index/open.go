@@ -65,10 +65,21 @@ type lineCounter struct {
 func (c lineCounter) Next() (archive.Line, error) {
 	if c.lines.Add(1)%4096 == 1 {
 		if err := c.interrupted(); err != nil {
-			return archive.Line{}, err
+			return archive.Line{}, interruption{err}
 		}
 	}
 	return c.record.Next()
+}
+
+// interruption is an error of Options.Interrupted: it says nothing about the log.
+type interruption struct{ error }
+
+func (i interruption) Unwrap() error { return i.error }
+
+// endsOpen reports whether an error of applying the log is no damage of it, with which
+// Open could do something else.
+func endsOpen(err error) bool {
+	return errors.Is(err, errAgain) || errors.As(err, new(interruption)) || starved(err)
 }
 
 // errAgain says that another process changed something: list the indexes again.
@@ -426,7 +437,7 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	if rest := p.catchUp(b, last); problem == nil {
 		problem = rest
 	}
-	if errors.Is(problem, errAgain) {
+	if endsOpen(problem) {
 		b.close()
 		return nil, nil, problem
 	}
@@ -547,7 +558,7 @@ func (p *opener) begin(dir string) (b *builder, problem, err error) {
 			return b, problem, nil
 		}
 		b.close()
-		if unwritable(err) || errors.Is(err, errAgain) {
+		if unwritable(err) || endsOpen(err) {
 			return nil, nil, err
 		}
 		if problem == nil {

@@ -746,22 +746,39 @@ func TestUnmappable(t *testing.T) {
 	}
 }
 
-// TestInterrupted interrupts Rebuild: nothing is left, and what was published stays.
+// TestInterrupted interrupts Open: nothing is left, what was published stays, and an
+// interruption is not taken for damage, with which Open would go on.
 func TestInterrupted(t *testing.T) {
 	r := newRepository(t)
-	h := newHistory(12, 1)
+	h := newHistory(12, 2)
+	stop := errors.New("interrupted")
+	interrupted := func(name string, open func(*archive.Repository, Options) (*DB, error)) {
+		asked := 0
+		once := func() error {
+			if asked++; asked == 1 {
+				return stop
+			}
+			return nil
+		}
+		if db, err := open(r, Options{Partial: true, Log: t.Errorf, Interrupted: once}); !errors.Is(err, stop) || asked != 1 {
+			t.Errorf("%s: asked %d times, %v, %v", name, asked, db, err)
+		}
+		noTemporaryFiles(t, r)
+	}
 	h.commit(t, r, 1)
 	mustClose(t, mustOpen(t, r, Options{}))
-	stop := errors.New("interrupted")
-	if _, err := Rebuild(r, Options{Interrupted: func() error { return stop }}); !errors.Is(err, stop) {
-		t.Errorf("interrupted: %v", err)
-	}
-	if left, err := filepath.Glob(r.Dir() + "/tmp/*/*"); err != nil || len(left) > 0 {
-		t.Errorf("left behind: %q, %v", left, err)
-	}
+	interrupted("from the log alone", Rebuild)
+	h.commit(t, r, 2)
+	interrupted("from an index", Open)
 	db := mustOpen(t, r, Options{})
 	h.check(t, db)
+	h.checkpoint(stated(t, db))
 	mustClose(t, db)
+	h.commit(t, r, 3)
+	interrupted("from a checkpoint", Rebuild)
+	if got := sealedIndexes(t, r); !slices.Equal(got, []string{dirName(1), dirName(2)}) {
+		t.Errorf("indexes %v", got)
+	}
 }
 
 func TestFullDisk(t *testing.T) {
