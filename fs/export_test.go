@@ -1,6 +1,11 @@
 package fs
 
-import "github.com/hanwen/go-fuse/v2/fuse"
+import (
+	"runtime"
+
+	"github.com/backupfs/backupfs/index"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
 
 // ReleaseRemoved closes the parts that are no longer in the store.
 func (m *Mount) ReleaseRemoved() { m.parts.ReleaseRemoved() }
@@ -18,4 +23,43 @@ func CanReconnect() bool { return canReconnect() }
 // Read answers a READ request.
 func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
 	return m.server.Load().Read(nil, in, b)
+}
+
+// ReadMeanwhile returns which files are pushed before a READ of a file is answered. The
+// kernel knows all files of an ascending list; the two before that one were just read,
+// and those of meanwhile are once the READ has moved its stream on.
+func (m *Mount) ReadMeanwhile(all []index.Ino, at int, meanwhile ...index.Ino) (pushed []index.Ino) {
+	p := &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, closed: true} // nothing in the background
+	p.store = func(node uint64, _ int64, _ []byte) fuse.Status {
+		pushed = append(pushed, index.Ino(node))
+		return fuse.OK
+	}
+	p.tell(rootNode, all)
+	p.heard(rootNode)
+	p.read(all[at-2])
+	p.read(all[at-1])
+	pushed = nil
+	m.snapshots.mu.Lock() // whoever pushes waits for it
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		p.read(all[at])
+	}()
+	for !p.hasCome(3) {
+		runtime.Gosched()
+	}
+	for _, i := range meanwhile {
+		p.seen.read(i)
+		p.follow(i, true)
+	}
+	m.snapshots.mu.Unlock()
+	<-answered
+	return pushed
+}
+
+// hasCome reports whether the streams were moved so many times.
+func (p *pusher) hasCome(times uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.clock == times
 }

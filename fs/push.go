@@ -39,7 +39,8 @@ const (
 // To store a page the kernel takes its lock, which it holds while a READ of it
 // is under way. So who owes the kernel the answer to a READ must not wait for
 // another one who does: only one of them pushes at a time, and the others
-// answer at once. Nobody waits for a mutex of a pusher while a page is stored.
+// answer at once. That one pushes everything but the file that it owes the answer
+// for. Nobody waits for a mutex of a pusher while a page is stored.
 //
 // A pusher is safe for concurrent use.
 //
@@ -85,7 +86,7 @@ func (p *pusher) close() {
 func (p *pusher) read(i index.Ino) {
 	p.seen.read(i)
 	if s := p.follow(i, true); s != nil {
-		p.push(s)
+		p.push(s, i)
 	}
 }
 
@@ -97,7 +98,7 @@ func (p *pusher) listed(dir uint64) {
 		return
 	}
 	if s := p.follow(first, false); s != nil {
-		p.push(s)
+		p.push(s, 0)
 	}
 }
 
@@ -173,8 +174,9 @@ func (s *stream) pass(last index.Ino) {
 
 // push stores files of the frame where a stream goes on: all of them, or once it
 // has gone on for a while the first few, and the others and what lies behind them in
-// the background.
-func (p *pusher) push(s *stream) {
+// the background. owed is the file that is read by a READ that is not answered yet, 0
+// where there is none.
+func (p *pusher) push(s *stream, owed index.Ino) {
 	p.mu.Lock()
 	inBackground, most := s.window > minWindow, maxAheadFiles
 	p.mu.Unlock()
@@ -183,7 +185,7 @@ func (p *pusher) push(s *stream) {
 	}
 	if p.owing.TryLock() {
 		p.extend(s, minWindow)
-		p.pushFrame(s, 0, most)
+		p.pushFrame(s, owed, 0, most)
 		p.owing.Unlock()
 	}
 	p.mu.Lock()
@@ -198,10 +200,10 @@ func (p *pusher) push(s *stream) {
 // run stores what lies ahead of a stream.
 func (p *pusher) run(s *stream) {
 	for {
-		for p.pushFrame(s, maxWindow, maxAheadFiles) {
+		for p.pushFrame(s, 0, maxWindow, maxAheadFiles) {
 		}
 		p.extend(s, maxWindow)
-		if !p.pushFrame(s, maxWindow, maxAheadFiles) {
+		if !p.pushFrame(s, 0, maxWindow, maxAheadFiles) {
 			break
 		}
 	}
@@ -255,10 +257,11 @@ func filesFrom(db *index.DB, from index.Ino, room int64) (found []index.WholeFil
 }
 
 // pushFrame stores up to `most` files of the first frame ahead of a stream that has
-// any that the kernel knows and has not got, and has so many raw bytes from there on
-// decoded in the background. It reports whether there was one.
-func (p *pusher) pushFrame(s *stream, prefetch int64, most int) bool {
-	first, ok := p.firstLacking(s)
+// any that the kernel knows and has not got, but not the one that is owed, and has so
+// many raw bytes from there on decoded in the background. It reports whether there was
+// such a frame.
+func (p *pusher) pushFrame(s *stream, owed index.Ino, prefetch int64, most int) bool {
+	first, ok := p.firstLacking(s, owed)
 	if !ok {
 		return false
 	}
@@ -268,7 +271,7 @@ func (p *pusher) pushFrame(s *stream, prefetch int64, most int) bool {
 		return false // whoever reads the file will learn why
 	}
 	defer frame.Release()
-	for _, f := range p.takeFrame(s, first, frame, most) {
+	for _, f := range p.takeFrame(s, owed, first, frame, most) {
 		start := f.RawOffset - frame.RawOffset
 		switch p.store(uint64(f.Ino), 0, frame.Raw[start:start+f.RawSize]) {
 		case fuse.OK:
@@ -282,15 +285,16 @@ func (p *pusher) pushFrame(s *stream, prefetch int64, most int) bool {
 	return true
 }
 
-// firstLacking returns the first file ahead of a stream that the kernel lacks.
-func (p *pusher) firstLacking(s *stream) (index.WholeFile, bool) {
+// firstLacking returns the first file ahead of a stream that the kernel lacks. The
+// one that is owed may lie there, too, where another READ has begun the stream again.
+func (p *pusher) firstLacking(s *stream, owed index.Ino) (index.WholeFile, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s.unproved > maxUnproved {
 		return index.WholeFile{}, false
 	}
 	for _, f := range s.ahead {
-		if p.lacks(f.Ino) {
+		if f.Ino != owed && p.lacks(f.Ino) {
 			return f, true
 		}
 	}
@@ -298,13 +302,13 @@ func (p *pusher) firstLacking(s *stream) (index.WholeFile, bool) {
 }
 
 // takeFrame returns up to `most` files ahead of a stream that lie in a frame and
-// that the kernel lacks, and takes them to be stored.
-func (p *pusher) takeFrame(s *stream, first index.WholeFile, frame archive.Frame, most int) (taken []index.WholeFile) {
+// that the kernel lacks, but not the one that is owed, and takes them to be stored.
+func (p *pusher) takeFrame(s *stream, owed index.Ino, first index.WholeFile, frame archive.Frame, most int) (taken []index.WholeFile) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	end := frame.RawOffset + int64(len(frame.Raw))
 	for _, f := range s.ahead {
-		if f.RawOffset < frame.RawOffset || f.RawOffset >= end || f.Part.Name != first.Part.Name || !p.lacks(f.Ino) {
+		if f.RawOffset < frame.RawOffset || f.RawOffset >= end || f.Part.Name != first.Part.Name || f.Ino == owed || !p.lacks(f.Ino) {
 			continue
 		}
 		if len(taken) == most {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/fs"
+	"github.com/backupfs/backupfs/index"
 	"golang.org/x/sys/unix"
 )
 
@@ -203,4 +204,30 @@ func TestPushesUnderManyReaders(t *testing.T) {
 	close(done)
 	dropping.Wait()
 	log.wantNone(t)
+}
+
+// A READ does not push the file that it reads, whose pages the kernel has locked until
+// the answer, although others have begun its stream again behind that file meanwhile.
+func TestReadDoesNotPushItself(t *testing.T) {
+	r := newRepo(t)
+	mnt, _, m := mounted(t, r, fs.Options{})
+	paths := manyFiles(r, 1, 40)
+	within(t, "the generation", func() bool { return exists(mnt + "/latest") })
+	var all []index.Ino
+	for _, path := range paths {
+		all = append(all, index.Ino(stat(t, filepath.Join(mnt, "latest", path)).Ino))
+	}
+	for at := 8; at < 20; at++ { // in all places of a frame
+		for back := 1; back < 3; back++ {
+			// The second READ of the same file shows that the kernel has dropped what it had.
+			behind := all[at-back-1]
+			pushed := m.ReadMeanwhile(all, at, behind, behind, all[at-back])
+			if len(pushed) == 0 {
+				t.Fatalf("READ of file %d: nothing is pushed", at)
+			}
+			if slices.Contains(pushed, all[at]) {
+				t.Errorf("READ of file %d, stream begun again at %d: it is pushed itself", at, at-back-1)
+			}
+		}
+	}
 }
