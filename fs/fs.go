@@ -183,27 +183,30 @@ func (m *Mount) Wait() { <-m.done }
 // it is taken out of the file tree all the same, and busy is true. It lives on
 // for those programs, out of everybody else's sight, until they let it go or
 // the process ends, after which they get errors. busy is true, too, where the
-// mount lives on in another mount namespace.
+// mount lives on in another mount namespace, or somewhere out of sight: what
+// others have mounted at the mount point since is theirs and stays.
 func (m *Mount) Unmount() (busy bool, err error) {
 	m.mountMu.Lock()
 	defer m.mountMu.Unlock()
-	mounted := m.server.Load().ended
-	err = unmount(m.mountpoint, false)
-	for try := 1; err != nil && try < unmountTries; try++ {
-		if closed(mounted, unmountPause) {
-			err = nil
-			break
+	s := m.server.Load()
+	for range unmountTries {
+		if !s.isAt(m.mountpoint) || unmount(m.mountpoint, false) == nil {
+			return m.lives(), nil
 		}
-		err = unmount(m.mountpoint, false)
+		closed(s.ended, unmountPause)
 	}
-	if err == nil {
-		return !closed(m.connections.ended, unmountPatience), nil
+	if !s.isAt(m.mountpoint) {
+		return m.lives(), nil
 	}
 	if err := unmount(m.mountpoint, true); err != nil {
 		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, err)
 	}
 	return true, nil
 }
+
+// lives reports whether a connection goes on although its mount was taken away. It
+// gives the kernel a while to end it.
+func (m *Mount) lives() bool { return !closed(m.connections.ended, unmountPatience) }
 
 // How long Unmount tries before it takes the mount for busy, and how long it
 // waits for the kernel to let go.

@@ -900,6 +900,51 @@ func TestUnmountWhileBusy(t *testing.T) {
 	m.Wait()
 }
 
+// What others have mounted at the mount point is not unmounted: neither a newer mount of
+// the repository, where the old one was detached while it was in use, nor what lies over it.
+func TestUnmountLeavesOthers(t *testing.T) {
+	m, dir, r := mountSmall(t)
+	old, err := os.Open(dir + "/latest/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close() // if the test did not
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := m.Unmount(); !busy || err != nil {
+		t.Errorf("unmount of what was detached: busy %t, %v", busy, err)
+	}
+	newer, err := fs.New(r.Repository, dir, fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := m.Unmount(); !busy || err != nil {
+		t.Errorf("unmount of the old mount: busy %t, %v", busy, err)
+	}
+	wantContent(t, dir+"/latest/f", "x")
+	if err := unix.Mount("over", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := newer.Unmount(); !busy || err != nil {
+		t.Errorf("unmount of what lies below: busy %t, %v", busy, err)
+	}
+	if n := mountsAt(t, dir); n != 2 {
+		t.Errorf("%d mounts at the mount point", n)
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := newer.Unmount(); busy || err != nil {
+		t.Errorf("unmount of the new mount: busy %t, %v", busy, err)
+	}
+	old.Close()
+	if !t.Failed() {
+		m.Wait()
+		newer.Wait()
+	}
+}
+
 // The date and the full name are one directory, which the kernel knows by one
 // name at a time.
 func TestTwoNamesOfOneDirectory(t *testing.T) {
