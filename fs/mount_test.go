@@ -363,6 +363,29 @@ func TestGenerationsComeAndGo(t *testing.T) {
 	log.wantNone(t)
 }
 
+// Who is in a generation that is dropped goes on, although others are dropped after it.
+func TestDroppedGenerationIsReadable(t *testing.T) {
+	r := newRepo(t)
+	var generations []string
+	for i := range 4 {
+		d := r.begin("")
+		d.file(fmt.Sprintf("f%d", i), "x")
+		generations = append(generations, d.commit(fmt.Sprintf("2026-11-21T0%d:00:00Z", i)))
+	}
+	mnt, log := mount(t, r, fs.Options{})
+	first := int(openFD(t, filepath.Join(mnt, generations[0])))
+	for i, name := range generations[:3] {
+		r.forget(uint64(i + 1))
+		eventually(t, "a generation is never dropped", func() bool { return !exists(filepath.Join(mnt, name)) })
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(first, "f0", &st, 0); err != nil {
+		t.Errorf("a file of the first generation: %v", err)
+	}
+	wantErrno(t, "a file of a later generation", unix.Fstatat(first, "f1", &st, 0), unix.ENOENT)
+	log.wantNone(t)
+}
+
 func TestPinnedGenerationOutlivesForget(t *testing.T) {
 	r := newRepo(t)
 	d := r.begin("")

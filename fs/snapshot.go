@@ -55,7 +55,7 @@ func (l *snapshots) of(generation uint64) *snapshot {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	for _, s := range l.list {
-		if _, ok := s.generations[generation]; ok {
+		if s.knows(generation) {
 			s.refs.Add(1)
 			return s
 		}
@@ -75,8 +75,8 @@ func (l *snapshots) replace(s *snapshot) (dropped []*snapshot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	kept := []*snapshot{s}
-	for _, old := range l.list {
-		if l.worthKeeping(kept, old) {
+	for k, old := range l.list {
+		if l.worthKeeping(old, kept, l.list[k+1:]) {
 			kept = append(kept, old)
 		} else {
 			dropped = append(dropped, old)
@@ -86,19 +86,36 @@ func (l *snapshots) replace(s *snapshot) (dropped []*snapshot) {
 	return dropped
 }
 
-// worthKeeping reports whether old knows a generation that none of the kept
-// ones knows, and there is room for it.
-func (l *snapshots) worthKeeping(kept []*snapshot, old *snapshot) bool {
+// worthKeeping reports whether old knows generations that none of the kept ones
+// knows, there is room for it, and none of the older ones, one of which can be kept in
+// its place, knows all of those generations.
+func (l *snapshots) worthKeeping(old *snapshot, kept, older []*snapshot) bool {
+	lost := l.lostWithout(old, kept)
+	return len(lost) > 0 && !slices.ContainsFunc(older, func(o *snapshot) bool { return o.knowsAll(lost) })
+}
+
+// lostWithout returns the generations of old that none of the kept snapshots knows;
+// where there are as many as there may be, only the one that is always kept.
+func (l *snapshots) lostWithout(old *snapshot, kept []*snapshot) (lost []uint64) {
 	full := len(kept) >= keptSnapshots
 	for number := range old.generations {
 		if full && number != l.pinned {
 			continue
 		}
-		if !slices.ContainsFunc(kept, func(k *snapshot) bool { _, ok := k.generations[number]; return ok }) {
-			return true
+		if !slices.ContainsFunc(kept, func(k *snapshot) bool { return k.knows(number) }) {
+			lost = append(lost, number)
 		}
 	}
-	return false
+	return lost
+}
+
+func (s *snapshot) knows(generation uint64) bool {
+	_, ok := s.generations[generation]
+	return ok
+}
+
+func (s *snapshot) knowsAll(generations []uint64) bool {
+	return !slices.ContainsFunc(generations, func(g uint64) bool { return !s.knows(g) })
 }
 
 // forget gives the memory of what was read of the indexes back to the kernel.
