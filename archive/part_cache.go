@@ -91,16 +91,18 @@ func newObjectCache(s Store, limit int) *objectCache {
 	return &objectCache{store: s, limit: limit, open: map[Digest]*openObject{}}
 }
 
-// acquire returns the part p, open and of the right size. The caller has to release it.
-func (c *objectCache) acquire(p Part) (*openObject, error) {
+// acquire returns the part p, open and of the right size, and whether it was open
+// before. The caller has to release it.
+func (c *objectCache) acquire(p Part) (o *openObject, wasOpen bool, err error) {
 	if o, err := c.cached(p.Name); o != nil || err != nil {
-		return o, err
+		return o, true, err
 	}
 	obj, err := openPart(c.store, p)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return c.add(p.Name, obj)
+	o, err = c.add(p.Name, obj)
+	return o, false, err
 }
 
 func (c *objectCache) cached(name Digest) (*openObject, error) {

@@ -22,6 +22,9 @@ const (
 // tail of the part against Part.Tail, the stored frame against the tail, the
 // raw frame against its content checksum.
 //
+// A part is kept open until reading it fails: a damaged one that was put back, as
+// another file of its name, is read from then on.
+//
 // A *DamageError says that a part is damaged; what is not damaged can be read
 // all the same. Any other error is one of the store or of the caller. Errors
 // are not remembered: the next call tries again.
@@ -184,17 +187,40 @@ func (r *Reader) table(p *Part) ([]frameRef, error) {
 	if refs := r.tables.get(p); refs != nil {
 		return refs, nil
 	}
-	o, err := r.objects.acquire(*p)
-	if err != nil {
-		return nil, err
-	}
-	defer r.objects.release(o)
-	refs, err := readTail(o, *p)
+	var refs []frameRef
+	err := r.withPart(*p, func(o Object) (err error) {
+		refs, err = readTail(o, *p)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	r.tables.put(*p, refs)
 	return refs, nil
+}
+
+// withPart calls read with a part. Where that fails in one that was open before, it is
+// called again with what has the part's name now: a damaged part may have been put back.
+func (r *Reader) withPart(p Part, read func(Object) error) error {
+	wasOpen, err := r.tryPart(p, read)
+	if err != nil && wasOpen {
+		_, err = r.tryPart(p, read)
+	}
+	return err
+}
+
+// tryPart calls read with a part, which it lets go where that fails, and returns
+// whether it was open before.
+func (r *Reader) tryPart(p Part, read func(Object) error) (wasOpen bool, err error) {
+	o, wasOpen, err := r.objects.acquire(p)
+	if err != nil {
+		return false, err
+	}
+	defer r.objects.release(o)
+	if err = read(o); err != nil {
+		r.objects.remove(p.Name)
+	}
+	return wasOpen, err
 }
 
 // load reads, verifies and decodes the frame that ref describes into f.
@@ -213,15 +239,15 @@ func (r *Reader) decode(p Part, ref frameRef, buf []byte) ([]byte, error) {
 	if r.decErr != nil {
 		return nil, fmt.Errorf("part %s: %w", p.Name, r.decErr)
 	}
-	o, err := r.objects.acquire(p)
-	if err != nil {
-		return nil, err
-	}
-	defer r.objects.release(o)
 	s := r.scratch.Get().(*readScratch)
 	defer r.scratch.Put(s)
 	s.stored = slices.Grow(s.stored[:0], ref.StoredLen)[:ref.StoredLen]
-	return readFrame(o, p.Name, ref, s.stored, s.hash, r.dec, buf)
+	var raw []byte
+	err := r.withPart(p, func(o Object) (err error) {
+		raw, err = readFrame(o, p.Name, ref, s.stored, s.hash, r.dec, buf)
+		return err
+	})
+	return raw, err
 }
 
 // readFrame reads a frame into stored, which has its stored length, verifies

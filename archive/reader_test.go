@@ -188,7 +188,7 @@ func TestReaderTruncatedWhileOpen(t *testing.T) {
 	run(t, "chmod", "u+w", file)
 	run(t, "truncate", "-s", "100", file)
 	err := r.ReadAt(pp.Part, make([]byte, 1), 1500)
-	if !isDamage(err) || !strings.Contains(err.Error(), "ends at") {
+	if !isDamage(err) || !strings.Contains(err.Error(), "has 100 bytes") {
 		t.Error(err)
 	}
 	if err := r.ReadAt(pp.Part, make([]byte, 1), 0); err != nil {
@@ -523,6 +523,40 @@ func TestReaderPrefetchIsBounded(t *testing.T) {
 		t.Error("an error ahead stays:", err)
 	}
 	r.Close()
+}
+
+// TestReaderPartPutBack: a part that is open and damaged, in a frame or in its tail, is
+// read anew as soon as it was put back, whether a read had failed before or not.
+func TestReaderPartPutBack(t *testing.T) {
+	s := newMemStore()
+	p := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(5000))[0].Part
+	good := s.objects[p.StoreName()]
+	for _, at := range []int64{p.Stored - p.TailStored - 1, p.Stored - 1} {
+		bad := bytes.Clone(good)
+		bad[at] ^= 1
+		for _, noticed := range []bool{false, true} {
+			s.objects[p.StoreName()] = bad
+			r := NewReader(s, 0)
+			o, _, err := r.objects.acquire(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.objects.release(o)
+			if noticed {
+				if err := r.ReadAt(p, make([]byte, p.Raw), 0); !isDamage(err) {
+					t.Errorf("damaged at %d: %v", at, err)
+				}
+			}
+			s.objects[p.StoreName()] = good
+			if err := r.ReadAt(p, make([]byte, p.Raw), 0); err != nil {
+				t.Errorf("damaged at %d, noticed %t, and put back: %v", at, noticed, err)
+			}
+			r.Close()
+		}
+	}
+	if s.open != 0 {
+		t.Errorf("%d parts are open", s.open)
+	}
 }
 
 // TestReaderReleaseRemoved: a part is closed when its file is gone, no other.

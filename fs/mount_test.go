@@ -755,6 +755,10 @@ func TestDamage(t *testing.T) {
 	}
 	d.commit("2026-11-21T03:00:00Z")
 	part := onlyPart(t, r)
+	good, err := os.ReadFile(part)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chmod(part, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -789,6 +793,20 @@ func TestDamage(t *testing.T) {
 	}
 	if len(said) > 1 {
 		t.Errorf("logged more than once: %q", said)
+	}
+
+	putBack(t, part, good)
+	wantContent(t, mnt+"/latest/f1", noise(1))
+}
+
+// putBack replaces a file by a new one.
+func putBack(t *testing.T, file string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(file+".new", data, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
 	}
 }
 
