@@ -23,13 +23,11 @@ type connections struct {
 func (c *connections) add() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-c.ended:
+	if c.interrupted() != nil {
 		return false
-	default:
-		c.live++
-		return true
 	}
+	c.live++
+	return true
 }
 
 func (c *connections) done() {
@@ -37,6 +35,17 @@ func (c *connections) done() {
 	defer c.mu.Unlock()
 	if c.live--; c.live == 0 {
 		close(c.ended)
+	}
+}
+
+// interrupted returns an error once the last connection has ended: then nobody needs
+// what somebody is still at work on.
+func (c *connections) interrupted() error {
+	select {
+	case <-c.ended:
+		return errEnded
+	default:
+		return nil
 	}
 }
 

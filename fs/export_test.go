@@ -20,6 +20,9 @@ func (m *Mount) LimitPaths(n int) {
 // CanReconnect reports whether a connection can be replaced.
 func CanReconnect() bool { return canReconnect() }
 
+// Refresh shows what was committed, and reports whether there was something.
+func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load()) }
+
 // Read answers a READ request.
 func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
 	return m.server.Load().Read(nil, in, b)

@@ -900,6 +900,23 @@ func TestUnmountFromOutside(t *testing.T) {
 	}
 }
 
+// An index that is being brought up to the log does not keep a mount that has ended.
+func TestUnmountInterruptsRefresh(t *testing.T) {
+	r := newRepo(t)
+	mnt, log, m := mounted(t, r, fs.Options{})
+	if err := unix.Unmount(mnt, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.Wait()
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	if m.Refresh() {
+		t.Error("the index was brought up to the log after the end")
+	}
+	log.wantNone(t)
+}
+
 // A mount that another namespace has a copy of cannot end, but Unmount must.
 func TestUnmountWithACopyElsewhere(t *testing.T) {
 	m, dir, _ := mountSmall(t)

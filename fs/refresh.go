@@ -23,7 +23,7 @@ const grace = time.Second
 // openSnapshot opens the index at the end of the log. Where partial is set and
 // the log is damaged, it is the index of what can be read of the log.
 func (m *Mount) openSnapshot(partial bool) (*snapshot, error) {
-	db, err := index.Open(m.repository, index.Options{Log: m.options.Log, Partial: partial})
+	db, err := index.Open(m.repository, index.Options{Log: m.options.Log, Partial: partial, Interrupted: m.connections.interrupted})
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +88,9 @@ func (m *Mount) refresh(seen uint64) bool {
 		return false
 	}
 	s, err := m.openNewer()
+	if errors.Is(err, errEnded) {
+		return false
+	}
 	if err != nil {
 		m.failRefresh(err)
 		return false
