@@ -56,13 +56,23 @@ func (m *Mount) newServer() *server {
 	s := &server{
 		readOnly: readOnly{fuse.NewDefaultRawFileSystem()},
 		m:        m,
-		mute:     !snap.db.HasXattrs() && (m.pinned.Number != 0 || canReconnect()),
+		mute:     m.mayMute(snap),
 		told:     snap.catalog,
 		ended:    make(chan struct{}),
 	}
 	s.show(snap)
 	s.pusher = &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, store: s.store}
 	return s
+}
+
+// mayMute reports whether the kernel may be told that there are no extended attributes:
+// none are in a generation that is shown for ever, or the connection can be replaced
+// once there are. Of a repository without generations nothing can be told yet.
+func (m *Mount) mayMute(snap *snapshot) bool {
+	if snap.db.HasXattrs() || len(snap.generations) == 0 {
+		return false
+	}
+	return m.pinned.Number != 0 || canReconnect()
 }
 
 // store stores a file's content in the kernel's page cache.
@@ -137,6 +147,8 @@ func (m *Mount) tryReconnect() error {
 	if err := old.giveWay(m.mountpoint, root); err != nil {
 		return err
 	}
+	m.log.once("there are extended attributes now: the mount was replaced; copies of it elsewhere (bind mounts, " +
+		"containers) show no new generations until they are made anew")
 	m.server.Store(s)
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()

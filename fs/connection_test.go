@@ -157,6 +157,30 @@ func testXattrsAppear(t *testing.T, o fs.Options) {
 		unix.Close(fd)
 	}
 	m.Wait()
+	if said := log.all(); len(said) != 1 || !strings.Contains(said[0], "copies of it elsewhere") {
+		t.Errorf("logged %q", said)
+	}
+}
+
+// Where there was no generation yet the first one may have extended attributes without
+// that the mount is replaced, so that copies of it go on.
+func TestXattrsAppearInAnEmptyRepository(t *testing.T) {
+	canReplace(t)
+	r := newRepo(t)
+	mnt, log := mount(t, r, fs.Options{})
+	elsewhere := mountpoint(t)
+	if err := unix.Mount(mnt, elsewhere, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(elsewhere, unix.MNT_DETACH) }()
+	name := commitXattr(r, "x", "2026-11-21T04:00:00Z")
+	for _, at := range []string{mnt, elsewhere} {
+		within(t, "the attribute", func() bool {
+			_, err := unix.Lgetxattr(filepath.Join(at, name, "x"), "user.x", nil)
+			return err == nil
+		})
+		wantNames(t, at, name, "latest")
+	}
 	log.wantNone(t)
 }
 
