@@ -149,13 +149,19 @@ func (m *Mount) tryReconnect() error {
 	}
 	m.log.once("there are extended attributes now: the mount was replaced; copies of it elsewhere (bind mounts, " +
 		"containers) show no new generations until they are made anew")
+	m.use(s)
+	return nil
+}
+
+// use makes a connection the one that is mounted, and shows in it what became the
+// newest since the connection was made.
+func (m *Mount) use(s *server) {
 	m.server.Store(s)
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
 	snap := m.snapshots.at(0)
 	defer snap.release()
-	s.show(snap) // what was shown since it was made went to the old one
-	return nil
+	s.show(snap)
 }
 
 // connectDetached opens a connection whose mount is nowhere in the file tree.

@@ -184,6 +184,22 @@ func TestXattrsAppearInAnEmptyRepository(t *testing.T) {
 	log.wantNone(t)
 }
 
+// What is committed and noticed while the mount is being made, by a READ that fails, is
+// shown in it.
+func TestGenerationDuringMount(t *testing.T) {
+	r := newRepo(t)
+	r.begin("").commit("2026-11-21T03:00:00Z")
+	last, err := fs.LastShown(r.Repository, func(refresh func() bool) {
+		r.begin("").commit("2026-11-21T04:00:00Z")
+		if !refresh() {
+			t.Error("the generation is not noticed")
+		}
+	})
+	if err != nil || last != 2 {
+		t.Errorf("record %d is shown, %v, want 2", last, err)
+	}
+}
+
 // openRaw opens a file or directory that the test closes.
 func openRaw(t *testing.T, path string) (fd int) {
 	t.Helper()

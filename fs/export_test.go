@@ -3,6 +3,7 @@ package fs
 import (
 	"runtime"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -22,6 +23,21 @@ func CanReconnect() bool { return canReconnect() }
 
 // Refresh shows what was committed, and reports whether there was something.
 func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load()) }
+
+// LastShown makes a connection, which is mounted nowhere, calls meanwhile before it
+// counts as mounted, and returns the number of the newest record that it shows.
+func LastShown(r *archive.Repository, meanwhile func(refresh func() bool)) (uint64, error) {
+	m := &Mount{repository: r, log: newLogger(nil)}
+	m.connections.ended = make(chan struct{})
+	defer m.snapshots.close()
+	if err := m.openFirst(); err != nil {
+		return 0, err
+	}
+	s := m.newServer()
+	meanwhile(m.Refresh)
+	m.use(s)
+	return s.catalog.Load().last, nil
+}
 
 // Read answers a READ request.
 func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {

@@ -158,7 +158,7 @@ func (m *Mount) serve() error {
 	if err != nil {
 		return mountError(m.mountpoint, err)
 	}
-	m.server.Store(s)
+	m.use(s)
 	go m.run()
 	return nil
 }
