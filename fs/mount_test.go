@@ -558,6 +558,10 @@ func TestSparse(t *testing.T) {
 	wantErrno(t, "no more data", err, unix.ENXIO)
 	_, err = unix.Seek(int(f.Fd()), 1<<40, unix.SEEK_HOLE)
 	wantErrno(t, "behind the end", err, unix.ENXIO)
+	for _, whence := range []int{unix.SEEK_DATA, unix.SEEK_HOLE} {
+		_, err = unix.Seek(int(f.Fd()), -3, whence)
+		wantErrno(t, "before the beginning", err, unix.ENXIO)
+	}
 	b := make([]byte, 16384)
 	if _, err := f.ReadAt(b, 1<<20-4096); err != nil {
 		t.Fatal(err)

@@ -177,12 +177,15 @@ func (d *DB) contentOf(i Ino, e archive.Extent) (Place, error) {
 }
 
 // NextData returns the offset of the first byte at or behind off that lies in no
-// hole. The error is io.EOF where there is none, and wraps ErrNotFound where there is
-// no such inode.
+// hole. The error is io.EOF where there is none, or off is not in the file, and wraps
+// ErrNotFound where there is no such inode.
 func (d *DB) NextData(i Ino, off int64) (int64, error) {
 	node, err := d.inode(i)
 	if err != nil {
 		return 0, err
+	}
+	if off < 0 {
+		return 0, io.EOF
 	}
 	found := int64(-1)
 	err = d.spans(i, node, off, func(e archive.Extent) bool {

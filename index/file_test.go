@@ -128,6 +128,11 @@ func checkHoles(t *testing.T, rnd *rand.Rand, db *DB, ino Ino, data []archive.Ex
 			t.Fatalf("next hole behind %d: %d, %v, want %d of %d", off, got, err, nextHole, size)
 		}
 	}
+	_, dataErr := db.NextData(ino, -3)
+	_, holeErr := db.NextHole(ino, -3)
+	if !errors.Is(dataErr, io.EOF) || !errors.Is(holeErr, io.EOF) {
+		t.Errorf("before the beginning: %v, %v", dataErr, holeErr)
+	}
 }
 
 // TestUnknownInode: what the index does not know is no hole, and not without attributes.
