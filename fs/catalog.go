@@ -143,7 +143,8 @@ func (l *listing) directories() int {
 
 // lookup finds a name: a listed one, or a date or another prefix of a
 // generation's name, which stands for the last one that has it. Where the mount has
-// names of its own, a generation is found by the others, too.
+// names of its own, a generation is found by the others, too. What is reached through a
+// name that is not listed has nodes of its own.
 func (l *listing) lookup(name string) (listed, bool) {
 	if e, ok := l.named[name]; ok {
 		return e, true
@@ -155,7 +156,9 @@ func (l *listing) lookup(name string) (listed, bool) {
 	if !ok {
 		g, ok = l.format.findNumbered(l.generations, name)
 	}
-	return generationEntry(g), ok
+	e := generationEntry(g)
+	e.node |= dateFlag
+	return e, ok
 }
 
 // after returns the entries behind an offset.

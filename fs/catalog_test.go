@@ -56,6 +56,9 @@ func TestCatalog(t *testing.T) {
 		if e.generation.Number != number || ok != (number != 0) {
 			t.Errorf("lookup %q = %d, %t", name, e.generation.Number, ok)
 		}
+		if isListed := c.root.named[name].name != ""; ok && isListed != (e.node&dateFlag == 0) && name != "latest" {
+			t.Errorf("lookup %q = node %#x", name, e.node)
+		}
 	}
 	web := c.sources[c.root.named["web1"].node]
 	if got := names(web.entries); !slices.Equal(got, []string{"2026-11-21T04-00-00Z", "2026-11-22T15-00-00Z", "latest"}) {
@@ -110,10 +113,12 @@ func TestFindGeneration(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	for _, g := range []uint64{1, maxGeneration} {
-		for _, d := range []index.DirID{1, viaFlag - 1} {
+		for _, d := range []index.DirID{1, dateFlag - 1} {
 			node := dirNode(g, d)
-			if gg, dd, ok := splitDirNode(node | viaFlag); !ok || gg != g || dd != d {
-				t.Errorf("dirNode(%d, %d) with viaFlag splits into %d, %d", g, d, gg, dd)
+			for _, via := range []uint64{viaFlag, dateFlag} {
+				if gg, dd, ok := splitDirNode(node | via); !ok || gg != g || dd != d {
+					t.Errorf("dirNode(%d, %d) with %#x splits into %d, %d", g, d, via, gg, dd)
+				}
 			}
 			if gg, dd, ok := splitDirNode(node); !ok || gg != g || dd != d {
 				t.Errorf("dirNode(%d, %d) = %#x splits into %d, %d", g, d, node, gg, dd)
@@ -124,7 +129,7 @@ func TestNodes(t *testing.T) {
 			if _, ok := splitLinkNode(node); ok {
 				t.Errorf("%#x is a link too", node)
 			}
-			if node|viaFlag == ^uint64(0) {
+			if node|viaFlags == ^uint64(0) {
 				t.Errorf("%#x is go-fuse's own", node)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 // linux/fuse.h; fuse_get_dentry and fuse_get_parent in its fs/fuse/inode.c). On the
 // way it lists each directory for the name of the one it came from.
 //
-// It never finds the way through ".versions", which is not listed.
+// It never finds the way through ".versions" or a date, which are not listed.
 
 // isDot reports whether a name is one that only who has a file handle looks up.
 func isDot(name string) bool { return name == "." || name == ".." }

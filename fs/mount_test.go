@@ -1007,8 +1007,8 @@ func TestUnmountLeavesOthers(t *testing.T) {
 	}
 }
 
-// The date and the full name are one directory, which the kernel knows by one
-// name at a time.
+// Two prefixes of a name lead to one directory, which the kernel knows by one name at a
+// time.
 func TestTwoNamesOfOneDirectory(t *testing.T) {
 	r := newRepo(t)
 	d := r.begin("")
@@ -1035,6 +1035,28 @@ func TestTwoNamesOfOneDirectory(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	log.wantNone(t)
+}
+
+// Who is in a directory is not moved to another path of it, which leads to another
+// generation one day, when somebody looks at that.
+func TestNamesThatAreNotListedMoveNobody(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("etc")
+	d.file("etc/f", "old")
+	name := d.commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	paths := []string{filepath.Join(mnt, name, "etc"), mnt + "/2026-11-21/etc", filepath.Join(mnt, ".versions/etc", name)}
+	for _, path := range paths {
+		dir := openFD(t, path)
+		for _, other := range paths {
+			wantContent(t, other+"/f", "old")
+		}
+		if is, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir)); is != path || err != nil {
+			t.Errorf("who was in %s is in %s, %v", path, is, err)
+		}
+	}
 	log.wantNone(t)
 }
 

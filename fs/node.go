@@ -17,16 +17,17 @@ import (
 //	1<<62 | 1<<61 | generation        the symlink "latest" to that generation
 //	1<<63 | generation<<40 | DirID    a directory in a generation
 //	1<<63 | … | 1<<39 | DirID         the same one, reached through ".versions"
+//	1<<63 | … | 1<<38 | DirID         the same one, reached through a date or another name of the generation that is not listed
 //
 // A file that did not change is the same node in every generation and shares
 // the kernel's page cache; a directory is another node in each, because tools
 // like `diff -r` take two directories of one inode number for equal. It is another
-// one below ".versions", because the kernel knows a directory by one path only:
-// it would move the one in the generation away from who is in it. A symlink
-// "latest" that moves on is another node, so its cached target never lies.
+// one below ".versions", and below a date, because the kernel knows a directory by one
+// path only: it would move the one in the generation away from who is in it, to a path
+// that leads to another generation one day. A symlink "latest" that moves on is another node, so its cached target never lies.
 //
 // A node has the same id in every mount of the repository, so file handles of it
-// outlive the mount; only those below ".versions" do not.
+// outlive the mount; only those below ".versions" and below a date do not.
 const (
 	rootNode  = 1
 	dirFlag   = 1 << 63
@@ -35,6 +36,8 @@ const (
 	pathFlag  = 1 << 60
 	dirBits   = 40
 	viaFlag   = 1 << 39
+	dateFlag  = 1 << 38
+	viaFlags  = viaFlag | dateFlag
 	// maxGeneration is the greatest generation number that fits. The one above
 	// is left out: together with the greatest DirID it is the id that go-fuse
 	// keeps for itself.
@@ -46,10 +49,10 @@ func dirNode(generation uint64, dir index.DirID) uint64 {
 	return dirFlag | generation<<dirBits | uint64(dir)
 }
 
-// splitDirNode is the inverse of dirNode, viaFlag or not. It is false for every
+// splitDirNode is the inverse of dirNode, with viaFlags or without. It is false for every
 // other node.
 func splitDirNode(node uint64) (generation uint64, dir index.DirID, ok bool) {
-	return node &^ dirFlag >> dirBits, index.DirID(node & (viaFlag - 1)), node&dirFlag != 0
+	return node &^ dirFlag >> dirBits, index.DirID(node & (dateFlag - 1)), node&dirFlag != 0
 }
 
 // fileInode returns the inode of a node that is a file of any type but

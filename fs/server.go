@@ -56,7 +56,7 @@ type place struct {
 	*snapshot
 	generation uint64
 	dir        index.DirID
-	via        uint64 // viaFlag where it was reached through ".versions", else 0
+	via        uint64 // those of viaFlags that its node has
 }
 
 func (p place) view() index.View { return p.db.At(p.generation) }
@@ -86,7 +86,7 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if snap == nil {
 		return place{}, errStale
 	}
-	return place{snap, generation, dir, node & viaFlag}, fuse.OK
+	return place{snap, generation, dir, node & viaFlags}, fuse.OK
 }
 
 // listing returns the directory above the generations that a node is, nil where
