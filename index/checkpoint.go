@@ -12,7 +12,7 @@ import (
 
 // Limits of the numbers that a checkpoint may say were given.
 const (
-	maxDirs = 1 << 39
+	maxDirs = 1 << 38
 	maxInos = 1 << 40
 )
 

@@ -353,7 +353,7 @@ func TestHostileCheckpointLines(t *testing.T) {
 		"removed late":                {replaced(4, archive.Line{Removed: &archive.Digest{8}}, good[4]), "comes too late"},
 		"nothing given":               {good[:3], "how many numbers were given"},
 		"given twice":                 {replaced(3, given, given), "out of order"},
-		"too much given":              {replaced(3, archive.Line{Given: &archive.Given{Directories: 1 << 39}}), "too many"},
+		"too much given":              {replaced(3, archive.Line{Given: &archive.Given{Directories: 1 << 38}}), "too many"},
 		"a generation too early":      {replaced(3, good[4], given), "out of order"},
 		"a generation of itself":      {replaced(7, generation(9, 2)), "out of order"},
 		"generations out of order":    {replaced(7, generation(2, 0)), "out of order"},

@@ -20,7 +20,7 @@ var (
 )
 
 // DirID names a directory for life: in every generation of its source that
-// follows one another at the same path. Always below 1<<39.
+// follows one another at the same path. Always below 1<<38.
 type DirID uint64
 
 // Ino names an immutable state of a file of any type, directories included: its
