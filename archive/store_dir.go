@@ -72,7 +72,7 @@ func (s *DirStore) Close() error {
 	}
 	err := s.fsys.RemoveAll(s.writer)
 	if err == nil {
-		err = s.fsys.Remove(s.lock.Name())
+		err = s.fsys.RemoveAll(s.lock.Name()) // which somebody may have removed
 	}
 	s.lock.Close()
 	s.lock = nil
@@ -391,12 +391,17 @@ func flock(f disk.File) error {
 	}
 }
 
-// samePlace reports whether f is still what its path leads to. Where another machine
-// removed it, NFS may know the path for a while, but not a link of the file.
+// samePlace reports whether f is still what its path leads to. It opens that, for which
+// a network file system asks the server; a stat it may answer from memory.
 func samePlace(f disk.File) bool {
-	var open, there unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &open) == nil && open.Nlink > 0 &&
-		unix.Lstat(f.Name(), &there) == nil && open.Dev == there.Dev && open.Ino == there.Ino
+	there, err := os.OpenFile(f.Name(), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer there.Close()
+	var open, found unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &open) == nil && unix.Fstat(int(there.Fd()), &found) == nil &&
+		open.Dev == found.Dev && open.Ino == found.Ino
 }
 
 // removeDead removes every entry of tmp that no living process holds a lock of.

@@ -501,6 +501,19 @@ func TestDirStoreOtherMachine(t *testing.T) {
 	}
 }
 
+// TestDirStoreTmpRemoved: who removes all of tmp/ while a writer lives does not make its
+// end fail.
+func TestDirStoreTmpRemoved(t *testing.T) {
+	s := newDirStore(t, t.TempDir())
+	must(s.Create())
+	if err := os.RemoveAll(filepath.Join(s.Dir(), "tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // faultyFS fails in what it is told to: the operation, and the beginning of the last
 // component of the name.
 type faultyFS struct {

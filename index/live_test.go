@@ -191,7 +191,7 @@ func TestNumbersClaimed(t *testing.T) {
 	t.Parallel()
 	generation := header(archive.KindGeneration, 1, 0)
 	root, file := entryLine(".", dirAttr()), entryLine("a", fileAttr(0))
-	root.Entry.Number, root.Entry.Directory = uint64(FirstIno), 1<<38
+	root.Entry.Number, root.Entry.Directory = uint64(FirstIno), maxDirs-2
 	file.Entry.Number = uint64(FirstIno) + 1<<40
 	given := archive.Given{Directories: maxDirs - 1, Inodes: maxInos - 1}
 	h := &history{}

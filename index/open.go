@@ -385,7 +385,7 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 
 // removeDir removes a directory of files that nobody is going to open any more. It is a
 // courtesy: NFS and FUSE keep a file that somebody has mapped, under another name, and
-// its directory with it. What stays goes with the writer directory that it lies in.
+// its directory with it. What stays in the repository goes with the writer directory.
 func (p *opener) removeDir(dir string) {
 	if err := p.r.FS().RemoveAll(dir); err != nil {
 		p.Log("not all of %s can be removed yet: %v", dir, err)
