@@ -22,7 +22,8 @@ type blockCache struct {
 	decoder *archive.BlockDecoder
 	scratch sync.Pool // of *blockScratch
 	slots   [cachedBlocks]atomic.Pointer[decodedBlock]
-	busy    atomic.Bool // something was decoded since the last release
+	busy    atomic.Bool   // something was decoded since the last release
+	era     atomic.Uint64 // how often mapped memory was released
 }
 
 // decodedBlock is a block without its compression. It never changes.

@@ -13,8 +13,10 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/cespare/xxhash/v2"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/y"
 	"golang.org/x/sys/unix"
@@ -34,7 +36,8 @@ import (
 // math.MaxUint64 less the version, big-endian. Entries are in the order of their
 // keys without those, the newest version of a key first. A block is stored as a zstd
 // frame with a content checksum, and each value has a checksum of its own. The others
-// are not looked at: the seal vouches for the file.
+// are not looked at: the seal vouches for the file, and a checksum of the index in memory
+// for what is read of it later: it leads past keys that are there if a bit of it flips.
 //
 // What is malformed is a panic here, a slice out of bounds, and memory that cannot
 // be read is one, too. Whoever calls defers rescue.
@@ -68,6 +71,9 @@ type run []*mappedTable
 type mappedTable struct {
 	data      []byte
 	index     fb.TableIndex
+	indexData []byte        // its bytes
+	indexSum  uint64        // of them, as they were when the table was opened
+	checked   atomic.Uint64 // the era of the cache in which they were found to be the same
 	blocks    int
 	filter    y.Filter
 	smallest  []byte // the first key, versioned
@@ -151,7 +157,7 @@ func parseTable(data []byte) (t *mappedTable, err error) {
 	defer rescue("table", debug.SetPanicOnFault(true), &err)
 	rest, _ := cutLast(data) // the checksum
 	_, index := cutLast(rest)
-	t = &mappedTable{data: data, index: *fb.GetRootAsTableIndex(index, 0)}
+	t = &mappedTable{data: data, index: *fb.GetRootAsTableIndex(index, 0), indexData: index, indexSum: xxhash.Sum64(index)}
 	t.blocks, t.filter = t.index.OffsetsLength(), t.index.BloomFilterBytes()
 	if t.blocks == 0 || t.blocks > len(index)/4 { // an offset is 4 bytes
 		return nil, fmt.Errorf("%w: a table of %d blocks", ErrDamaged, t.blocks)
@@ -177,6 +183,19 @@ func (t *mappedTable) firstKey(block int) []byte {
 	return b.KeyBytes()
 }
 
+// check panics where the index is not what it was when the table was opened. It looks
+// once after each release: only then does the kernel read it from the disk again.
+func (t *mappedTable) check() {
+	era := t.cache.era.Load()
+	if t.checked.Load() == era {
+		return
+	}
+	if xxhash.Sum64(t.indexData) != t.indexSum {
+		panic("the index of a table has changed since it was opened")
+	}
+	t.checked.Store(era)
+}
+
 // close unmaps the tables. Nobody may be reading.
 func (t *tables) close() {
 	for _, r := range t.runs {
@@ -196,6 +215,7 @@ func (t *tables) release() {
 			_ = unix.Madvise(m.data, unix.MADV_DONTNEED) // a kernel that cannot keeps the memory
 		}
 	}
+	t.cache.era.Add(1) // after that: what is checked from now on was not in memory before
 }
 
 // compareVersioned compares a versioned key with a key and a version.
@@ -222,7 +242,11 @@ func (r run) of(key []byte) int {
 // is that of the key, as the filters have it.
 func (r run) find(c *runCursor, key []byte, version uint64, hash uint32) bool {
 	table := r.of(key)
-	if table < 0 || !r[table].filter.MayContain(hash) {
+	if table < 0 {
+		return false
+	}
+	r[table].check()
+	if !r[table].filter.MayContain(hash) {
 		return false
 	}
 	c.run, c.table = r, table
@@ -260,6 +284,7 @@ func (c *runCursor) before(key []byte, version uint64) bool {
 
 func (c *runCursor) beforeInTable(key []byte, version uint64) bool {
 	t := c.run[c.table]
+	t.check()
 	c.openBlock(max(0, sort.Search(t.blocks, func(i int) bool { return compareVersioned(t.firstKey(i), key, version) >= 0 })-1))
 	low, high := 0, c.count
 	for low < high {

@@ -391,6 +391,40 @@ func TestDamagedBlocks(t *testing.T) {
 	}
 }
 
+// TestDamagedIndexOfTable flips a bit of each byte of the index of a table, once it is
+// open and its memory was released: nothing is said to be missing, it is an error.
+func TestDamagedIndexOfTable(t *testing.T) {
+	t.Parallel()
+	table := smallTable(500)
+	in, err := openTable(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := appendDirentKey(nil, DirID(3), "name60")
+	absent := appendDirentKey(nil, DirID(3), "nothing")
+	index := in.runs[0][0].indexData
+	for i := range index {
+		index[i] ^= 1 << (i % 8)
+		in.cache.era.Add(1)
+		if _, err := get(in, math.MaxUint64, there); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("byte %d: a key that is there: %v", i, err)
+		}
+		if _, err := get(in, math.MaxUint64, absent); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("byte %d: a key that is not there: %v", i, err)
+		}
+		if list, err := everything(in, scanOptions{}); !errors.Is(err, ErrDamaged) {
+			t.Fatalf("byte %d: a list of %d keys, %v", i, len(list), err)
+		}
+		index[i] ^= 1 << (i % 8)
+	}
+	if _, err := get(in, math.MaxUint64, there); err != nil {
+		t.Error(err)
+	}
+	if _, err := get(in, math.MaxUint64, absent); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+}
+
 // TestCountOfBlocks: a table that claims no blocks, or more than its index has room
 // for, is refused: they would be read.
 func TestCountOfBlocks(t *testing.T) {
