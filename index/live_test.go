@@ -220,7 +220,7 @@ func TestNumbersClaimed(t *testing.T) {
 		t.Fatalf("shrink: %v", err)
 	}
 	defer shrunk.Close()
-	if e, err := shrunk.At(1).Resolve(1<<38, "a"); err != nil || e.Ino != FirstIno+1<<40 {
+	if e, err := shrunk.At(1).Resolve(maxDirs-2, "a"); err != nil || e.Ino != FirstIno+1<<40 {
 		t.Errorf("shrunk: %+v, %v", e, err)
 	}
 }
