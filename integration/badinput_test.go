@@ -967,7 +967,6 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 		code      int
 		name, say string
 	}{
-		{[]string{mkbackup, "init", none + "/repo"}, 1, none, "make " + none + " first"},
 		{[]string{mkbackup, "list", file}, 1, file, "not a directory"},
 		{[]string{mkbackup, "ls", r.dir, "latest", "/none"}, 1, "/none", "mkbackup history"},
 		{[]string{mkbackup, "export", r.dir, "latest", "none"}, 1, "/none", "mkbackup history"},
