@@ -242,7 +242,7 @@ func (c *checking) openIndex() error {
 		return err
 	}
 	db, err := index.Open(c.repo, index.Options{Partial: true, Temporary: true, Interrupted: c.ctx.Err, Log: c.notef, Damaged: c.rejectedIndex})
-	if err != nil && c.result.DamagedRecords == 0 {
+	if err != nil && (c.result.DamagedRecords == 0 || c.ctx.Err() != nil) {
 		return err
 	}
 	if err != nil { // the log's damage was reported
