@@ -712,7 +712,7 @@ func readAll(t *testing.T, dir string, b []byte, files int) {
 	}
 }
 
-func dropCaches(t *testing.T) {
+func dropCaches(t testing.TB) {
 	t.Helper()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		t.Log(err)

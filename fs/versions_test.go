@@ -12,6 +12,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
+	"github.com/backupfs/backupfs/index"
 	"golang.org/x/sys/unix"
 )
 
@@ -261,4 +262,50 @@ func TestVersionsForgottenPaths(t *testing.T) {
 		t.Errorf("a walk finds %d paths, %v", found, err)
 	}
 	log.wantNone(t)
+}
+
+// BenchmarkVersions lists the versions of a path of 1,000,000 files, of which each of 300
+// generations changed 1,000, through a mount of which nothing is in any cache: of a file that
+// changed in all of them, and of one that changed in a few.
+func BenchmarkVersions(b *testing.B) {
+	const files, perDir, generations, changes = 1_000_000, 20, 300, 1_000
+	path := func(i int) string { return fmt.Sprintf("d%05d/f%02d", i/perDir, i%perDir) }
+	r := newRepo(b)
+	for g := range generations {
+		d := r.begin("")
+		for i := 0; g == 0 && i < files; i++ {
+			if i%perDir == 0 {
+				d.dir(filepath.Dir(path(i)))
+			}
+			d.file(path(i), "first")
+		}
+		for i := 0; g > 0 && i < changes; i++ {
+			d.file(path((i*(files/changes)+min(i, g))%files), fmt.Sprint("generation ", g), func(e *archive.Entry) { e.Attr.Mtime.Sec += int64(g) })
+		}
+		d.commit(time.Date(2026, 1, 1+g, 3, 0, 0, 0, time.UTC).Format(time.RFC3339))
+		db, err := index.Open(r.Repository, index.Options{}) // as each run publishes one
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	mnt, _, _ := mounted(b, r, fs.Options{})
+	for name, c := range map[string]struct {
+		path string
+		want int
+	}{"All": {path(0), generations}, "Few": {path(5*(files/changes) + 3), 2}} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				dropCaches(b)
+				b.StartTimer()
+				entries, err := os.ReadDir(filepath.Join(mnt, ".versions", c.path))
+				if err != nil || len(entries) != c.want {
+					b.Fatalf("%d versions, %v, want %d", len(entries), err, c.want)
+				}
+			}
+		})
+	}
 }

@@ -65,7 +65,7 @@ func hostileNames() []hostile {
 		{"a generation with ..", badLog, `bad generation name "../`, headerOf("generation", `"name":"`, `"name":"../`)},
 		{"an attribute's name with a NUL", badLog, "bad extended attribute name", generationOf(with(entry("a", "file"), `"xattrs":[{"name":"user.a\u0000","value":""}]`))},
 		{"a target with a NUL", badLog, "a symlink with the target", generationOf(with(entry("a", "symlink"), `"target":"a\u0000b"`))},
-		{"a target of 1 MiB", badLog, "target of 1048576 bytes", generationOf(with(entry("a", "symlink"), `"target":"`+strings.Repeat("t", 1<<20)+`"`))},
+		{"a target of 1 MiB", badLog, "target has 1048576 bytes", generationOf(with(entry("a", "symlink"), `"target":"`+strings.Repeat("t", 1<<20)+`"`))},
 	}
 	for _, path := range []string{"..", "../../etc/passwd", "a/..", "/etc", "", "/", "a//b", "a/", `a\u0000b`, strings.Repeat("n", 300)} {
 		list = append(list, hostile{fmt.Sprintf("the path %.20s", path), badLog, "bad path", generationOf(entry(path, "file"))})
