@@ -202,6 +202,10 @@ func (c *creation) prepare() (err error) {
 		c.lock.Release()
 		return err
 	}
+	if err = c.countMissing(); err != nil {
+		c.close()
+		return err
+	}
 	c.options.hooks.reach("index opened")
 	if c.options.DryRun {
 		return nil
@@ -229,7 +233,7 @@ func (c *creation) openIndex() (err error) {
 		c.lostRecords = beyond - c.db.Number()
 		c.damagef("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made; this run goes on from there", beyond, c.db.Number())
 	}
-	return c.countMissing()
+	return nil
 }
 
 // countMissing reports the records that the index was derived from and that are missing.

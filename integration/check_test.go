@@ -541,8 +541,10 @@ func TestRepairChangesNothing(t *testing.T) {
 	}
 }
 
-// TestReindexSaysWhatIsLost: a log that lost its end, or a record in its midst.
-func TestReindexSaysWhatIsLost(t *testing.T) {
+// threeRecords makes a repository of three generations of a file. It is not checked when
+// the test ends.
+func threeRecords(t *testing.T) *repo {
+	t.Helper()
 	src := tempDir(t)
 	write(t, filepath.Join(src, "file"), "x")
 	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
@@ -550,6 +552,12 @@ func TestReindexSaysWhatIsLost(t *testing.T) {
 	for range 3 {
 		r.all(src)
 	}
+	return r
+}
+
+// TestReindexSaysWhatIsLost: a log that lost its end, or a record in its midst.
+func TestReindexSaysWhatIsLost(t *testing.T) {
+	r := threeRecords(t)
 	mend := replace(t, r.records()[2], nil)
 	if res := r.mkbackup("reindex"); res.code != 4 || !strings.Contains(res.stderr, "the log ends with record 2: the last records are missing") {
 		t.Errorf("the end is missing: exit code %d: %s%s", res.code, res.stdout, res.stderr)
@@ -572,13 +580,7 @@ func TestReindexSaysWhatIsLost(t *testing.T) {
 // TestReadersSayWhatIsLost: what only reads shows what there is of a log that lost its
 // end, or all of it, and exits as for damage.
 func TestReadersSayWhatIsLost(t *testing.T) {
-	src := tempDir(t)
-	write(t, filepath.Join(src, "file"), "x")
-	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
-	run(t, mkbackup, "init", r.dir)
-	for range 3 {
-		r.all(src)
-	}
+	r := threeRecords(t)
 	replace(t, r.records()[2], nil)
 	for _, args := range [][]string{{"list"}, {"ls", "latest"}, {"stats"}, {"history", "/file"}, {"find", "file"}, {"diff", "1", "2"}, {"export", "latest"}} {
 		res := r.mkbackup(args[0], args[1:]...)
