@@ -144,7 +144,7 @@ type opener struct {
 	r        *archive.Repository
 	owners   owners
 	bad      map[uint64]bool // sealed indexes that must not be used
-	witness  *sealed         // the newest sealed index that is sound, but disagrees with the log
+	witness  *sealed         // the newest sealed index that is sound, of a record that cannot be read
 	verified *verified
 	records  []uint64 // of the log, ascending
 	first    bool     // there is no sealed index yet
@@ -293,12 +293,31 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 		err = fmt.Errorf("it is of another log: its record %d has the digest %s, not %s", n, s.Digest, digest)
 	}
 	if err != nil {
-		if p.witness == nil {
+		if p.witness == nil && !p.ofAnotherLog(s) {
 			p.witness = found
 		}
 		return nil, err
 	}
 	return found, nil
+}
+
+// ofAnotherLog reports whether what can be read of the log says that its record is
+// another one than the index was made with.
+func (p *opener) ofAnotherLog(s *seal) bool {
+	if next, err := p.r.OpenRecord(s.Record + 1); err == nil {
+		defer next.Close()
+		return next.Header().Previous != s.Digest
+	}
+	record, err := p.r.OpenRecord(s.Record)
+	if err != nil {
+		return false
+	}
+	defer record.Close()
+	for err == nil {
+		_, err = record.Next()
+	}
+	digest, err := record.Digest()
+	return err == nil && digest != s.Digest
 }
 
 // recordDigest returns the digest of a record; the record behind it tells it faster.

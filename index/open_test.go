@@ -431,6 +431,37 @@ func TestForeignLog(t *testing.T) {
 	mustClose(t, mustOpen(t, r, Options{}))
 }
 
+// TestForeignDamagedLog: the index of another log does not stand in for a damaged one,
+// where what can be read of the log says that it is another.
+func TestForeignDamagedLog(t *testing.T) {
+	t.Parallel()
+	h, other := newHistory(7, 6), newHistory(8, 6)
+	for _, indexes := range []uint64{4, 6} {
+		r := newRepository(t)
+		for n := uint64(1); n <= indexes; n++ {
+			h.commit(t, r, n)
+		}
+		mustClose(t, mustOpen(t, r, Options{}))
+		record := func(n uint64) string { return filepath.Join(r.Dir(), fmt.Sprintf("log/%012d.jsonl.zst", n)) }
+		for n := uint64(1); n <= indexes; n++ {
+			if err := os.Remove(record(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n := uint64(1); n <= 6; n++ {
+			other.commit(t, r, n)
+		}
+		flip(t, record(3))
+		var said messages
+		db := mustOpen(t, r, Options{Partial: true, Log: said.log})
+		if db.Number() != 2 || db.Problem() == nil {
+			t.Errorf("index of record %d: covers %d, problem %v, %q", indexes, db.Number(), db.Problem(), said)
+		}
+		other.check(t, db)
+		mustClose(t, db)
+	}
+}
+
 // TestDamagedLog opens a repository whose log is damaged: a sealed index goes on
 // to be used as long as it can be compared with the log, and beyond that only
 // where the caller asks for it.
