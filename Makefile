@@ -172,7 +172,7 @@ deb: ## a Debian package, into bin/ (needs dpkg-deb)
 	$(MAKE) install DESTDIR=bin/deb PREFIX=/usr
 	gzip -9n bin/deb/usr/share/man/man1/*.1
 	mv bin/deb/usr/share/zsh/site-functions bin/deb/usr/share/zsh/vendor-completions # where Debian's zsh looks
-	umask 022 && install -D -m 755 -t bin/deb/DEBIAN internal/packaging/debian/postinst internal/packaging/debian/postrm
+	umask 022 && install -D -m 755 -t bin/deb/DEBIAN internal/packaging/debian/postinst internal/packaging/debian/prerm internal/packaging/debian/postrm
 	arch=$$(dpkg --print-architecture) && \
 		sed "s/@VERSION@/$(DEBVERSION)/; s/@ARCH@/$$arch/" internal/packaging/debian/control >bin/deb/DEBIAN/control && \
 		dpkg-deb --root-owner-group --build bin/deb "bin/backupfs_$(DEBVERSION)_$$arch.deb"

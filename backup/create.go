@@ -153,7 +153,8 @@ type creation struct {
 	small       []byte // buffer of one small file
 	matched     bool   // one of the paths is there
 	refused     []refusal
-	again       bool // this is not the first comparison: changes were reported
+	mounts      []string // left out, as messages show them
+	again       bool     // this is not the first comparison: changes were reported
 	summary     Summary
 }
 
@@ -429,7 +430,7 @@ func (c *creation) compare() (err error) {
 	c.summary = Summary{Missing: int64(len(c.lost)), LostRecords: c.lostRecords}
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
-	c.matched, c.refused = false, nil
+	c.matched, c.refused, c.mounts = false, nil, nil
 	c.options.Progress.files.Store(1) // the root
 	c.options.hooks.reach("base chosen")
 	c.pool = archive.NewPackerPool(archive.PackerOptions{PartStored: c.repo.PartSize, Workers: c.options.Threads}, temperatures)
@@ -450,6 +451,7 @@ func (c *creation) compare() (err error) {
 	for _, r := range c.refused {
 		c.problem(r.path, r.why)
 	}
+	c.noteMounts()
 	return c.closePackers()
 }
 

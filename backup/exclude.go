@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,9 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 	}
 	if s.edge {
 		c.exclude(path, errOtherMount)
+		if !kernelFileSystem(fileSystem(d.fd)) {
+			c.mounts = append(c.mounts, Printable("/"+path))
+		}
 	}
 	var markers []string
 	if s.all {
@@ -104,6 +108,19 @@ func (c *creation) exclude(path string, why error) {
 	c.summary.Excluded++
 	if c.options.Events.Excluded != nil && !c.again {
 		c.options.Events.Excluded(path, why)
+	}
+}
+
+// noteMounts says which file systems are left out, those of the kernel apart: what one
+// forgets to back up is on them.
+func (c *creation) noteMounts() {
+	const shown = 10
+	names, more := c.mounts, ""
+	if len(names) > shown {
+		names, more = names[:shown], fmt.Sprintf(" and %d more", len(names)-shown)
+	}
+	if len(names) > 0 {
+		c.notef("other file systems are left out: %s%s", strings.Join(names, ", "), more)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
@@ -135,6 +136,9 @@ func (f *forgetting) byName(gens []index.Generation) ([]Decision, error) {
 			g, err := index.Find(gens, name)
 			if err != nil {
 				return nil, err
+			}
+			if number, err := strconv.ParseUint(name, 10, 64); err == nil && number != g.Number {
+				return nil, fmt.Errorf("%w: none has the number %d; one of that year is dropped by more of its date", index.ErrNoGeneration, number)
 			}
 			named[g.Number] = true
 		}

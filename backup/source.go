@@ -241,7 +241,7 @@ func (x xattrReader) read() ([]archive.Xattr, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("extended attribute %s: %w", name, err)
+			return nil, fmt.Errorf("extended attribute %s: %w", Printable(name), err)
 		}
 		xattrs = append(xattrs, archive.Xattr{Name: name, Value: string(value)})
 	}

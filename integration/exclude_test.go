@@ -187,8 +187,11 @@ func TestOneFileSystem(t *testing.T) {
 		t.Errorf("without the option: %+v", everything)
 	}
 	one := []string{"a", "tmp", "bind", "from", "from/x", "from/sub", "from/sub/y", "deep", "deep/down", "deep/down/z"}
-	s := r.all(src, "--one-file-system")
+	s, res := r.createExit(0, "--root", src, "/", "--one-file-system")
 	r.wantPaths(s, one...)
+	if want := "mkbackup: other file systems are left out: /bind, /tmp\n"; res.stderr != want {
+		t.Errorf("it says %q, want %q", res.stderr, want)
+	}
 	if s.Excluded != 3 || s.Errors != 0 {
 		t.Errorf("summary: %+v", s)
 	}
@@ -203,7 +206,7 @@ func TestOneFileSystem(t *testing.T) {
 	r.wantPaths(r.create("--root", src, "--one-file-system", "/tmp", "/file"), "tmp", "tmp/1", "tmp/u", "tmp/u/v", "tmp/u/v/2", "tmp/u/w", "file")
 	r.wantPaths(r.create("--root", src, "--one-file-system", "/", "/bind"), append(one, "bind/x", "bind/sub", "bind/sub/y")...)
 	r.wantPaths(r.create("--root", src, "--one-file-system", "/", "/tmp/u/v", "/file"), append(one, "tmp/u", "tmp/u/v", "tmp/u/v/2", "file")...)
-	s, res := r.createExit(3, "--root", src, "--one-file-system", "/", "/tmp/u/none")
+	s, res = r.createExit(3, "--root", src, "--one-file-system", "/", "/tmp/u/none")
 	if s.Errors != 1 || !strings.Contains(res.stderr, "/tmp/u/none: ") {
 		t.Errorf("a missing path on another mount: %+v\n%s", s, res.stderr)
 	}

@@ -87,6 +87,28 @@ func TestPriorities(t *testing.T) {
 	}
 }
 
+// TestPrioritiesOfOthers stops the commands where they print what they did.
+func TestPrioritiesOfOthers(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r.all(src)
+	for _, command := range []string{"compact", "check"} {
+		cmd := r.command(command, "--nice", "17", "--ionice", "best-effort:7")
+		_, cmd.Stdout = fullPipe(t)
+		b := start(t, cmd)
+		waitFor(t, time.Minute, command+" to write", func() bool { return writes(t, cmd.Process.Pid) })
+		pid := cmd.Process.Pid
+		for _, tid := range threads(t, pid) {
+			says := strings.TrimSpace(run(t, "ionice", "-p", tid))
+			if nice := niceOf(t, pid, tid); nice != "17" || says != "best-effort: prio 7" {
+				t.Errorf("%s: thread %s has the nice value %s, the I/O priority %q", command, tid, nice, says)
+			}
+		}
+		must(t, cmd.Process.Kill())
+		b.wait(t, time.Minute)
+	}
+}
+
 // TestPrioritiesStay wants a run without the flags to keep what it was started with.
 func TestPrioritiesStay(t *testing.T) {
 	own := strings.TrimSpace(run(t, "nice"))

@@ -144,9 +144,13 @@ func TestDebianPackage(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	run(t, "sh", "-n", filepath.Join(root, "var/lib/dpkg/info/backupfs.postinst"))
-	run(t, "sh", "-n", filepath.Join(root, "var/lib/dpkg/info/backupfs.postrm"))
-	run(t, "rm", filepath.Join(root, "var/lib/dpkg/info/backupfs.postrm")) // it concerns the machine, not the directory
+	for _, script := range []string{"postinst", "prerm", "postrm"} {
+		file := filepath.Join(root, "var/lib/dpkg/info/backupfs."+script)
+		run(t, "sh", "-n", file)
+		if script != "postinst" {
+			must(t, os.Remove(file)) // it concerns the machine, not the directory
+		}
+	}
 	dpkg("--purge", "backupfs")
 	if left := run(t, "find", root, "-path", "*/usr/*", "-type", "f"); left != "" {
 		t.Errorf("left after the purge:\n%s", left)
@@ -186,7 +190,8 @@ func TestExampleConfiguration(t *testing.T) {
 func completionRepo(t *testing.T) *repo {
 	t.Helper()
 	r, src := newRepo(t), tempDir(t)
-	createTree(t, src, []treetest.Node{{Path: "etc/fstab", Data: []byte("1")}, {Path: "etc/fuse.conf", Data: []byte("2")}})
+	createTree(t, src, []treetest.Node{{Path: "etc/fstab", Data: []byte("1")}, {Path: "etc/fuse.conf", Data: []byte("2")},
+		{Path: "etc/$(date)a"}, {Path: "etc/$(date)b"}, {Path: "etc/two words"}})
 	r.all(src, "--time", "2026-11-22T03:00:00Z")
 	r.all(src, "--time", "2026-11-23T03:00:00Z", "--source", "web1")
 	return r
@@ -205,6 +210,7 @@ func TestCompletion(t *testing.T) {
 		{mkbackup, []string{"ls", r.dir, "web1/"}, "web1/2026-11-23T03-00-00Z web1/latest :36"},
 		{mkbackup, []string{"ls", r.dir, "latest", "/e"}, "/etc/ :6"},
 		{mkbackup, []string{"ls", r.dir, "web1/latest", "/etc/f"}, "/etc/fstab /etc/fuse.conf " + none},
+		{mkbackup, []string{"ls", r.dir, "latest", "/etc/"}, "/etc/fstab /etc/fuse.conf " + none}, // no words of a shell
 		{mkbackup, []string{"ls", r.dir, "latest", "/none/"}, none},
 		{mkbackup, []string{"cre"}, "create " + none},
 		{mkbackup, []string{"init", ""}, dirs},

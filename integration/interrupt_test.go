@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fullPipe returns the end to write to of a pipe that is full, and that nobody reads.
-func fullPipe(t *testing.T) *os.File {
+// fullPipe returns the ends of a pipe that is full.
+func fullPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	must(t, err)
@@ -25,7 +25,7 @@ func fullPipe(t *testing.T) *os.File {
 	must(t, err)
 	_, err = w.Write(make([]byte, size))
 	must(t, err)
-	return w
+	return r, w
 }
 
 // writes reports whether a thread of a process is in a write to standard output.
@@ -52,7 +52,7 @@ func TestReadersEndAtOnce(t *testing.T) {
 	for i, args := range [][]string{{"list"}, {"ls", "latest"}, {"diff", "1", "2"}, {"history", "/a"}, {"find", "a"}, {"stats"}, {"export", "latest"}} {
 		signal := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM}[i%2]
 		cmd := r.command(args[0], args[1:]...)
-		cmd.Stdout = fullPipe(t)
+		_, cmd.Stdout = fullPipe(t)
 		b := start(t, cmd)
 		waitFor(t, time.Minute, args[0]+" to write", func() bool { return writes(t, cmd.Process.Pid) })
 		must(t, cmd.Process.Signal(signal))
@@ -61,6 +61,24 @@ func TestReadersEndAtOnce(t *testing.T) {
 		}
 	}
 	r.wantNoLeftovers()
+}
+
+// TestInterruptedAfterCommit: what a backup lacks is told by its exit code, also when an
+// interrupt comes after it was committed.
+func TestInterruptedAfterCommit(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	cmd := r.command("create", "--root", src, "/file", "/missing")
+	read, write := fullPipe(t)
+	cmd.Stdout = write
+	b := start(t, cmd)
+	waitFor(t, time.Minute, "create to write", func() bool { return writes(t, cmd.Process.Pid) })
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	_, err := read.Read(make([]byte, 64<<10))
+	must(t, err)
+	if code := b.wait(t, time.Minute); code != 3 || !strings.Contains(b.stderr.String(), "1 problem with files") {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
 }
 
 // TestIndexIsInterrupted interrupts what makes an index anew, which strace makes slow.
@@ -106,7 +124,7 @@ func childOf(t *testing.T, pid int) int {
 // terminal does: while a hook runs, and while a backup is made.
 func TestRunIsInterrupted(t *testing.T) {
 	for _, during := range []string{"before", "create"} {
-		for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 			r, dir := newRepo(t), tempDir(t)
 			createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Seed: 1, Size: 4 << 20}})
 			trace, file := filepath.Join(dir, "trace"), runToInterrupt(t, r, dir, during)
@@ -133,6 +151,68 @@ func TestRunIsInterrupted(t *testing.T) {
 			r.wantNoLeftovers()
 		}
 	}
+}
+
+// TestRunIgnoresWhatItsCallerDoes: nohup(1) keeps a run from ending with its terminal.
+func TestRunIgnoresWhatItsCallerDoes(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Data: []byte("1")}})
+	b := start(t, exec.Command("sh", "-c", `trap "" HUP; exec "$0" run "$1"`, mkbackup, runToInterrupt(t, r, dir, "before")))
+	waitForFile(t, filepath.Join(dir, "waits"))
+	must(t, b.cmd.Process.Signal(syscall.SIGHUP))
+	write(t, filepath.Join(dir, "go"), "")
+	if code := b.wait(t, time.Minute); code != 0 {
+		t.Errorf("exit code %d: %s", code, b.stderr.String())
+	}
+}
+
+// TestRunOutlivesItsReader: hooks are run although nobody reads what a run says.
+func TestRunOutlivesItsReader(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	file := runToInterrupt(t, r, dir, "create") // there is no src, which the backup says
+	cmd := exec.Command("sh", "-c", `{ sleep 0.1; "$0" run "$1"; echo $? >"$2"/code; } 2>&1 | true`, mkbackup, file, dir)
+	if res := runCmd(t, cmd); res.code != 0 {
+		t.Fatalf("exit code %d: %s", res.code, res.stderr)
+	}
+	for file, want := range map[string]string{"code": "141\n", "trace": "before goes on\nafter 141\nfailed 141\n"} {
+		if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, want %q", file, got, want)
+		}
+	}
+}
+
+// TestRunsDoNotOverlap: the hooks of two runs of a configuration do not meet.
+func TestRunsDoNotOverlap(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Data: []byte("1")}})
+	file := runToInterrupt(t, r, dir, "before")
+	b := start(t, exec.Command(mkbackup, "run", file))
+	waitForFile(t, filepath.Join(dir, "waits"))
+	res := runConfig(t, file)
+	if res.code != 1 {
+		t.Errorf("a second run: exit code %d", res.code)
+	}
+	wantOneLine(t, res.stderr, "another run of it is under way")
+	write(t, filepath.Join(dir, "go"), "")
+	if code := b.wait(t, time.Minute); code != 0 {
+		t.Errorf("the first run: exit code %d: %s", code, b.stderr.String())
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "trace"))
+	must(t, err)
+	if want := "before goes on\nafter 0\n"; string(got) != want {
+		t.Errorf("the hooks wrote %q, want %q", got, want)
+	}
+	if res := runConfig(t, file); res.code != 0 {
+		t.Errorf("a run after both: exit code %d: %s", res.code, res.stderr)
+	}
+}
+
+func waitForFile(t *testing.T, file string) {
+	t.Helper()
+	waitFor(t, time.Minute, file, func() bool {
+		_, err := os.Stat(file)
+		return err == nil
+	})
 }
 
 // runToInterrupt returns a configuration whose hook before waits for a file "go" in

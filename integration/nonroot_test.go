@@ -108,6 +108,9 @@ func TestUnreadableForUser(t *testing.T) {
 	whole := root.all(src)
 	wantTree(t, "after root came", readTree(t, src), m.at(whole.Generation), treetest.Options{})
 	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)
+	if res := r.mkbackup("check", "--against", src); res.code != 1 || !strings.HasPrefix(res.stdout, "INCOMPLETE: 2 paths could not be compared; ") {
+		t.Errorf("check --against by a user: exit code %d, %q\n%s", res.code, res.stdout, res.stderr)
+	}
 }
 
 // TestUnreadableAttributes: what a user cannot read of a directory is missing each time,
@@ -118,7 +121,8 @@ func TestUnreadableAttributes(t *testing.T) {
 	src := mkdir(t, home, "src")
 	dir := mkdir(t, src, "dir") // of root
 	must(t, os.Chmod(dir, 0o711))
-	must(t, unix.Setxattr(dir, "user.note", []byte("of root"), 0))
+	const name = "user.\x1b[31m"
+	must(t, unix.Setxattr(dir, name, []byte("of root"), 0))
 	write(t, filepath.Join(mkdir(t, dir, "given"), "file"), "a file")
 	as := asUser(somebody, somebody, nil, "true").Args
 	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
@@ -127,15 +131,15 @@ func TestUnreadableAttributes(t *testing.T) {
 	}
 	t.Cleanup(r.verify)
 	for range 2 {
-		if s, res := r.createExit(3, "--root", src, "/dir/given"); s.Errors != 1 {
-			t.Errorf("%d errors:\n%s", s.Errors, res.stderr)
+		if s, res := r.createExit(3, "--root", src, "/dir/given"); s.Errors != 1 || !strings.Contains(res.stderr, `extended attribute "user.\x1b[31m": `) {
+			t.Errorf("%d errors: %q", s.Errors, res.stderr)
 		}
 	}
 	root := &repo{t: t, dir: r.dir}
 	s := root.create("--root", src, "/dir/given")
 	m := root.mount()
 	value := make([]byte, 10)
-	if n, err := unix.Getxattr(m.at(s.Generation, "dir"), "user.note", value); err != nil || string(value[:n]) != "of root" {
+	if n, err := unix.Getxattr(m.at(s.Generation, "dir"), name, value); err != nil || string(value[:n]) != "of root" {
 		t.Errorf("root has stored %q, %v", value[:max(n, 0)], err)
 	}
 	run(t, "chown", "-R", fmt.Sprintf("%d:%d", somebody, somebody), r.dir)

@@ -69,6 +69,18 @@ on_failure = [%s]
 	}
 }
 
+// TestRunIsGentle: what works for long does so with the priority of the file.
+func TestRunIsGentle(t *testing.T) {
+	file := configFile(t, "repository = \"/r\"\n[[backup]]\npaths = [\"/etc\"]\n[forget]\nkeep_last = 1\n[compact]\nmax_dead = \"5%%\"\n"+
+		"[priority]\nnice = 7\nionice = \"idle\"\nthreads = 1\nread_rate = \"1MiB\"\n")
+	const gentle = " --nice=7 --ionice=idle --threads=1"
+	want := "create      mkbackup create --read-rate=1MiB" + gentle + " -- /r /etc\nforget      mkbackup forget /r --source= --keep-last=1\n" +
+		"compact     mkbackup compact /r --max-dead=5%" + gentle + "\ncheck       mkbackup check /r" + gentle + "\n"
+	if plan := run(t, mkbackup, "run", "--dry-run", file); plan != want {
+		t.Errorf("got\n%s\nwant\n%s", plan, want)
+	}
+}
+
 // TestRunQuietly: with -q a good run prints nothing, as cron wants it, and a bad one
 // its problems.
 func TestRunQuietly(t *testing.T) {

@@ -22,6 +22,7 @@ type checkFlags struct {
 	backup.CheckOptions
 	subset   string
 	length   uint64 // of the subsets, as subsetLength returns it
+	gentle   gentle
 	metrics  metricsFile
 	progress progressFlags
 	verbose  bool
@@ -55,7 +56,7 @@ versions, which may be whole.
 The page "Check your backups" (checking.md) has more, case by case.
 
 Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
-usage; 4 there is damage, a repo.json that is gone or damaged included; 130, 143
+usage; 4 there is damage, a repo.json that is gone or damaged included; 129, 130, 143
 interrupted.`,
 		Example: `  mkbackup check /srv/backup
   mkbackup check /srv/backup --read-data-subset 5%
@@ -78,6 +79,7 @@ interrupted.`,
 	flags.StringVar(&f.Source, "source", "", "`NAME` of the source that --against compares")
 	flags.BoolVar(&f.Repair, "repair", false, "rebuild the index where it is damaged or missing; write the log again where only the index has all of it; write a repo.json that is missing")
 	f.Program = "mkbackup " + version
+	addGentleFlags(flags, &f.gentle)
 	addMetricsFlag(flags, &f.metrics)
 	addJSONProgressFlags(flags, &f.progress)
 	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only damage")
@@ -103,6 +105,9 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		return err
 	}
 	defer repo.Close()
+	if err := f.gentle.apply(); err != nil {
+		return err
+	}
 	if f.length != 0 {
 		f.Subset = nextSubset(repo, f.length)
 	}
@@ -269,7 +274,7 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 	case damaged:
 		return &exitError{exitDamage, "what to do now: see \"When there is damage\" in `mkbackup check --help`"}
 	case r.Uncompared > 0:
-		return &exitError{exitFailed, plural(r.Uncompared, "path") + " could not be compared, named above"}
+		return &exitError{exitFailed, uncompared(r) + ", named above"}
 	}
 	return err
 }
@@ -297,10 +302,16 @@ func verdict(r backup.CheckResult, o backup.CheckOptions) string {
 	switch {
 	case r.Damaged():
 		return damages(r)
+	case r.Uncompared > 0:
+		return "INCOMPLETE: " + uncompared(r) + "; " + extent(r, o)
 	case r.Repaired:
 		return "REPAIRED: the index was rebuilt; " + extent(r, o)
 	}
 	return "OK: " + extent(r, o)
+}
+
+func uncompared(r backup.CheckResult) string {
+	return plural(r.Uncompared, "path") + " could not be compared"
 }
 
 func damages(r backup.CheckResult) string {

@@ -18,6 +18,7 @@ type compactFlags struct {
 	backup.CompactOptions
 	maxDead  string
 	limit    string
+	gentle   gentle
 	metrics  metricsFile
 	progress progressFlags
 }
@@ -39,7 +40,7 @@ It can be interrupted at any time: what was done stays done.
 
 Exit codes: 0 done, also when there was nothing to do; 1 failed;
 2 wrong usage; 4 done, but parts are damaged, named above, and were kept;
-130, 143 interrupted.`,
+129, 130, 143 interrupted.`,
 		Example: `  mkbackup compact /srv/backup --dry-run
   mkbackup compact /srv/backup --time-limit 1h
   mkbackup compact /srv/backup --max-dead 0`,
@@ -59,6 +60,7 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB")
 	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
+	addGentleFlags(flags, &f.gentle)
 	addMetricsFlag(flags, &f.metrics)
 	addJSONProgressFlags(flags, &f.progress)
 	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only problems")
@@ -71,6 +73,9 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 		return err
 	}
 	defer repo.Close()
+	if err := f.gentle.apply(); err != nil {
+		return err
+	}
 	progress := newProgress(f.progress, compactState(f.Progress))
 	f.Problem = func(err error) {
 		progress.warn(fmt.Sprintf("damage: %v", err), message{Event: "damage", Text: err.Error()})

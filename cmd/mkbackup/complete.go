@@ -57,6 +57,8 @@ func latestPaths(db *index.DB, _ []string, typed string) ([]cobra.Completion, co
 	return pathsOf(db, gens[len(gens)-1], typed)
 }
 
+// pathsOf offers no name that a shell would not take as it stands: some insert what
+// several names have in common as it is, and anybody may have made up such a name.
 func pathsOf(db *index.DB, g index.Generation, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	dir, start := path.Split(typed)
 	view := db.At(g.Number)
@@ -67,7 +69,7 @@ func pathsOf(db *index.DB, g index.Generation, typed string) ([]cobra.Completion
 	var list []cobra.Completion
 	directive := cobra.ShellCompDirectiveNoFileComp
 	err = view.List(entry.Dir, "", func(e index.Dirent) bool {
-		if strings.HasPrefix(e.Name, start) && !strings.ContainsAny(e.Name, "\n\t") {
+		if strings.HasPrefix(e.Name, start) && isPlain(e.Name) {
 			name := dir + e.Name
 			if e.Dir != 0 {
 				name += "/"

@@ -58,7 +58,7 @@ the log has lost its last records, as the index tells.
 
 Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
 some files could not be read or changed while they were read; 4 committed, but
-something of the repository is missing; 130, 143 interrupted.`,
+something of the repository is missing; 129, 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
@@ -79,7 +79,8 @@ something of the repository is missing; 130, 143 interrupted.`,
 	flags.StringVar(&f.Root, "root", "", "take PATHs relative to `DIR`, and store them as if it were /")
 	flags.BoolVar(&f.Checksum, "checksum", false, "read every file and compare contents, not times")
 	addExcludeFlags(flags, &f.Exclude)
-	addGentleFlags(flags, &f.gentle, &f.CreateOptions)
+	addReadRateFlag(flags, &f.ReadRate)
+	addGentleFlags(flags, &f.gentle)
 	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
 	addMetricsFlag(flags, &f.metrics)
@@ -95,7 +96,7 @@ func create(cmd *cobra.Command, dir string, f createFlags, o *outcome) error {
 		return err
 	}
 	defer repo.Close()
-	if err := f.gentle.apply(f.Threads); err != nil {
+	if err := f.gentle.apply(); err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 && !f.progress.quiet {
@@ -148,6 +149,7 @@ func (f *createFlags) complete(paths []string) error {
 	f.Paths = paths
 	f.Program = "mkbackup " + version
 	f.Progress = new(backup.Progress)
+	f.Threads = f.gentle.threads
 	if f.time != "" {
 		t, err := time.Parse(time.RFC3339, f.time)
 		if err != nil || t.IsZero() { // the zero Time stands for now

@@ -11,12 +11,11 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
-
-	"github.com/backupfs/backupfs/backup"
 )
 
 // gentle are the priorities of the process, for a machine that has other work.
 type gentle struct {
+	threads    int // 0 where none were given
 	nice       int
 	niceGiven  bool
 	ioPriority int // of ioprio_set(2): class<<13 | level; 0 where none was given
@@ -25,17 +24,20 @@ type gentle struct {
 // maxThreads bounds the memory: each thread takes some MiB.
 const maxThreads = 256
 
-// addGentleFlags adds the flags that fill g and those of o that leave more of
-// the machine to others.
-func addGentleFlags(flags *pflag.FlagSet, g *gentle, o *backup.CreateOptions) {
+// addReadRateFlag adds the flag that bounds how fast files are read.
+func addReadRateFlag(flags *pflag.FlagSet, bytesPerSecond *int64) {
 	flags.Func("read-rate", "read at most `SIZE` of the files in a second, as 20MiB", func(text string) error {
 		rate, err := humanize.ParseBytes(text)
 		if err != nil || rate == 0 || rate > 1<<50 {
 			return errors.New("give a number of bytes per second with a unit, as 20MiB")
 		}
-		o.ReadRate = int64(rate)
+		*bytesPerSecond = int64(rate)
 		return nil
 	})
+}
+
+// addGentleFlags adds the flags that fill g.
+func addGentleFlags(flags *pflag.FlagSet, g *gentle) {
 	flags.Func("nice", "run with the nice value `N`, -20 to 19: at 19 all others have the CPU first", func(text string) (err error) {
 		if g.nice, err = strconv.Atoi(text); err != nil || g.nice < -20 || g.nice > 19 {
 			return errors.New("give a number from -20 to 19")
@@ -47,8 +49,8 @@ func addGentleFlags(flags *pflag.FlagSet, g *gentle, o *backup.CreateOptions) {
 		g.ioPriority, err = parseIOPriority(text)
 		return err
 	})
-	flags.Func("threads", "use at most `N` CPUs, scanners and compressors", func(text string) (err error) {
-		if o.Threads, err = strconv.Atoi(text); err != nil || o.Threads < 1 || o.Threads > maxThreads {
+	flags.Func("threads", "use at most `N` CPUs", func(text string) (err error) {
+		if g.threads, err = strconv.Atoi(text); err != nil || g.threads < 1 || g.threads > maxThreads {
 			return fmt.Errorf("give a number from 1 to %d", maxThreads)
 		}
 		return nil
@@ -71,11 +73,10 @@ func parseIOPriority(text string) (int, error) {
 	return 0, errors.New("give idle, best-effort, realtime, or one of the last two with :0 to :7")
 }
 
-// apply changes the priorities of this process and how many CPUs it uses; 0
-// threads change nothing.
-func (g *gentle) apply(threads int) error {
-	if threads != 0 {
-		runtime.GOMAXPROCS(threads)
+// apply changes the priorities of this process and how many CPUs it uses.
+func (g *gentle) apply() error {
+	if g.threads != 0 {
+		runtime.GOMAXPROCS(g.threads)
 	}
 	if g.niceGiven {
 		if err := eachThread(func(tid int) error { return unix.Setpriority(unix.PRIO_PROCESS, tid, g.nice) }); err != nil {

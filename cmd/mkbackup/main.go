@@ -43,7 +43,7 @@ func main() {
 	ctx := withSignals()
 	err := command().ExecuteContext(ctx)
 	code := exitCode(ctx, err)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !errors.As(err, new(*exitError)) {
 		err = context.Cause(ctx)
 	}
 	if err != nil && err.Error() != "" {
@@ -73,10 +73,10 @@ func exitCode(ctx context.Context, err error) int {
 	switch {
 	case err == nil:
 		return 0
-	case caught(ctx) != 0:
-		return exitSignal + int(caught(ctx))
 	case errors.As(err, &exit):
 		return exit.code
+	case caught(ctx) != 0:
+		return exitSignal + int(caught(ctx))
 	}
 	return exitFailed
 }
@@ -96,12 +96,17 @@ func caught(ctx context.Context) syscall.Signal {
 	return syscall.Signal(signal)
 }
 
-// withSignals returns a context that ends with the first SIGINT or SIGTERM, its
-// cause an interrupt. A second one kills at once.
+// withSignals returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, its
+// cause an interrupt. A second one kills at once. One that our caller had ignored, as
+// nohup(1) does, stays so.
 func withSignals() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			signal.Notify(signals, s)
+		}
+	}
 	go func() {
 		caught, _ := (<-signals).(syscall.Signal)
 		signal.Reset()

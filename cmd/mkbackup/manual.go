@@ -20,8 +20,8 @@ func book() manual.Book {
 **4**
 : Damage was found. What could be done, or read, was: **mkbackup check** tells all about it, and what to do.
 
-**130**, **143**
-: Interrupted by SIGINT or SIGTERM. Nothing half-done remains visible.
+**129**, **130**, **143**
+: Interrupted by SIGHUP, SIGINT or SIGTERM. Nothing half-done remains visible.
 `}, manual.Section{Title: "FILES", Text: `
 *REPO*/repo.json
 : The format version and the id of the repository.
@@ -38,11 +38,17 @@ func book() manual.Book {
 */etc/backupfs/NAME.conf*
 : What **mkbackup run NAME** does.
 
+*~/.cache/mkbackup/*
+: Where the next **check --read-data-subset** begins.
+
 *REPO*/tmp/
 : Unpublished work of programs that run, and of those that were killed; the next run removes it.
 `}, manual.Section{Title: "ENVIRONMENT", Text: `
 **TMPDIR**
 : Where a temporary index is built when the repository cannot be written or its disk is full (default: /tmp).
+
+**XDG_CACHE_HOME**
+: What is used instead of *~/.cache*.
 
 **TZ**
 : The time zone in which days, weeks, months and years of a retention rule begin.

@@ -34,7 +34,7 @@ does not: this can be done at any time. A log that is damaged gives no index: th
 one that is there stays, and "mkbackup check" says what is lost.
 
 Exit codes: 0 done; 1 failed, the index stays as it was; 4 rebuilt, but the log has
-lost its last records; 130, 143 interrupted, the index stays as it was.`,
+lost its last records; 129, 130, 143 interrupted, the index stays as it was.`,
 		Example:           `  mkbackup reindex /srv/backup`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeArgs(nothing),

@@ -7,14 +7,17 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
@@ -44,11 +47,12 @@ a "/" in it is the path of another file. The steps, in this order:
 
 Hooks are programs with their arguments; no shell is between, and they have no
 terminal. They are told the exit code so far in BACKUPFS_EXIT and the repository in
-BACKUPFS_REPOSITORY. An interrupt ends the step under way, but no hook.
+BACKUPFS_REPOSITORY. An interrupt ends the step under way, but no hook. While a run is
+under way, another one of the same file ends at once, with 1.
 
 The exit code is that of the first step that failed: 1, 3 where some source files
 could not be read (the later steps are done all the same), 4 for damage,
-130 or 143 for an interrupt. A wrong key or value in the file is a usage error, 2,
+129, 130 or 143 for an interrupt (a terminal that is closed is one). A wrong key or value in the file is a usage error, 2,
 with its line.`,
 		Example: `  mkbackup run web1
   mkbackup run --dry-run ./test.conf`,
@@ -65,6 +69,12 @@ with its line.`,
 			if dryRun {
 				return printSteps(cmd, steps(c, quiet))
 			}
+			unlock, err := lockRun(config.Path(args[0]))
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			outliveReader()
 			return metricsFile(c.Metrics).record(cmd.Context(), outcome{command: "run", repository: c.Repository}, func(o *outcome) error {
 				return runSteps(cmd.Context(), c.Repository, steps(c, quiet), o)
 			})
@@ -76,6 +86,28 @@ with its line.`,
 	return cmd
 }
 
+// lockRun locks a configuration, until the process ends at the latest: the hooks of two
+// runs would undo each other's work. Where the file system has no locks there is none.
+func lockRun(file string) (unlock func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR, 0) // NFS locks nothing that is only read: flock(2)
+	if err != nil {
+		f, err = os.Open(file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	unlock = func() { _ = f.Close() } // nothing was written
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		unlock()
+		return nil, fmt.Errorf("%s: another run of it is under way: wait for its end", file)
+	}
+	return unlock, nil
+}
+
+// outliveReader keeps this process going where nobody reads its messages any more: there
+// are hooks to come. Its steps get the signal as ever.
+func outliveReader() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
 // readConfig reads a file, and checks what the steps of a run take from it: what is
 // wrong is said before the first one, not by it.
 func readConfig(file string) (config.Config, error) {
@@ -86,7 +118,7 @@ func readConfig(file string) (config.Config, error) {
 	if len(c.Backup) == 0 {
 		return c, fmt.Errorf("%s: no [[backup]]: nothing to do", file)
 	}
-	return c, cmp.Or(checkBackups(c), checkForget(c), checkCompact(c), checkCheck(c), checkHooks(c), checkValues(c, "priority", priorityArgs(c)))
+	return c, cmp.Or(checkBackups(c), checkForget(c), checkCompact(c), checkCheck(c), checkHooks(c), checkPriority(c))
 }
 
 // checkBackups checks each [[backup]], and that no two are of one source: each would
@@ -134,6 +166,10 @@ func checkCheck(c config.Config) error {
 		return c.Wrong("check.read_data_subset", err)
 	}
 	return nil
+}
+
+func checkPriority(c config.Config) error {
+	return checkValues(c, "priority", append(priorityArgs(c), readRateArgs(c)...))
 }
 
 func checkHooks(c config.Config) error {
@@ -273,17 +309,22 @@ func createArgs(c config.Config, b config.Backup) config.Command {
 	f.yes("exclude-caches", b.ExcludeCaches)
 	f.yes("exclude-nodump", b.ExcludeNodump)
 	f.yes("one-file-system", b.OneFileSystem)
-	f = append(f, priorityArgs(c)...)
+	f = append(append(f, readRateArgs(c)...), priorityArgs(c)...)
 	f.text("metrics", c.Metrics)
 	return append(append(config.Command(f), "--", c.Repository), b.Paths...)
 }
 
+func readRateArgs(c config.Config) (f flagList) {
+	f.text("read-rate", string(c.Priority.ReadRate))
+	return f
+}
+
+// priorityArgs returns the flags of all commands that work for long.
 func priorityArgs(c config.Config) (f flagList) {
 	if c.Priority.Nice != 0 {
 		f.text("nice", strconv.Itoa(c.Priority.Nice))
 	}
 	f.text("ionice", c.Priority.IONice)
-	f.text("read-rate", string(c.Priority.ReadRate))
 	f.number("threads", c.Priority.Threads)
 	return f
 }
@@ -315,6 +356,7 @@ func compactArgs(c config.Config) config.Command {
 	f.text("max-dead", string(c.Compact.MaxDead))
 	f.text("time-limit", string(c.Compact.TimeLimit))
 	f.text("limit", string(c.Compact.Limit))
+	f = append(f, priorityArgs(c)...)
 	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
@@ -322,6 +364,7 @@ func compactArgs(c config.Config) config.Command {
 func checkArgs(c config.Config) config.Command {
 	f := flagList{"check", c.Repository}
 	f.text("read-data-subset", string(c.Check.ReadDataSubset))
+	f = append(f, priorityArgs(c)...)
 	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }
@@ -344,13 +387,18 @@ func quoted(argv []string) string {
 	words := make([]string, len(argv))
 	for i, word := range argv {
 		words[i] = word
-		if word == "" || strings.ContainsFunc(word, func(r rune) bool {
-			return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=/.,:+%@", r)
-		}) {
+		if !isPlain(word) {
 			words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 		}
 	}
 	return strings.Join(words, " ")
+}
+
+// isPlain reports whether a shell takes a word as it stands.
+func isPlain(word string) bool {
+	return word != "" && !strings.ContainsFunc(word, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_=/.,:+%@", r)
+	})
 }
 
 // runner is one run of a configuration.

@@ -68,12 +68,13 @@ func (b Book) page(cmd *cobra.Command) []byte {
 	var md strings.Builder
 	fmt.Fprintf(&md, "%% %q \"1\" %q %q \"backupfs\"\n", strings.ToUpper(name), b.date.Format(time.DateOnly), cmd.Root().Name()+" "+b.version)
 	section(&md, "NAME", name+` \- `+cmd.Short)
-	section(&md, "SYNOPSIS", "**"+cmd.UseLine()+"**")
+	section(&md, "SYNOPSIS", synopsis(cmd))
 	description := cmd.Long
 	if description == "" {
 		description = cmd.Short + "."
 	}
 	section(&md, "DESCRIPTION", literalBlocks(description))
+	section(&md, "COMMANDS", commands(cmd))
 	section(&md, "OPTIONS", options(cmd))
 	section(&md, "EXAMPLES", literalBlocks(cmd.Example))
 	for _, s := range b.sections {
@@ -91,6 +92,22 @@ func section(md *strings.Builder, title, text string) {
 	if text = strings.Trim(text, "\n"); text != "" {
 		fmt.Fprintf(md, "\n# %s\n\n%s\n", title, text)
 	}
+}
+
+func synopsis(cmd *cobra.Command) string {
+	if len(documented(cmd)) > 0 {
+		return "**" + cmd.CommandPath() + "** *COMMAND* ..."
+	}
+	return "**" + cmd.UseLine() + "**"
+}
+
+// commands says what each command directly below is for.
+func commands(cmd *cobra.Command) string {
+	var md strings.Builder
+	for _, sub := range documented(cmd) {
+		fmt.Fprintf(&md, "**%s**\n: %s.\n\n", strings.TrimSuffix(sub.UseLine(), " [flags]"), sub.Short)
+	}
+	return md.String()
 }
 
 // options describes the flags of a command.
