@@ -40,22 +40,64 @@ func (r *Repository) lock(how int) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the repository: %w", err)
 	}
-	err = unix.Flock(int(f.Fd()), how)
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Flock(int(f.Fd()), how)
-	}
+	err = lockFile(f, how)
 	if err == nil {
 		return &Lock{file: f}, nil
 	}
 	f.Close()
-	// The last one is NFS, where the file could not be opened for writing.
-	for _, none := range [...]error{unix.EWOULDBLOCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOLCK, unix.EBADF} {
-		if errors.Is(err, none) {
-			return nil, fmt.Errorf("lock the repository: %w: %w", ErrLocked, err)
+	return nil, fmt.Errorf("lock the repository: %w", lockError(err))
+}
+
+// lockError returns what err, of lockFile, means.
+func lockError(err error) error {
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK) || noLocks(err):
+		return fmt.Errorf("%w: %w", ErrLocked, err)
+	case errors.Is(err, unix.EBADF):
+		return fmt.Errorf("NFS lets only him delete who may write %s: chmod 600 it", configName)
+	case errors.Is(err, unix.ENOLCK):
+		return fmt.Errorf("%w: start what keeps the locks (NFS: rpc.statd), or mount it with nolock where no other machine uses it", err)
+	}
+	return err
+}
+
+// lockFile locks all of a file, with flock(2), and with the lock of its open file
+// description of fcntl(2) besides: that alone is seen by the locks that a server takes
+// for its NFS clients, and sees them.
+func lockFile(f interface{ Fd() uintptr }, how int) error {
+	fd := int(f.Fd())
+	err := uninterrupted(func() error { return unix.Flock(fd, how) })
+	if err != nil {
+		return err
+	}
+	lock := unix.Flock_t{Type: unix.F_RDLCK}
+	if how&unix.LOCK_EX != 0 {
+		lock.Type = unix.F_WRLCK
+	}
+	cmd := unix.F_OFD_SETLKW
+	if how&unix.LOCK_NB != 0 {
+		cmd = unix.F_OFD_SETLK
+	}
+	err = uninterrupted(func() error { return unix.FcntlFlock(uintptr(fd), cmd, &lock) })
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return unix.EWOULDBLOCK
+	case errors.Is(err, unix.EBADF): // a local file that is only read, by a user who may not write it
+		return nil
+	}
+	return err
+}
+
+func uninterrupted(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
 		}
 	}
-	return nil, fmt.Errorf("lock the repository: %w", err)
 }
+
+// noLocks reports whether an error says that the file system has no locks.
+func noLocks(err error) bool { return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) }
 
 // openToLock opens a file that is going to be locked; flags are those of the system
 // call that are wanted besides. NFS takes an exclusive lock only of a file that is open

@@ -322,6 +322,22 @@ func (rr *RecordReader) Digest() (Digest, error) {
 	return Digest(rr.sum.Sum(nil)), nil
 }
 
+// ReadRecord reads a record to its end, and returns its digest.
+func (r *Repository) ReadRecord(number uint64) (Digest, error) {
+	record, err := r.OpenRecord(number)
+	if err != nil {
+		return Digest{}, err
+	}
+	defer record.Close()
+	for err == nil {
+		_, err = record.Next()
+	}
+	if !errors.Is(err, io.EOF) {
+		return Digest{}, err
+	}
+	return record.Digest()
+}
+
 // Close ends the reading.
 func (rr *RecordReader) Close() error {
 	rr.zstd.Close()
@@ -359,6 +375,9 @@ func (d *RecordDraft) AddPart(p PublishedPart) error {
 		return err
 	}
 	for _, c := range p.Contents {
+		if c.RawLen > maxContent {
+			return fmt.Errorf("part %s: a content of %d bytes, want at most %d", p.Part.Name, c.RawLen, maxContent)
+		}
 		if err := d.contents.write(Line{Content: &Placement{Part: p.Part.Name, Content: c}}); err != nil {
 			return err
 		}

@@ -26,18 +26,18 @@ type Copied struct {
 // before it is decoded, and the hash of each content.
 //
 // It reads p from its start to the last content wanted, and holds some frames of
-// it. A *DamageError says that p is damaged, or has no member at one of the
-// offsets, or one of more than 8 MiB, which is no content: what was copied by then stays in the packer. Every other error is
-// final, as those of Add.
+// it. A *DamageError says that p is damaged, that the disk cannot read it (EIO), or that
+// it has no member at one of the offsets, or one of more than 8 MiB, which is no content:
+// what was copied by then stays in the packer. Every other error is final, as those of Add.
 func (p *Packer) Copy(part Part, offsets []int64) (Copied, error) {
 	o, err := openPart(p.store, part)
 	if err != nil {
-		return Copied{}, err
+		return Copied{}, unreadable(part, 0, err)
 	}
 	defer o.Close()
 	refs, err := readTail(o, part)
 	if err != nil {
-		return Copied{}, err
+		return Copied{}, unreadable(part, part.Stored-part.TailStored, err)
 	}
 	c := &partCopier{packer: p, part: part, object: o, offsets: offsets, whole: true, hash: blake3.New()}
 	if c.dec, err = newFrameDecoder(1); err != nil {
@@ -101,7 +101,7 @@ func (c *partCopier) frame(ref frameRef) error {
 	c.decoded = slices.Grow(c.decoded[:0], ref.RawLen+decodeSlack)
 	raw, err := readFrame(c.object, c.part.Name, ref, f.stored, c.hash, c.dec, c.decoded)
 	if err != nil {
-		return err
+		return unreadable(c.part, ref.StoredOffset, err)
 	}
 	c.raw = append(c.raw, raw...)
 	if err := c.walker.feed(raw); err != nil {

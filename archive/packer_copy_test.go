@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -170,6 +171,48 @@ func TestCopyDamaged(t *testing.T) {
 	}
 	if copied, err = attempt(offsetsOf(part, 0)); err != nil || len(copied.Contents) != 1 {
 		t.Errorf("before the damage: %d members, %v", len(copied.Contents), err)
+	}
+}
+
+// TestCopyUnreadable: a part that the disk cannot read is damaged for who copies it.
+func TestCopyUnreadable(t *testing.T) {
+	s := newMemStore()
+	from := pack(t, s, PackerOptions{FrameRaw: 1024}, samplesOf(3000, 3001))[0]
+	for what, unreadable := range map[string]func(off int64) bool{
+		"tail":  func(off int64) bool { return off >= from.Part.Stored-from.Part.TailStored },
+		"frame": func(off int64) bool { return off < from.Part.Stored-from.Part.TailStored },
+	} {
+		s.onRead = func(_ string, off int64) error {
+			if unreadable(off) {
+				return syscall.EIO
+			}
+			return nil
+		}
+		p := NewPacker(s, PackerOptions{}, nil)
+		if _, err := p.Copy(from.Part, []int64{from.Contents[0].RawOffset}); !isDamage(err) || !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s: %v", what, err)
+		}
+		p.Abort()
+		if _, err := Frames(s, from.Part); isDamage(err) != (what == "tail") {
+			t.Errorf("%s: the frames: %v", what, err)
+		}
+	}
+}
+
+// TestTooLong: a part with a member that is longer than a content may be is not taken
+// over: no reader would take the record that names it.
+func TestTooLong(t *testing.T) {
+	s := newMemStore()
+	part := pack(t, s, PackerOptions{}, []sample{sampleOf("too long", make([]byte, maxContent+1))})[0]
+	if _, err := ScanPart(s, part.Part.Name); !isDamage(err) || !strings.Contains(err.Error(), "a content of 8388609 bytes") {
+		t.Error("scan:", err)
+	}
+	r := must(Init(filepath.Join(t.TempDir(), "repo"), InitOptions{}))
+	defer r.Close()
+	draft := must(r.NewRecord())
+	defer draft.Discard()
+	if err := draft.AddPart(part); err == nil {
+		t.Error("a record took it")
 	}
 }
 

@@ -210,7 +210,11 @@ func (r *Repository) writeConfig() error {
 	if _, err := draft.Write(append(text, '\n')); err != nil {
 		return err
 	}
-	return draft.Publish(configName)
+	if err := draft.Publish(configName); err != nil {
+		return err
+	}
+	// It is what is locked, for which NFS wants a file that is open for writing.
+	return r.FS().Chmod(filepath.Join(r.Dir(), configName), 0o600)
 }
 
 // Open opens the repository in dir. The error wraps ErrNoRepository or

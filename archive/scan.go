@@ -132,6 +132,9 @@ func (sc *partScanner) member(_ Member, c Content) error {
 	if c.RawLen == 0 {
 		return nil
 	}
+	if c.RawLen > maxContent {
+		return fmt.Errorf("a content of %d bytes, want at most %d", c.RawLen, maxContent)
+	}
 	if len(sc.found.Contents) == maxScanContents {
 		return fmt.Errorf("more than %d contents", maxScanContents)
 	}

@@ -1,8 +1,12 @@
 package archive
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"iter"
+
+	"golang.org/x/sys/unix"
 )
 
 // Store holds named, immutable objects: parts and log records. Names are
@@ -25,6 +29,18 @@ type Store interface {
 	Settle(name string) error
 	// Remove removes a published object. Whoever has it open goes on reading.
 	Remove(name string) error
+}
+
+// IsInconclusive reports whether an error says nothing about what is stored: it may not
+// be read by this user, there are too many open files or too little memory, or a server
+// does not answer.
+func IsInconclusive(err error) bool {
+	for _, e := range [...]error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ETIMEDOUT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // ObjectInfo describes a published object.

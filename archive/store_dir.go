@@ -28,8 +28,9 @@ import (
 // DirStores in any number of processes may share one directory, on any number of
 // machines where the file system passes locks of files on.
 type DirStore struct {
-	dir  string // absolute
-	fsys disk.FS
+	dir   string // absolute
+	fsys  disk.FS
+	links bool // only a link is exclusive
 
 	mu     sync.Mutex
 	writer string          // path of the writer directory; "" before the first draft
@@ -54,7 +55,19 @@ func newDirStoreOn(fsys disk.FS, dir string) (*DirStore, error) {
 	if !info.IsDir() {
 		return nil, objectError("open store", dir, unix.ENOTDIR)
 	}
-	return &DirStore{dir: abs, fsys: fsys, synced: map[string]bool{}}, nil
+	return &DirStore{dir: abs, fsys: fsys, links: isSMB(abs), synced: map[string]bool{}}, nil
+}
+
+// isSMB reports whether a directory is of an SMB server. Asked for an exclusive rename,
+// the kernel looks itself whether the name is free, and the server replaces what another
+// machine has given it since; a link it refuses ([MS-FSCC], ReplaceIfExists).
+func isSMB(dir string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return false
+	}
+	kind := uint32(st.Type)
+	return kind == unix.CIFS_SUPER_MAGIC || kind == unix.SMB2_SUPER_MAGIC
 }
 
 // Dir returns the absolute path of the directory.
@@ -359,7 +372,8 @@ const lockSuffix = ".lock"
 // lockNew makes the lock of a new writer directory in tmp and takes it. The directory
 // is made after it and removed before it, so that there is no moment in which a
 // directory of a living writer has no lock. Another writer's removeDead may take and
-// remove the lock before it is taken here; then the next one is tried.
+// remove the lock before it is taken here; then the next one is tried. On a file system
+// without locks removeDead finds none that it could take, and takes nobody for dead.
 func (s *DirStore) lockNew(tmp string) (disk.File, error) {
 	const attempts = 100
 	for range attempts {
@@ -367,28 +381,16 @@ func (s *DirStore) lockNew(tmp string) (disk.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if tryLock(f) && samePlace(f) {
+		err = lockFile(f, unix.LOCK_EX|unix.LOCK_NB)
+		if (err == nil || noLocks(err)) && samePlace(f) {
 			return f, nil
 		}
 		f.Close()
-	}
-	return nil, fmt.Errorf("lock a file in %s: %d attempts failed", tmp, attempts)
-}
-
-// tryLock takes the lock of f. A file system without locks counts as taken:
-// there removeDead finds no lock that it could take, and takes nobody for dead.
-func tryLock(f disk.File) bool {
-	err := flock(f)
-	return err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOLCK)
-}
-
-func flock(f disk.File) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EINTR {
-			return err
+		if errors.Is(err, unix.ENOLCK) {
+			return nil, lockError(err)
 		}
 	}
+	return nil, fmt.Errorf("lock a file in %s: %d attempts failed", tmp, attempts)
 }
 
 // samePlace reports whether f is still what its path leads to. It opens that, for which
@@ -445,7 +447,7 @@ func lockOfDead(entry string) *os.File {
 	if err != nil {
 		return nil
 	}
-	if flock(f) != nil {
+	if lockFile(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		f.Close()
 		return nil
 	}
@@ -540,7 +542,7 @@ func (d *dirDraft) publish(name string, rename func(from, to string) error) erro
 	// Where the name is taken, its owner may not have synced the directory yet:
 	// whoever is told that the object exists may rely on it.
 	if syncErr := d.store.fsys.SyncDir(filepath.Dir(d.store.path(name))); syncErr != nil {
-		return errors.Join(err, fmt.Errorf("it is there, but a crash of the machine may take it away again: %w", syncErr))
+		return fmt.Errorf("it is there, but a crash of the machine may take it away again: %w", syncErr)
 	}
 	return err
 }
@@ -568,11 +570,22 @@ func (d *dirDraft) Discard() error {
 
 // renameNew renames a file to a name that must be free.
 func (s *DirStore) renameNew(from, to string) error {
+	if s.links {
+		err := s.linkNew(from, to)
+		if !noLinks(err) {
+			return err
+		}
+	}
 	err := s.fsys.RenameNew(from, to)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
 		return s.linkNew(from, to)
 	}
 	return err
+}
+
+// noLinks reports whether an error says that the file system has no hard links.
+func noLinks(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS)
 }
 
 // linkNew is renameNew for file systems that cannot rename exclusively. If the

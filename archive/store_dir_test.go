@@ -285,6 +285,40 @@ func TestLinkNew(t *testing.T) {
 	}
 }
 
+// linklessFS has no hard links.
+type linklessFS struct{ disk.OS }
+
+func (linklessFS) Link(string, string) error { return unix.EOPNOTSUPP }
+
+// TestDirStoreByLinks publishes as on SMB, with a server that has hard links and one
+// that has none.
+func TestDirStoreByLinks(t *testing.T) {
+	for _, fsys := range []disk.FS{disk.OS{}, linklessFS{}} {
+		dir := t.TempDir()
+		s := must(newDirStoreOn(fsys, dir))
+		s.links = true
+		for i, want := range []error{nil, fs.ErrExist} {
+			d := must(s.Create())
+			must(d.Write([]byte{byte(i)}))
+			if err := d.Publish("log/x"); !errors.Is(err, want) {
+				t.Errorf("%T: %v, want %v", fsys, err, want)
+			}
+			if err := d.Discard(); err != nil {
+				t.Error(err)
+			}
+		}
+		if got := must(os.ReadFile(filepath.Join(dir, "log/x"))); string(got) != "\x00" {
+			t.Errorf("%T: %v", fsys, got)
+		}
+		if left := must(filepath.Glob(filepath.Join(dir, "tmp/*/*"))); len(left) != 0 {
+			t.Errorf("%T: %v is left", fsys, left)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDirStoreDrafts(t *testing.T) {
 	dir := t.TempDir()
 	s := newDirStore(t, dir)
@@ -461,7 +495,7 @@ func TestDirStoreLock(t *testing.T) {
 	writer := filepath.Dir(must(s.TempDir("x")))
 	f := must(os.OpenFile(writer+lockSuffix, os.O_RDWR, 0))
 	defer f.Close()
-	if info := must(f.Stat()); !info.Mode().IsRegular() || flock(f) == nil {
+	if info := must(f.Stat()); !info.Mode().IsRegular() || lockFile(f, unix.LOCK_EX|unix.LOCK_NB) == nil {
 		t.Errorf("%s, of mode %v, is not locked", f.Name(), info.Mode())
 	}
 	if flags := must(unix.FcntlInt(s.lock.Fd(), unix.F_GETFL, 0)); flags&unix.O_ACCMODE != unix.O_RDWR {
@@ -483,7 +517,7 @@ func TestDirStoreOtherMachine(t *testing.T) {
 	}
 	lock := must(os.Create(writer + ".lock"))
 	defer lock.Close()
-	if err := flock(lock); err != nil {
+	if err := lockFile(lock, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
 	must(newDirStore(t, dir).Create())
@@ -498,6 +532,80 @@ func TestDirStoreOtherMachine(t *testing.T) {
 		if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s of a dead writer: %v", name, err)
 		}
+	}
+}
+
+// TestServersLocks: an NFS server takes locks for its clients that flock(2) does not see,
+// and those of open file descriptions do. Whoever works on the server respects them.
+func TestServersLocks(t *testing.T) {
+	dir := t.TempDir()
+	r := must(Init(filepath.Join(dir, "repo"), InitOptions{}))
+	defer r.Close()
+	clients := func(name string, kind int16) *os.File {
+		f := must(os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600))
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind}); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	writer := clients(filepath.Join(r.Dir(), configName), unix.F_RDLCK)
+	if _, err := r.LockToDelete(); !errors.Is(err, ErrLocked) {
+		t.Error("beside a client that writes:", err)
+	}
+	must(r.LockParts()).Release()
+	writer.Close()
+	must(r.LockToDelete()).Release()
+
+	living := filepath.Join(r.Dir(), "tmp/w-CLIENT")
+	if err := os.MkdirAll(living, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock := clients(living+lockSuffix, unix.F_WRLCK)
+	defer lock.Close()
+	must(must(NewDirStore(r.Dir())).TempDir("x"))
+	if _, err := os.Stat(living); err != nil {
+		t.Error("a client's drafts:", err)
+	}
+}
+
+// TestOwnerMayDelete: NFS locks exclusively only what its owner may write.
+func TestOwnerMayDelete(t *testing.T) {
+	r := must(Init(filepath.Join(t.TempDir(), "repo"), InitOptions{}))
+	defer r.Close()
+	if mode := must(os.Stat(filepath.Join(r.Dir(), configName))).Mode(); mode != 0o600 {
+		t.Errorf("%s has the mode %v", configName, mode)
+	}
+}
+
+// TestLockErrors: what an error of a lock means.
+func TestLockErrors(t *testing.T) {
+	for err, want := range map[error]string{unix.EBADF: "chmod 600", unix.ENOLCK: "nolock", unix.EIO: "input/output"} {
+		if got := lockError(err); errors.Is(got, ErrLocked) || !strings.Contains(got.Error(), want) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	for _, err := range []error{unix.EWOULDBLOCK, unix.EOPNOTSUPP, unix.ENOSYS} {
+		if got := lockError(err); !errors.Is(got, ErrLocked) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// TestUnsyncedName: that a name is taken is only told once that cannot be lost in a crash.
+func TestUnsyncedName(t *testing.T) {
+	dir := t.TempDir()
+	fsys := &faultyFS{base: "parts"}
+	s := must(newDirStoreOn(fsys, dir))
+	defer s.Close()
+	first := must(s.Create())
+	if err := first.Publish("parts/x"); err != nil {
+		t.Fatal(err)
+	}
+	fsys.operation = "sync"
+	second := must(s.Create())
+	defer second.Discard()
+	if err := second.Publish("parts/x"); errors.Is(err, fs.ErrExist) || !errors.Is(err, unix.EIO) {
+		t.Error(err)
 	}
 }
 
@@ -540,6 +648,13 @@ func (f *faultyFS) Mkdir(name string, perm fs.FileMode) error {
 		return err
 	}
 	return f.OS.Mkdir(name, perm)
+}
+
+func (f *faultyFS) SyncDir(name string) error {
+	if err := f.fault("sync", name); err != nil {
+		return err
+	}
+	return f.OS.SyncDir(name)
 }
 
 func (f *faultyFS) RemoveAll(name string) error {

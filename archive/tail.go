@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"golang.org/x/sys/unix"
 )
 
 // The tail of a part is two skippable frames of zstd. All numbers are
@@ -220,23 +222,32 @@ type PartFrame struct {
 }
 
 // Frames returns the frames of the part p in s, but for the end frame, from its
-// verified tail. A *DamageError says what is wrong with the part; any other error
-// is one of the store.
+// verified tail. A *DamageError says what is wrong with the part, or that the disk cannot
+// read it (EIO); any other error is one of the store.
 func Frames(s Store, p Part) ([]PartFrame, error) {
 	o, err := openPart(s, p)
 	if err != nil {
-		return nil, err
+		return nil, unreadable(p, 0, err)
 	}
 	defer o.Close()
 	refs, err := readTail(o, p)
 	if err != nil {
-		return nil, err
+		return nil, unreadable(p, p.Stored-p.TailStored, err)
 	}
 	frames := make([]PartFrame, len(refs)-1)
 	for i := range frames {
 		frames[i] = PartFrame{refs[i].RawOffset, int64(refs[i].RawLen), int64(refs[i].StoredLen)}
 	}
 	return frames, nil
+}
+
+// unreadable takes EIO for damage: a disk that cannot read a part will hardly do so the
+// next time.
+func unreadable(p Part, off int64, err error) error {
+	if errors.Is(err, unix.EIO) {
+		return asDamage(p, off, err)
+	}
+	return err
 }
 
 // openPart opens the part p and checks its stored size.

@@ -2,7 +2,6 @@ package archive
 
 import (
 	"errors"
-	"io/fs"
 	"runtime"
 	"slices"
 	"sync"
@@ -54,21 +53,27 @@ func NewPartVerifier(s Store) (*PartVerifier, error) {
 // It returns the contents found, each with the BLAKE3 of its bytes, and everything
 // that is wrong with the part: a damaged frame does not keep the others from being
 // read. Contents behind the first damage are not among those returned. What cannot
-// be read is damaged, too; only a part that may not be opened is an error, which
-// wraps fs.ErrPermission. read is called with the stored bytes of each frame, in
-// their order.
+// be read is damaged, too, unless an error is inconclusive (IsInconclusive): that is returned.
+// read is called with the stored bytes of each frame, in their order.
 func (v *PartVerifier) Verify(p Part, read func(stored int64)) (contents []Content, damages []*DamageError, err error) {
-	o, err := openPart(v.store, p)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, nil, err
+	contents, damages = v.verify(p, read)
+	for _, damage := range damages {
+		if IsInconclusive(damage) {
+			return nil, nil, damage.Err
+		}
 	}
+	return contents, damages, nil
+}
+
+func (v *PartVerifier) verify(p Part, read func(stored int64)) (contents []Content, damages []*DamageError) {
+	o, err := openPart(v.store, p)
 	if err != nil {
-		return nil, []*DamageError{asDamage(p, 0, err)}, nil
+		return nil, []*DamageError{asDamage(p, 0, err)}
 	}
 	defer o.Close()
 	frames, err := readTail(o, p)
 	if err != nil {
-		return nil, []*DamageError{asDamage(p, p.Stored-p.TailStored, err)}, nil
+		return nil, []*DamageError{asDamage(p, p.Stored-p.TailStored, err)}
 	}
 	sc := &partScanner{found: PublishedPart{Part: p}}
 	sc.walker = newTarWalker(sc.member)
@@ -86,7 +91,7 @@ func (v *PartVerifier) Verify(p Part, read func(stored int64)) (contents []Conte
 			damages = append(damages, &DamageError{Part: p.Name, StoredOffset: frames[len(frames)-1].StoredOffset, Problem: "wrong tar stream", Err: err})
 		}
 	}
-	return sc.found.Contents, damages, nil
+	return sc.found.Contents, damages
 }
 
 // inOrder reads, verifies and decodes frames, and calls use with one after the

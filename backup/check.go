@@ -420,7 +420,7 @@ func (c *checking) repairLog() error {
 		return err
 	}
 	defer lock.Release()
-	number, _, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: math.MaxInt64, program: c.options.Program})
+	number, _, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: math.MaxInt64, program: c.options.Program, repairs: true})
 	if errors.Is(err, fs.ErrExist) {
 		c.notef("the log was not repaired: another run committed meanwhile; check again")
 		return nil

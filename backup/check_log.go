@@ -98,6 +98,13 @@ func (c *checking) takeFirst(records []uint64) (uint64, error) {
 	}
 	first := records[0]
 	if first > 1 && first != damaged {
+		now, err := c.repo.Records()
+		if err != nil {
+			return 0, err
+		}
+		if len(now) > 0 && now[0] > first { // a checkpoint was made since the log was listed
+			return c.takeFirst(now)
+		}
 		c.result.DamagedRecords++
 		c.log.whole = false
 		c.damagef("log records 1 to %d are missing, and no checkpoint that can be read stands for them", first-1)
@@ -173,13 +180,16 @@ func (c *checking) readLines(f *recordFacts) error {
 		case line.Removed != nil:
 			f.removed[*line.Removed] = struct{}{}
 		case line.Generation != nil:
+			if n := len(f.stated); n > 0 && line.Generation.Number <= f.stated[n-1].Number {
+				return fmt.Errorf("log record %d: it states generation %d behind generation %d", f.number, line.Generation.Number, f.stated[n-1].Number)
+			}
 			f.stated = append(f.stated, *line.Generation)
 		}
 	}
 }
 
 // takeRecord checks that a record follows the one before, and adds what it says.
-// The error is one of permission, or the end of the context: nothing can be said about
+// The error is an inconclusive one, or the end of the context: nothing can be said about
 // the record.
 func (c *checking) takeRecord(f *recordFacts) error {
 	follows, began := c.log.digest, c.log.last > 0
@@ -204,7 +214,7 @@ func (c *checking) takeRecord(f *recordFacts) error {
 	switch known := follows != (archive.Digest{}) || f.number == 1; {
 	case f.err != nil && c.ctx.Err() != nil:
 		return c.ctx.Err()
-	case errors.Is(f.err, fs.ErrPermission):
+	case archive.IsInconclusive(f.err):
 		return f.err
 	case errors.Is(f.err, fs.ErrNotExist):
 		return c.missing(f.number)

@@ -49,7 +49,7 @@ func (c *checking) structure() ([]archive.Part, error) {
 		switch {
 		case err == nil:
 			whole = append(whole, p)
-		case errors.Is(err, fs.ErrPermission):
+		case archive.IsInconclusive(err):
 			return nil, err
 		default:
 			c.damagedPart(p.Name, true, err)
@@ -332,7 +332,7 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 		}
 		if part.Part == (archive.Digest{}) && c.damaged[part.Part] == nil {
 			c.damaged[part.Part] = part
-			c.damagef("a compaction removed parts whose contents generations still need")
+			c.damagef("a compaction removed parts whose contents generations still need: `mkbackup create --checksum` stores again what the source still has of them")
 		}
 	}
 	for _, part := range c.damaged {

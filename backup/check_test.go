@@ -321,6 +321,47 @@ func TestLogRepaired(t *testing.T) {
 	}
 }
 
+// TestRepeatedGenerations: a hostile checkpoint that states a generation again and again,
+// which takes hardly a byte, is refused at the second time.
+func TestRepeatedGenerations(t *testing.T) {
+	r, source := spoiled(t)
+	create(t, r, optionsFor(source))
+	line := archive.Line{Generation: &archive.Header{Kind: archive.KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z", Time: time.Now().UTC()}}
+	commitLines(t, r, archive.KindCheckpoint, slices.Repeat([]archive.Line{line}, 1000)...)
+	c := &checking{ctx: context.Background(), repo: r}
+	if f := c.readRecord(2); f.err == nil || !strings.Contains(f.err.Error(), "it states generation 1 behind generation 1") || len(f.stated) != 1 {
+		t.Errorf("%d generations, %v", len(f.stated), f.err)
+	}
+}
+
+// TestCheckpointWhileLogIsListed: the log began with a checkpoint when it was listed, and
+// another one was made since.
+func TestCheckpointWhileLogIsListed(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	checkpoint := func() {
+		for i := range 6 {
+			write(t, source+"/file", randomBytes(uint64(i), 2000))
+			s := create(t, r, optionsFor(source))
+			if i < 5 {
+				forget(t, r, s.Number)
+			}
+		}
+		if s := compact(t, r, CompactOptions{}); s.Checkpoint == 0 || s.Swept.Records == 0 {
+			t.Fatalf("no checkpoint: %+v", s)
+		}
+	}
+	checkpoint()
+	records, err := r.Records()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkpoint()
+	c := &checking{ctx: context.Background(), repo: r, log: logFacts{forgotten: map[uint64]bool{}, parts: map[archive.Digest]archive.Part{}, removed: map[archive.Digest]bool{}, whole: true}}
+	if first, err := c.takeFirst(records); err != nil || first <= records[len(records)-1] || c.result.Damages+c.result.DamagedRecords > 0 {
+		t.Errorf("it begins with %d, listed were %v: %v, %+v", first, records, err, c.result)
+	}
+}
+
 // TestCheckInterrupted: a check that is interrupted finds no damage.
 func TestCheckInterrupted(t *testing.T) {
 	r, source := newRepository(t), t.TempDir()

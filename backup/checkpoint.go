@@ -51,7 +51,7 @@ func (c *compaction) checkpoint() error {
 	if err != nil || limit == 0 {
 		return err
 	}
-	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit, c.options.Program, c.options.hooks})
+	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: limit, program: c.options.Program, hooks: c.options.hooks})
 	if errors.Is(err, fs.ErrExist) {
 		c.notef("the log was not made shorter: another run committed meanwhile")
 		return nil
@@ -68,6 +68,7 @@ func (c *compaction) checkpoint() error {
 type checkpointOptions struct {
 	limit   int64 // stored bytes below which it is committed
 	program string
+	repairs bool // the records before it may be damaged
 	hooks   hooks
 }
 
@@ -97,7 +98,11 @@ func commitCheckpoint(ctx context.Context, repo *archive.Repository, db *index.D
 	if err := ctx.Err(); err != nil {
 		return 0, 0, err
 	}
-	stored, err = commitRecord(repo, draft, h)
+	commit := commitRecord
+	if o.repairs {
+		commit = publishRecord
+	}
+	stored, err = commit(repo, draft, h)
 	return h.Number, stored, err
 }
 

@@ -339,12 +339,17 @@ func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) er
 }
 
 // isLost reports whether a content of a file that the generation before has lay in a
-// part that is missing, and is not stored again yet.
+// part that is missing, and is not stored again yet. Where no part is, and nothing has to
+// be said again, it does not look for contents whose part was removed.
 func (c *creation) isLost(old *index.Dirent) (bool, error) {
-	if len(c.lost) == 0 {
+	if len(c.lost) == 0 && c.base != 0 {
 		return false, nil
 	}
 	data, err := c.dataBefore(old)
+	if errors.Is(err, index.ErrNotFound) {
+		c.notef("what generations need was in a part that was removed: where the source has it, it is stored again")
+		return true, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -353,11 +358,11 @@ func (c *creation) isLost(old *index.Dirent) (bool, error) {
 			continue
 		}
 		place, err := c.db.Content(x.Hash)
-		if c.lost[place.Part.Name] || errors.Is(err, index.ErrNotFound) {
-			return true, nil
-		}
 		if err != nil {
 			return false, err
+		}
+		if c.lost[place.Part.Name] {
+			return true, nil
 		}
 	}
 	return false, nil
@@ -377,6 +382,9 @@ func (c *creation) dataBefore(old *index.Dirent) ([]archive.Extent, error) {
 
 func (c *creation) sameContents(old *index.Dirent, entry archive.Entry) (bool, error) {
 	data, err := c.dataBefore(old)
+	if errors.Is(err, index.ErrNotFound) { // its part was removed
+		return false, nil
+	}
 	return !entry.Changed && slices.Equal(data, entry.Data), err
 }
 

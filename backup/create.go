@@ -146,6 +146,7 @@ type creation struct {
 	stored      map[archive.Hash]struct{} // contents in those parts, or in the packer
 	relied      map[archive.Hash]struct{} // contents of the new generation's record that only the index knows
 	lost        map[archive.Digest]bool   // parts that the index names and that are not there
+	lostParts   int64                     // those of them that generations need
 	lostRecords uint64                    // that are missing in the log
 	links       map[string]archive.Entry  // first link of each hard-link group that was read
 	said        map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
@@ -351,19 +352,40 @@ func (c *creation) listParts() (unnamed []archive.Digest, err error) {
 			c.lost[name] = true
 		}
 	}
-	c.reportLost()
-	return unnamed, nil
+	return unnamed, c.reportLost()
 }
 
-// reportLost names the parts that are missing, the first maxProblems of them.
-func (c *creation) reportLost() {
-	lost := slices.SortedFunc(maps.Keys(c.lost), func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) })
+// reportLost names the parts that are missing and that generations need, the first
+// maxProblems of them, and counts them.
+func (c *creation) reportLost() error {
+	if len(c.lost) == 0 {
+		return nil
+	}
+	needed := make(map[archive.Digest]bool)
+	_, err := c.db.Live(func(p archive.Part, _ archive.Content, need index.Need) error {
+		if need > 0 && c.lost[p.Name] {
+			needed[p.Name] = true
+		}
+		return nil
+	})
+	if errors.Is(err, index.ErrDamaged) { // it lacks more than these parts
+		needed, err = c.lost, nil
+	}
+	if err != nil {
+		return err
+	}
+	if needless := len(c.lost) - len(needed); needless > 0 {
+		c.notef("parts that no generation needs any more are missing (%d): `mkbackup compact` forgets them", needless)
+	}
+	lost := slices.SortedFunc(maps.Keys(needed), func(a, b archive.Digest) int { return bytes.Compare(a[:], b[:]) })
+	c.lostParts = int64(len(lost))
 	for _, name := range lost[:min(len(lost), maxProblems)] {
 		c.damagef("part %s is missing: what lay in it is stored again where the source still has it", name)
 	}
 	if more := len(lost) - maxProblems; more > 0 {
 		c.damagef("%d more parts are missing", more)
 	}
+	return nil
 }
 
 // isMissing reports whether a part is not there. A listing does not prove that: of a
@@ -427,7 +449,7 @@ func (c *creation) compare() (err error) {
 	if err := c.chooseBase(); err != nil {
 		return err
 	}
-	c.summary = Summary{Missing: int64(len(c.lost)), LostRecords: c.lostRecords}
+	c.summary = Summary{Missing: c.lostParts, LostRecords: c.lostRecords}
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
 	c.matched, c.refused, c.mounts = false, nil, nil
@@ -612,9 +634,17 @@ func (c *creation) commitAs(number uint64) error {
 // publishIndex brings the index up to the new record. The generation is
 // committed whatever happens here.
 func (c *creation) publishIndex() {
-	if err := c.reopen(); err != nil {
-		c.notef("the generation is committed, but its index could not be written; the next command does it: %v", err)
+	c.options.hooks.reach("committed")
+	err := c.reopen()
+	if err == nil {
+		return
 	}
+	if _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil {
+		c.summary.LostRecords++
+		c.damagef("the record of this generation cannot be read: %v", damage)
+		return
+	}
+	c.notef("the generation is committed, but its index could not be written; the next command does it: %v", err)
 }
 
 // freeName returns the name of a generation of the given time.

@@ -278,6 +278,12 @@ func TestForgottenHead(t *testing.T) {
 // forget commits a record that drops a generation.
 func forget(t testing.TB, r *archive.Repository, number uint64) {
 	t.Helper()
+	commitLines(t, r, archive.KindForget, archive.Line{Forget: number})
+}
+
+// commitLines commits a record as it is given, whatever it says.
+func commitLines(t testing.TB, r *archive.Repository, kind archive.Kind, lines ...archive.Line) {
+	t.Helper()
 	last, err := r.Last()
 	if err != nil {
 		t.Fatal(err)
@@ -291,12 +297,89 @@ func forget(t testing.TB, r *archive.Repository, number uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := draft.Add(archive.Line{Forget: number}); err != nil {
-		t.Fatal(err)
+	for _, line := range lines {
+		if err := draft.Add(line); err != nil {
+			t.Fatal(err)
+		}
 	}
-	h := archive.Header{Kind: archive.KindForget, Number: last + 1, Time: time.Now().UTC(), Previous: previous}
+	h := archive.Header{Kind: kind, Number: last + 1, Time: time.Now().UTC(), Previous: previous}
 	if _, _, err := draft.Commit(h); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNeededPartRemoved: a part was removed that generations need. A run that notices
+// stores what lay in it again.
+func TestNeededPartRemoved(t *testing.T) {
+	for what, spoil := range map[string]func(r *archive.Repository, o *CreateOptions, second archive.Digest){
+		"newest forgotten": func(r *archive.Repository, _ *CreateOptions, _ archive.Digest) { forget(t, r, 2) },
+		"checksum":         func(_ *archive.Repository, o *CreateOptions, _ archive.Digest) { o.Checksum = true },
+		"another missing": func(r *archive.Repository, _ *CreateOptions, second archive.Digest) {
+			if err := r.Store().Remove(archive.PartStoreName(second)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			r, dir := newRepository(t), t.TempDir()
+			a, b := randomBytes(1, 20000), randomBytes(2, 20000)
+			write(t, dir+"/a", a)
+			create(t, r, optionsFor(dir))
+			write(t, dir+"/b", b)
+			create(t, r, optionsFor(dir))
+			first, second := partsOf(t, r, 2, "a")[0], partsOf(t, r, 2, "b")[0]
+			commitLines(t, r, archive.KindCompaction, archive.Line{Removed: &first})
+			o := optionsFor(dir)
+			spoil(r, &o, second)
+			s := create(t, r, o)
+			wantContents(t, r, s.Number, map[string]string{"a": string(a), "b": string(b)})
+			compact(t, r, CompactOptions{}) // forgets the missing one
+			if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() {
+				t.Errorf("%+v, %q", c.CheckResult, c.damages)
+			}
+		})
+	}
+}
+
+// TestRecordReplaced: nothing is committed behind a record that is not the one that was
+// read; an index of what was read would not fit to the log any more.
+func TestRecordReplaced(t *testing.T) {
+	r, dir := spoiled(t)
+	write(t, dir+"/file", []byte("1"))
+	create(t, r, optionsFor(dir))
+	record := filepath.Join(r.Dir(), archive.RecordStoreName(1))
+	o := optionsFor(dir)
+	o.hooks.at = func(point string) {
+		if point == "before commit" {
+			if err := os.Truncate(record, 50); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := Create(context.Background(), r, o); err == nil || !strings.Contains(err.Error(), "log record 1 was damaged, or replaced, since it was read") {
+		t.Error(err)
+	}
+	if last, err := r.Last(); last != 1 || err != nil {
+		t.Errorf("the log ends with %d, %v", last, err)
+	}
+}
+
+// TestRecordUnreadable: a run whose record cannot be read is none that is done.
+func TestRecordUnreadable(t *testing.T) {
+	r, dir := spoiled(t)
+	write(t, dir+"/file", []byte("1"))
+	o := optionsFor(dir)
+	var damages []string
+	o.Events.Damage = func(text string) { damages = append(damages, text) }
+	o.hooks.at = func(point string) {
+		if point == "committed" {
+			if err := os.Truncate(filepath.Join(r.Dir(), archive.RecordStoreName(1)), 50); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s := create(t, r, o); s.LostRecords != 1 || len(damages) != 1 || !strings.HasPrefix(damages[0], "the record of this generation cannot be read: ") {
+		t.Errorf("%+v, %q", s, damages)
 	}
 }
 

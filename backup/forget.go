@@ -100,7 +100,7 @@ func (f *forgetting) try() (Forgotten, error) {
 	if err := f.ctx.Err(); err != nil {
 		return Forgotten{}, err
 	}
-	if err := f.commit(db.Number()+1, dropped); err != nil {
+	if err := f.commit(db, dropped); err != nil {
 		return Forgotten{}, err
 	}
 	result.Number = db.Number() + 1
@@ -178,7 +178,7 @@ func sources(gens []index.Generation) []string {
 	return slices.Compact(names)
 }
 
-func (f *forgetting) commit(number uint64, dropped []index.Generation) error {
+func (f *forgetting) commit(db *index.DB, dropped []index.Generation) error {
 	draft, err := f.repo.NewRecord()
 	if err != nil {
 		return err
@@ -189,21 +189,36 @@ func (f *forgetting) commit(number uint64, dropped []index.Generation) error {
 			return err
 		}
 	}
-	_, err = commitRecord(f.repo, draft, archive.Header{Kind: archive.KindForget, Number: number, Time: time.Now().UTC(), Program: f.options.Program})
+	_, err = commitRecord(f.repo, draft, archive.Header{Kind: archive.KindForget, Number: db.Number() + 1,
+		Time: time.Now().UTC(), Previous: db.RecordDigest(), Program: f.options.Program})
 	return err
 }
 
-// commitRecord commits a draft behind the record before, and returns the stored
-// bytes of the record. The error wraps fs.ErrExist where its number is taken.
+// commitRecord commits a draft behind the record before, which must still be the one
+// that the index was derived from, and returns the stored bytes of the record. The error
+// wraps fs.ErrExist where its number is taken.
 func commitRecord(repo *archive.Repository, draft *archive.RecordDraft, h archive.Header) (stored int64, err error) {
 	if h.Number > 1 {
-		if h.Previous, err = repo.RecordDigest(h.Number - 1); err != nil {
+		before, err := repo.RecordDigest(h.Number - 1)
+		if err != nil {
 			return 0, err
 		}
+		if before != h.Previous {
+			return 0, fmt.Errorf("log record %d was damaged, or replaced, since it was read: `mkbackup check` says more", h.Number-1)
+		}
 	}
+	return publishRecord(repo, draft, h)
+}
+
+// publishRecord is commitRecord whatever the record before is.
+func publishRecord(repo *archive.Repository, draft *archive.RecordDraft, h archive.Header) (stored int64, err error) {
 	_, stored, err = draft.Commit(h)
 	if !errors.Is(err, fs.ErrExist) {
 		return stored, err
+	}
+	if object, openErr := repo.Store().Open(archive.RecordStoreName(h.Number)); openErr == nil { // a listing may be an old one
+		object.Close()
+		return 0, err
 	}
 	// Who lost the number reads the log and tries the next one, which would not end
 	// where what has the name is no record.

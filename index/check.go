@@ -3,6 +3,7 @@ package index
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -45,6 +46,9 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 		_, err := p.verify(n, last)
 		if err == nil || errors.Is(err, errSchema) || errors.Is(err, errOutdated) {
 			continue
+		}
+		if starved(err) {
+			return fmt.Errorf("index %d: %w", n, err)
 		}
 		if _, gone := os.Lstat(p.dir(n)); !errors.Is(gone, fs.ErrNotExist) {
 			damaged(n, err)

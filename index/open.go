@@ -308,15 +308,7 @@ func (p *opener) ofAnotherLog(s *seal) bool {
 		defer next.Close()
 		return next.Header().Previous != s.Digest
 	}
-	record, err := p.r.OpenRecord(s.Record)
-	if err != nil {
-		return false
-	}
-	defer record.Close()
-	for err == nil {
-		_, err = record.Next()
-	}
-	digest, err := record.Digest()
+	digest, err := p.r.ReadRecord(s.Record)
 	return err == nil && digest != s.Digest
 }
 

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -232,6 +233,9 @@ func TestMissingPartIsStoredAgain(t *testing.T) {
 				wantTree(t, what, want, m.at(g), treetest.Options{})
 			}
 			m.stop()
+			if s, _ := r.createExit(0, "--root", src, "/"); s.Missing != 0 {
+				t.Errorf("the next night: %+v", s)
+			}
 			r.mkbackup("compact") // parts that were not made anew, and are not needed
 			r.checkJSON(0, "--read-data")
 			if again := r.all(src); again.ReadBytes != 0 || again.Missing != 0 {
@@ -274,6 +278,9 @@ func TestMissingPartOfWhatIsGone(t *testing.T) {
 		}
 	}
 	r.forget(first.Number)
+	if _, res := r.createExit(0, "--root", src, "/"); !strings.Contains(res.stderr, "parts that no generation needs any more are missing (1): `mkbackup compact` forgets them") {
+		t.Errorf("create: %s", res.stderr)
+	}
 	if res := r.mkbackup("check"); res.code != 4 || !strings.Contains(res.stderr, "`mkbackup compact` removes it") {
 		t.Errorf("check: exit code %d\n%s", res.code, res.stderr)
 	}
@@ -282,6 +289,54 @@ func TestMissingPartOfWhatIsGone(t *testing.T) {
 	}
 	r.checkJSON(0, "--read-data")
 	r.all(src)
+}
+
+// failing returns a command of which a system call on a file fails.
+func (r *repo) failing(call, errno, file, command string, args ...string) *exec.Cmd {
+	words := r.command(command, args...).Args
+	return exec.Command("strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-P", file, "-e", "trace=" + call, "-e", "inject=" + call + ":error=" + errno}, words...)...)
+}
+
+// TestUnreadableRecordIsRepaired: the disk cannot read the last record, but an index has
+// what it said.
+func TestUnreadableRecordIsRepaired(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	for _, content := range []string{"one", "two"} {
+		write(t, filepath.Join(src, "file"), content)
+		r.all(src)
+	}
+	want := r.generations()
+	last := r.records()[1]
+	res := runCmd(t, r.failing("pread64", "EIO", last, "check", "--repair"))
+	if res.code != 4 || !strings.Contains(res.stderr, "log record 3 says again what the damaged ones said") {
+		t.Errorf("exit code %d\n%s", res.code, res.stderr)
+	}
+	must(t, os.Truncate(last, 50))
+	if got := r.generations(); !slices.Equal(got, want) {
+		t.Errorf("generations %q, want %q", got, want)
+	}
+	r.checkJSON(0, "--read-data")
+}
+
+// TestNoAnswerIsNoDamage: a check that runs out of what it needs ends with an error, and
+// repairs nothing.
+func TestNoAnswerIsNoDamage(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "content")
+	r.all(src)
+	r.all(src)
+	before := r.records()
+	for _, file := range []string{r.records()[0], r.records()[1], r.parts()[0]} {
+		for _, errno := range []string{"EMFILE", "ENOMEM", "ETIMEDOUT"} {
+			res := runCmd(t, r.failing("openat", errno, file, "check", "--read-data", "--repair"))
+			if res.code != 1 || res.stdout != "" || strings.Contains(res.stderr, "damage") {
+				t.Errorf("%s of %s: exit code %d, %q\n%s", errno, file, res.code, res.stdout, res.stderr)
+			}
+		}
+	}
+	if after := r.records(); !slices.Equal(before, after) {
+		t.Errorf("the log has %q", after)
+	}
 }
 
 // TestMissingPartAfterForget: the record must be complete then, and what it says of
