@@ -267,7 +267,8 @@ type listed struct {
 
 // infos looks at the entries of one directory, follows symbolic links, leaves
 // out what is neither an object nor a directory, or vanished, and sorts by the
-// names as List yields them: "a-b" comes before what is below "a/".
+// names as List yields them: "a-b" comes before what is below "a/". A link that leads
+// nowhere is none of them: what it stood for is missing.
 func (s *DirStore) infos(prefix string, entries []fs.DirEntry, sizes bool) []listed {
 	list := make([]listed, 0, len(entries))
 	for _, e := range entries {
@@ -284,7 +285,7 @@ func (s *DirStore) infos(prefix string, entries []fs.DirEntry, sizes bool) []lis
 		}
 		info, err := os.Stat(s.path(name))
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink == 0:
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP):
 		case err != nil:
 			list = append(list, listed{name: name, err: err})
 		case info.IsDir():

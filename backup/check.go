@@ -65,10 +65,11 @@ type CheckResult struct {
 	ReadParts      int            `json:"read_parts"`       // parts that were read and verified
 	ReadBytes      int64          `json:"read_bytes"`       // stored bytes of those
 	Damages        int            `json:"damages"`          // everything that was reported
+	DamagedConfig  bool           `json:"damaged_config"`   // repo.json is lost or damaged: nothing else was looked at
 	DamagedRecords int            `json:"damaged_records"`  // log records that are damaged or missing
 	Lost           int            `json:"lost_generations"` // generations that cannot be read because of that
 	DamagedIndexes int            `json:"damaged_indexes"`  // sealed indexes that must not be used
-	Repaired       bool           `json:"repaired"`         // the index was rebuilt and is sound now
+	Repaired       bool           `json:"repaired"`         // the index was rebuilt and is sound now, or the log was written again
 	DamagedParts   []*DamagedPart `json:"damaged_parts"`    // in the order of their names
 	DamagedFiles   int            `json:"damaged_files"`    // paths with a damaged content, in any generation
 	HitGenerations int            `json:"hit_generations"`  // generations that have one
@@ -78,6 +79,7 @@ type CheckResult struct {
 	Differ         int64          `json:"differ"`           // paths that differ although they look unchanged
 	Uncompared     int64          `json:"uncompared"`       // paths of Against that could not be read
 	Seconds        float64        `json:"seconds"`
+	repairs        int            // of Damages: those that were repaired
 }
 
 // DamagedPart is a part that is damaged, and what that hits.
@@ -142,6 +144,7 @@ type checking struct {
 	damaged  map[archive.Digest]*DamagedPart
 	rejected map[uint64]bool // indexes reported
 
+	logDamages  int  // reported of the log, and of indexes
 	indexHasAll bool // also what the damaged part of the log said
 }
 
@@ -172,6 +175,7 @@ func (c *checking) run() error {
 	if err := c.openIndex(); err != nil {
 		return err
 	}
+	c.logDamages = c.result.Damages
 	if c.db != nil {
 		if err := c.contents(); err != nil {
 			return err
@@ -408,7 +412,9 @@ func (c *checking) repair() error {
 		sound = false
 		c.notef("index %d stays: %v", number, err)
 	})
-	c.result.Repaired = sound && err == nil
+	if c.result.Repaired = sound && err == nil; c.result.Repaired {
+		c.result.repairs = c.result.DamagedIndexes
+	}
 	return err
 }
 
@@ -428,15 +434,14 @@ func (c *checking) repairLog() error {
 	if err != nil {
 		return fmt.Errorf("repair the log: %w", err)
 	}
-	c.notef("log record %d says again what the damaged ones said: check again", number)
-	return nil
+	c.notef("log record %d says again what the damaged ones said", number)
+	c.result.Repaired, c.result.repairs = true, c.logDamages
+	db, err := index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err}) // sets those aside that fit to damaged records
+	if err != nil {
+		return err
+	}
+	return db.Close()
 }
 
-// Damaged reports whether there is damage, other than an index that was repaired.
-func (r CheckResult) Damaged() bool {
-	damages := r.Damages
-	if r.Repaired {
-		damages -= r.DamagedIndexes
-	}
-	return damages > 0 || r.Differ > 0
-}
+// Damaged reports whether there is damage, other than what was repaired.
+func (r CheckResult) Damaged() bool { return r.Damages > r.repairs || r.Differ > 0 }

@@ -90,7 +90,7 @@ func (c *checking) takeFirst(records []uint64) (uint64, error) {
 		end, _ := slices.BinarySearch(before, number)
 		if f := c.readRecord(number); f.err == nil {
 			if end > 0 {
-				c.notef("%d log records before the checkpoint %d are not needed any more: the next run deletes them", end, number)
+				c.notef("log records before the checkpoint %d are not needed any more (%d): the next run deletes them", number, end)
 			}
 			return number, c.takeRecord(&f)
 		}

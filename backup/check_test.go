@@ -300,7 +300,7 @@ func TestLogRepaired(t *testing.T) {
 			if missing := name == "missing"; (s.LostRecords == 1) != missing || (len(damages) == 1) != missing || missing && !strings.HasPrefix(damages[0], "log record 3 is missing: ") {
 				t.Errorf("a backup: %+v, %q", s, damages)
 			}
-			if c := check(t, r, CheckOptions{Repair: true}); c.DamagedRecords == 0 || c.Generations != 4 || !c.Damaged() {
+			if c := check(t, r, CheckOptions{Repair: true}); c.DamagedRecords == 0 || c.Generations != 4 || !c.Repaired || c.Damaged() {
 				t.Errorf("repair: %+v, %q", c.CheckResult, c.damages)
 			}
 			if err := os.RemoveAll(r.IndexDir()); err != nil {

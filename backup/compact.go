@@ -160,7 +160,7 @@ func (c *compaction) dryRun() {
 }
 
 func (c *compaction) reopen() error {
-	db, err := index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err})
+	db, err := openWhole(c.ctx, c.repo, c.notef)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -220,22 +221,33 @@ func (c *creation) prepare() (err error) {
 
 // openIndex opens the index, and reports if it says that the log was longer.
 func (c *creation) openIndex() (err error) {
-	beyond := uint64(0)
-	c.db, err = index.Open(c.repo, index.Options{Log: c.notef, Interrupted: c.ctx.Err, Damaged: func(number uint64, err error) {
-		if errors.Is(err, index.ErrBeyondLog) {
-			beyond = max(beyond, number)
-		} else {
-			c.notef("index %d is not used: %v", number, err)
-		}
-	}})
-	if err != nil {
+	var beyond uint64
+	if c.db, beyond, err = openNewest(c.ctx, c.repo, c.notef); err != nil {
 		return err
 	}
 	if beyond > c.db.Number() {
 		c.lostRecords = beyond - c.db.Number()
-		c.damagef("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made; this run goes on from there", beyond, c.db.Number())
+		c.damagef("%s; this run goes on from there", lostEnd(beyond, c.db.Number()))
 	}
 	return nil
+}
+
+// openNewest opens the index of a repository. beyond is the number of the greatest record
+// of which an index knows that the log does not have.
+func openNewest(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (db *index.DB, beyond uint64, err error) {
+	db, err = index.Open(repo, index.Options{Log: notef, Interrupted: ctx.Err, Damaged: func(number uint64, err error) {
+		if errors.Is(err, index.ErrBeyondLog) {
+			beyond = max(beyond, number)
+		} else {
+			notef("index %d is not used: %v", number, err)
+		}
+	}})
+	return db, beyond, err
+}
+
+// lostEnd says that the log has lost its last records.
+func lostEnd(beyond, last uint64) string {
+	return fmt.Sprintf("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", beyond, last)
 }
 
 // countMissing reports the records that the index was derived from and that are missing.
@@ -657,17 +669,19 @@ func (c *creation) freeName(t time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	taken := make(map[string]bool)
+	greatest := 0 // what was forgotten leaves gaps: a later one has a greater number
 	for _, g := range index.OfSource(gens, c.options.Source) {
-		if strings.HasPrefix(g.Name, stamp) {
-			taken[g.Name] = true
+		if g.Name == stamp {
+			greatest = max(greatest, 1)
+		} else if text, ok := strings.CutPrefix(g.Name, stamp+"."); ok {
+			n, _ := strconv.Atoi(text) // it is a name of a generation
+			greatest = max(greatest, n)
 		}
 	}
-	name := stamp
-	for n := 2; taken[name]; n++ {
-		name = fmt.Sprintf("%s.%d", stamp, n)
+	if greatest == 0 {
+		return stamp, nil
 	}
-	return name, nil
+	return fmt.Sprintf("%s.%d", stamp, greatest+1), nil
 }
 
 // known reports whether a content needs not be stored.

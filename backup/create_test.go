@@ -308,6 +308,36 @@ func commitLines(t testing.TB, r *archive.Repository, kind archive.Kind, lines .
 	}
 }
 
+// TestNoLink: a symlink that became something else is told by what happened, not by EINVAL.
+func TestNoLink(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write(t, dir+"/file", []byte("1"))
+	if _, err := readLink(int(f.Fd()), "file", 10); !errors.Is(err, errVanished) {
+		t.Error(err)
+	}
+}
+
+// TestNameAfterForgotten: a later generation of the same second has a later name, also
+// when an earlier one is gone.
+func TestNameAfterForgotten(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	o := optionsFor(dir)
+	o.Time = time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	for i, want := range []string{"2026-11-22T03-00-00Z", "2026-11-22T03-00-00Z.2", "2026-11-22T03-00-00Z.3"} {
+		if got := create(t, r, o).Generation; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		if i == 1 {
+			forget(t, r, 1)
+		}
+	}
+}
+
 // TestNeededPartRemoved: a part was removed that generations need. A run that notices
 // stores what lay in it again.
 func TestNeededPartRemoved(t *testing.T) {

@@ -82,7 +82,7 @@ func Forget(ctx context.Context, repo *archive.Repository, o ForgetOptions) (For
 }
 
 func (f *forgetting) try() (Forgotten, error) {
-	db, err := index.Open(f.repo, index.Options{Interrupted: f.ctx.Err, Log: func(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }})
+	db, err := openWhole(f.ctx, f.repo, f.notef)
 	if err != nil {
 		return Forgotten{}, err
 	}
@@ -107,6 +107,20 @@ func (f *forgetting) try() (Forgotten, error) {
 	f.publishIndex()
 	return result, nil
 }
+
+// openWhole opens the index for a command that drops something, which it must not where
+// the log has lost its last records: what they said is not known, and the next record
+// would take the number of one that may still be found.
+func openWhole(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (*index.DB, error) {
+	db, beyond, err := openNewest(ctx, repo, notef)
+	if err != nil || beyond <= db.Number() {
+		return db, err
+	}
+	_ = db.Close() // of what was only read
+	return nil, fmt.Errorf("%s; nothing is dropped: `mkbackup check` says what to do", lostEnd(beyond, db.Number()))
+}
+
+func (f *forgetting) notef(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }
 
 func (f *forgetting) decide(db *index.DB) ([]Decision, error) {
 	gens, err := db.Generations()
@@ -162,9 +176,9 @@ func (f *forgetting) sayNewest(gens []index.Generation, g index.Generation) {
 	}
 	left := slices.DeleteFunc(of, func(g index.Generation) bool { return f.named[g.Number] })
 	if len(left) == 0 {
-		f.options.Note(fmt.Sprintf("%s is the newest generation of its source, and none is left: the next one reads everything", g.Name))
+		f.notef("%s is the newest generation of its source, and none is left: the next one reads everything", g.Name)
 	} else {
-		f.options.Note(fmt.Sprintf("%s is the newest generation of its source: the next one is compared with %s", g.Name, left[len(left)-1].Name))
+		f.notef("%s is the newest generation of its source: the next one is compared with %s", g.Name, left[len(left)-1].Name)
 	}
 }
 
@@ -237,7 +251,7 @@ func publishRecord(repo *archive.Repository, draft *archive.RecordDraft, h archi
 func (f *forgetting) publishIndex() {
 	db, err := index.Open(f.repo, index.Options{})
 	if err != nil {
-		f.options.Note(fmt.Sprintf("the generations are dropped, but the index could not be written; the next command does it: %v", err))
+		f.notef("the generations are dropped, but the index could not be written; the next command does it: %v", err)
 		return
 	}
 	_ = db.Close() // of what was only read

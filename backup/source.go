@@ -192,6 +192,9 @@ func readLink(dir int, name string, size int64) (string, error) {
 	for length := max(size+1, 256); ; length *= 2 {
 		target := make([]byte, length)
 		n, err := unix.Readlinkat(dir, name, target)
+		if errors.Is(err, unix.EINVAL) { // it is no symlink
+			return "", errVanished
+		}
 		if err != nil {
 			return "", err
 		}

@@ -33,6 +33,9 @@ func Check(r *archive.Repository, damaged func(number uint64, err error)) error 
 	if err != nil {
 		return err
 	}
+	if info, err := os.Stat(r.IndexDir()); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is no directory: move it away", r.IndexDir())
+	}
 	p := &opener{r: r, owners: trusted, verified: newVerified(nil)}
 	numbers, err := p.list() // before the end of the log is looked up, as in try
 	if err != nil {

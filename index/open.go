@@ -197,7 +197,7 @@ func (p *opener) list() ([]uint64, error) { return listIn(p.r.IndexDir()) }
 
 func listIn(dir string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("index: %w", err)
 	}
 	var numbers []uint64
@@ -333,6 +333,9 @@ func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 // it: another index would meet the same.
 func (p *opener) openSealed(dir string, files []tableFile, number uint64) (*DB, error) {
 	db, err := newDB(dir, files, number)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errAgain
+	}
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return nil, err
 	}
@@ -365,7 +368,7 @@ func (p *opener) build(base *sealed, last uint64) (*DB, error) {
 
 // unwritable reports whether it may be possible elsewhere.
 func unwritable(err error) bool {
-	for _, e := range [...]error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT} {
+	for _, e := range [...]error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT, unix.ENOTDIR} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -682,6 +685,9 @@ func (p *opener) publish(b *builder) (bool, error) {
 		p.setOldAside(b.number, b.meta.begins)
 		err = p.r.FS().SyncDir(p.r.IndexDir())
 	}
+	if errors.Is(err, fs.ErrNotExist) { // somebody has removed all indexes
+		return false, errAgain
+	}
 	if unwritable(err) {
 		p.Log("the index cannot be published: %v", err)
 		return false, nil
@@ -723,7 +729,12 @@ func (p *opener) makeIndexDir() error {
 	if !p.first {
 		return nil
 	}
-	if err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		if info, statErr := os.Stat(p.r.IndexDir()); statErr == nil && !info.IsDir() {
+			return &fs.PathError{Op: "open", Path: p.r.IndexDir(), Err: unix.ENOTDIR}
+		}
+	} else if err != nil {
 		return err
 	}
 	return p.r.FS().SyncDir(p.r.Dir())
@@ -744,10 +755,10 @@ func (p *opener) exchange(dir string, number uint64) error {
 	return nil
 }
 
-// setOldAside sets all indexes aside but the newest two, those before number that are
-// known to be bad, and those before the checkpoint that the log begins with, which
-// nobody can go on with. Whoever has one open goes on reading. It is a courtesy: what
-// cannot be moved stays.
+// setOldAside sets indexes aside: all but the newest two; of those before number the ones
+// that are known to be bad, or all where number's was built anew because they may be; and
+// those before the checkpoint that the log begins with, which nobody can go on with.
+// Whoever has one open goes on reading. It is a courtesy: what cannot be moved stays.
 func (p *opener) setOldAside(number, begins uint64) {
 	numbers, err := p.list()
 	if err != nil {
@@ -759,7 +770,7 @@ func (p *opener) setOldAside(number, begins uint64) {
 		if !p.bad[n] {
 			kept++
 		}
-		if n >= begins && (p.bad[n] && n > number || !p.bad[n] && kept <= 2) {
+		if n >= number || n >= begins && !p.rebuild && !p.bad[n] && kept <= 2 {
 			continue
 		}
 		if n < begins && !synced { // only the new index may be left: it must not go with the others in a crash

@@ -32,11 +32,12 @@ type checkResult struct {
 			Generations []string
 		}
 	} `json:"damaged_parts"`
-	DamagedFiles int   `json:"damaged_files"`
-	Compared     int64 `json:"compared"`
-	Changed      int64 `json:"changed"`
-	NotStored    int64 `json:"not_stored"`
-	Differ       int64 `json:"differ"`
+	DamagedFiles  int   `json:"damaged_files"`
+	DamagedConfig bool  `json:"damaged_config"`
+	Compared      int64 `json:"compared"`
+	Changed       int64 `json:"changed"`
+	NotStored     int64 `json:"not_stored"`
+	Differ        int64 `json:"differ"`
 }
 
 // checkJSON runs check and wants the exit code and a result in the last line.
@@ -308,14 +309,134 @@ func TestUnreadableRecordIsRepaired(t *testing.T) {
 	want := r.generations()
 	last := r.records()[1]
 	res := runCmd(t, r.failing("pread64", "EIO", last, "check", "--repair"))
-	if res.code != 4 || !strings.Contains(res.stderr, "log record 3 says again what the damaged ones said") {
-		t.Errorf("exit code %d\n%s", res.code, res.stderr)
+	if res.code != 0 || !strings.HasPrefix(res.stdout, "REPAIRED: the log was written again; ") || !strings.Contains(res.stderr, "log record 3 says again what the damaged ones said") {
+		t.Errorf("exit code %d, %q\n%s", res.code, res.stdout, res.stderr)
 	}
 	must(t, os.Truncate(last, 50))
 	if got := r.generations(); !slices.Equal(got, want) {
 		t.Errorf("generations %q, want %q", got, want)
 	}
 	r.checkJSON(0, "--read-data")
+}
+
+// TestOldIndexIsRepaired: an index that is not the newest is mended, too: by check
+// --repair, and by reindex.
+func TestOldIndexIsRepaired(t *testing.T) {
+	for _, repair := range [][]string{{"check", "--repair"}, {"reindex"}} {
+		r, src := newRepo(t), tempDir(t)
+		write(t, filepath.Join(src, "file"), "content")
+		r.all(src)
+		r.all(src)
+		must(t, os.Remove(filepath.Join(r.dir, "index/000000000001/MANIFEST")))
+		r.checkJSON(4)
+		if res := r.mkbackup(repair[0], repair[1:]...); res.code != 0 {
+			t.Errorf("%q: exit code %d\n%s%s", repair, res.code, res.stdout, res.stderr)
+		}
+		r.checkJSON(0, "--read-data")
+	}
+}
+
+// TestReplacedRecordIsRepaired: the index that fits to the record that was there before is
+// mended in the same step.
+func TestReplacedRecordIsRepaired(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	for _, content := range []string{"one", "two", "three"} {
+		write(t, filepath.Join(src, "file"), content)
+		r.all(src)
+	}
+	want := r.generations()
+	last := r.records()[2]
+	must(t, os.Chmod(last, 0o600))
+	f, err := os.OpenFile(last, os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	_, err = f.WriteString("abc")
+	must(t, err)
+	must(t, f.Close())
+	if res := r.mkbackup("check", "--repair"); res.code != 0 {
+		t.Errorf("exit code %d, %s%s", res.code, res.stdout, res.stderr)
+	}
+	r.checkJSON(0, "--read-data")
+	if got := r.generations(); !slices.Equal(got, want) {
+		t.Errorf("generations %q, want %q", got, want)
+	}
+}
+
+// TestLostEndDropsNothing: what drops something refuses to go on where the log has lost
+// its last record, which may be found again.
+func TestLostEndDropsNothing(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	for i := range 4 {
+		write(t, filepath.Join(src, "file"), strings.Repeat(fmt.Sprint(i), 10_000))
+		r.all(src)
+	}
+	want := r.generations()
+	last := r.records()[3]
+	aside := filepath.Join(tempDir(t), "record")
+	run(t, "mv", last, aside)
+	for _, command := range [][]string{{"forget", "--keep-last", "1"}, {"forget", "latest"}, {"compact", "--max-dead", "0"}} {
+		res := r.mkbackup(command[0], command[1:]...)
+		if res.code != 1 || res.stdout != "" {
+			t.Errorf("%q: exit code %d, %q", command, res.code, res.stdout)
+		}
+		wantOneLine(t, res.stderr, "the log ends with record 3: the last records are missing", "nothing is dropped")
+	}
+	run(t, "mv", aside, last)
+	if got := r.generations(); !slices.Equal(got, want) {
+		t.Errorf("generations %q, want %q", got, want)
+	}
+	r.checkJSON(0)
+}
+
+// TestStrayLinks: links that lead nowhere are not in the way, where they have no name of a
+// record or a part; a part that is one is missing.
+func TestStrayLinks(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), strings.Repeat("content", 1000))
+	first := r.all(src)
+	part := r.parts()[0]
+	for _, dir := range []string{"log", "parts", filepath.Base(filepath.Dir(part))} {
+		if len(dir) == 2 {
+			dir = filepath.Join("parts", dir)
+		}
+		must(t, os.Symlink("nobody@host.1", filepath.Join(r.dir, dir, ".#x")))
+	}
+	r.all(src)
+	r.checkJSON(0, "--read-data")
+	must(t, os.Remove(part))
+	must(t, os.Symlink("/none", part))
+	s, _ := r.createExit(4, "--root", src, "/")
+	m := r.mount()
+	for _, g := range []string{first.Generation, s.Generation} {
+		wantTree(t, g, readTree(t, src), m.at(g), treetest.Options{})
+	}
+	m.stop()
+	r.checkJSON(0, "--read-data")
+}
+
+// TestIndexRemovedMeanwhile: the index may be deleted at any time.
+func TestIndexRemovedMeanwhile(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "content")
+	r.all(src)
+	b := start(t, exec.Command("sh", "-c", `while :; do rm -rf "$0"; sleep 0.005; done`, filepath.Join(r.dir, "index")))
+	for range 30 {
+		r.all(src)
+		if res := r.mkbackup("forget", "--keep-last", "2"); res.code != 0 {
+			t.Errorf("forget: exit code %d\n%s", res.code, res.stderr)
+		}
+	}
+	must(t, b.cmd.Process.Kill())
+	b.wait(t, time.Minute)
+	r.checkJSON(0, "--read-data")
+
+	// What is in its place is not removed, and the index is elsewhere.
+	must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
+	write(t, filepath.Join(r.dir, "index"), "a file")
+	s := r.all(src)
+	m := r.mount()
+	wantTree(t, "new", readTree(t, src), m.at(s.Generation), treetest.Options{})
+	m.stop()
+	must(t, os.Remove(filepath.Join(r.dir, "index")))
 }
 
 // TestNoAnswerIsNoDamage: a check that runs out of what it needs ends with an error, and
@@ -439,6 +560,12 @@ func TestLostConfig(t *testing.T) {
 		t.Errorf("damaged repo.json: exit code %d, want 4", res.code)
 	}
 	wantOneLine(t, res.stderr, "repo.json: damaged", "move it away", "mkbackup check --repair "+r.dir)
+	if res.stdout != "DAMAGED: repo.json: see above\n" {
+		t.Errorf("it says %q", res.stdout)
+	}
+	if c, _ := r.checkJSON(4); c.Damages != 1 || !c.DamagedConfig {
+		t.Errorf("%+v", c)
+	}
 	must(t, os.Remove(filepath.Join(r.dir, "repo.json")))
 	if res = r.mkbackup("check", "--repair"); res.code != 0 {
 		t.Errorf("check --repair: exit code %d\n%s", res.code, res.stderr)

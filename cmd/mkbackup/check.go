@@ -99,6 +99,10 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	}
 	if badConfig(dir, err) {
 		o.errors = 1
+		result := backup.CheckResult{Damages: 1, DamagedConfig: true, DamagedParts: []*backup.DamagedPart{}}
+		if err := f.print(cmd.OutOrStdout(), newProgress(f.progress, nil).summaryEvent(), result); err != nil {
+			return err
+		}
 		return &exitError{exitDamage, err.Error()}
 	}
 	if err != nil {
@@ -255,26 +259,28 @@ func span(source string, gens []index.Generation) string {
 
 // finish prints the result and says how it is to be judged.
 func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) error {
-	damaged := r.Damaged()
-	verdict := verdict(r, f.CheckOptions)
-	var err error
+	err := f.print(w, event, r)
 	switch {
-	case f.progress.json:
-		rootPaths(r.DamagedParts)
-		err = json.NewEncoder(w).Encode(struct {
-			Event string `json:"event,omitempty"`
-			backup.CheckResult
-		}{event, r})
-	case damaged || !f.progress.quiet:
-		_, err = fmt.Fprintln(w, verdict)
-	}
-	switch {
-	case damaged && f.progress.json:
-		return &exitError{exitDamage, verdict}
-	case damaged:
+	case r.Damaged() && f.progress.json:
+		return &exitError{exitDamage, verdict(r, f.CheckOptions)}
+	case r.Damaged():
 		return &exitError{exitDamage, "what to do now: see \"When there is damage\" in `mkbackup check --help`"}
 	case r.Uncompared > 0:
 		return &exitError{exitFailed, uncompared(r) + ", named above"}
+	}
+	return err
+}
+
+func (f *checkFlags) print(w io.Writer, event string, r backup.CheckResult) (err error) {
+	switch {
+	case f.progress.json:
+		rootPaths(r.DamagedParts)
+		return json.NewEncoder(w).Encode(struct {
+			Event string `json:"event,omitempty"`
+			backup.CheckResult
+		}{event, r})
+	case r.Damaged() || !f.progress.quiet:
+		_, err = fmt.Fprintln(w, verdict(r, f.CheckOptions))
 	}
 	return err
 }
@@ -305,7 +311,11 @@ func verdict(r backup.CheckResult, o backup.CheckOptions) string {
 	case r.Uncompared > 0:
 		return "INCOMPLETE: " + uncompared(r) + "; " + extent(r, o)
 	case r.Repaired:
-		return "REPAIRED: the index was rebuilt; " + extent(r, o)
+		what := "the index was rebuilt"
+		if r.DamagedRecords > 0 {
+			what = "the log was written again"
+		}
+		return "REPAIRED: " + what + "; " + extent(r, o)
 	}
 	return "OK: " + extent(r, o)
 }
@@ -324,6 +334,9 @@ func damages(r backup.CheckResult) string {
 			what = append(what, plural(int64(d.n), d.noun))
 		}
 	}
+	if r.DamagedConfig {
+		what = append(what, "repo.json")
+	}
 	if r.DamagedIndexes > 0 {
 		what = append(what, "the index (--repair rebuilds it)")
 	}
@@ -335,6 +348,9 @@ func damages(r backup.CheckResult) string {
 		what = append(what, "1 path differs from what is there although it looks unchanged")
 	case r.Differ > 1:
 		what = append(what, humanize.Comma(r.Differ)+" paths differ from what is there although they look unchanged")
+	}
+	if len(what) == 0 {
+		return "DAMAGED: see above"
 	}
 	return "DAMAGED: " + strings.Join(what, ", ") + ": see above"
 }
