@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,17 +45,17 @@ func (c *config) define(flags *pflag.FlagSet) {
 
 // complete checks the command line and makes its paths absolute.
 func (c *config) complete(args []string, flags *pflag.FlagSet) error {
-	args, err := c.readFile(args, flags)
-	if err != nil {
-		return usageError{err}
-	}
 	allowOther, least := false, minCache
 	for _, list := range c.mount {
 		for option := range strings.SplitSeq(list, ",") {
-			if err := c.mountOption(option, &allowOther); err != nil {
+			if err := c.mountOption(option, flags, &allowOther); err != nil {
 				return usageError{err}
 			}
 		}
+	}
+	args, err := c.readFile(args, flags)
+	if err != nil {
+		return usageError{err}
 	}
 	switch {
 	case flags.Changed("source") && c.Source == "":
@@ -130,21 +131,14 @@ func (c *config) readFile(args []string, flags *pflag.FlagSet) ([]string, error)
 	return []string{f.Repository, f.Mount.Point}, nil
 }
 
-// mountOption takes one option of -o. noallow_other is for fstab, where mount(8)
+// mountOption takes one option of -o; one with a value is the flag of that name. noallow_other is for fstab, where mount(8)
 // keeps "private" to itself: to it that is a kind of propagation.
-func (c *config) mountOption(option string, allowOther *bool) error {
-	key, value, hasValue := strings.Cut(option, "=")
+func (c *config) mountOption(option string, flags *pflag.FlagSet, allowOther *bool) error {
+	key, value, _ := strings.Cut(option, "=")
+	valued := []string{"source", "generation", "name-format", "cache-size", "metrics-listen"}
 	switch {
-	case hasValue && value != "" && key == "source":
-		c.Source = value
-	case hasValue && value != "" && key == "generation":
-		c.Generation = value
-	case hasValue && value != "" && key == "name-format":
-		c.NameFormat = fs.NameFormat(value)
-	case hasValue && key == "cache-size":
-		return c.cache.Set(value)
-	case hasValue && value != "" && key == "metrics-listen":
-		c.metrics = value
+	case value != "" && slices.Contains(valued, key):
+		return flags.Set(key, value)
 	case option == "private" || option == "noallow_other":
 		c.Private = true
 	case option == "allow_other":

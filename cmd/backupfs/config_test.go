@@ -51,6 +51,20 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestOptionsOverFile: what -o says counts more than the file does, as flags do.
+func TestOptionsOverFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "web1.conf")
+	if err := os.WriteFile(file, []byte("repository = \"/r\"\n[mount]\npoint = \"/m\"\nsource = \"web1\"\nname_format = \"%Y\"\ncache_size = \"1G\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-o", "generation=web2/latest,cache-size=512M"}, {"--generation", "web2/latest", "--cache-size", "512M"}} {
+		c, err := parse(append(args, "--config", file)...)
+		if err != nil || c.Source != "" || c.NameFormat != "" || c.Generation != "web2/latest" || c.CacheSize != 512<<20 {
+			t.Errorf("%q: %+v, %v", args, c, err)
+		}
+	}
+}
+
 func TestConfigErrors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "web1.conf")
 	if err := os.WriteFile(file, []byte("repository = \"/r\"\n[mount]\npoint = \"/m\"\nname_format = \"%!\"\n"), 0o600); err != nil {
