@@ -179,14 +179,14 @@ func (rr *RecordReader) fail(err error) error {
 	return fmt.Errorf("log record %d, line %d: %w", rr.number, rr.line, err)
 }
 
-// scan returns the next line, valid until the next call.
-func (rr *RecordReader) scan() ([]byte, error) {
+// scan returns the next line, of at most limit bytes, valid until the next call.
+func (rr *RecordReader) scan(limit int) ([]byte, error) {
 	rr.line++
 	rr.long = rr.long[:0]
 	for {
 		text, err := rr.lines.ReadSlice('\n')
-		if len(rr.long)+len(text) > maxLine {
-			return nil, rr.fail(fmt.Errorf("it is longer than %d MiB", maxLine>>20))
+		if len(rr.long)+len(text) > limit {
+			return nil, rr.fail(fmt.Errorf("it is longer than %d KiB", limit>>10))
 		}
 		if err == nil && len(rr.long) == 0 {
 			return text, nil
@@ -202,12 +202,9 @@ func (rr *RecordReader) scan() ([]byte, error) {
 }
 
 func (rr *RecordReader) readHeader() error {
-	text, err := rr.scan()
+	text, err := rr.scan(maxHeader)
 	if err != nil {
 		return err
-	}
-	if len(text) > maxHeader {
-		return rr.fail(fmt.Errorf("a header of %d bytes, want at most %d", len(text), maxHeader))
 	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
@@ -260,7 +257,7 @@ func (rr *RecordReader) next() error {
 		rr.ahead = false
 		return nil
 	}
-	text, err := rr.scan()
+	text, err := rr.scan(maxLine)
 	if err != nil {
 		return err
 	}
