@@ -186,7 +186,7 @@ func hostileRecords() []hostile {
 	const gib = 8192 // times 128 KiB
 	const long = "it is longer than 16384 KiB"
 	return []hostile{
-		{"1 GiB of NULs", badLog, long, func(f *forger) { f.put(fill(0, gib)) }},
+		{"1 GiB of NULs", badLog, "line 1: it is longer than 64 KiB", func(f *forger) { f.put(fill(0, gib)) }},
 		{"1 GiB of spaces", badLog, long, func(f *forger) { f.put(lines(f.header("generation")), fill(' ', gib)) }},
 		{"1 GiB of empty lines", badLog, "want '{'", func(f *forger) { f.put(lines(f.header("generation")), fill('\n', gib)) }},
 		{"spaces before each line", badLog, "want '{'", func(f *forger) {
