@@ -147,6 +147,11 @@ func (r *repo) append(d *archive.RecordDraft, h archive.Header) {
 // forget drops generations.
 func (r *repo) forget(numbers ...uint64) {
 	r.t.Helper()
+	r.forgetAt(time.Now(), numbers...)
+}
+
+func (r *repo) forgetAt(at time.Time, numbers ...uint64) {
+	r.t.Helper()
 	record, err := r.NewRecord()
 	if err != nil {
 		r.t.Fatal(err)
@@ -156,5 +161,5 @@ func (r *repo) forget(numbers ...uint64) {
 			r.t.Fatal(err)
 		}
 	}
-	r.append(record, archive.Header{Kind: archive.KindForget, Time: time.Now()})
+	r.append(record, archive.Header{Kind: archive.KindForget, Time: at})
 }

@@ -344,10 +344,17 @@ func (s *server) failRead(node uint64, err error) fuse.Status {
 	return s.fail("read", node, err)
 }
 
-// readAt fills b from a file, or as much of it as there is before its end.
+// readAt fills b from a file, or as much of it as there is before its end. An old index
+// may be the only one to know the file, but where its bytes lie now, or that they lie
+// nowhere any more, the newest one knows.
 func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error {
+	newest := s.m.snapshots.at(0)
+	if newest == nil {
+		return index.ErrNotFound
+	}
+	defer newest.release()
 	err := s.withInode(func(db *index.DB) error {
-		n, err := db.ReadAt(r, ino, b, offset)
+		n, err := db.ReadPlaced(r, newest.db, ino, b, offset)
 		r.data = b[:n]
 		return err
 	})

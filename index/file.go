@@ -40,10 +40,11 @@ func (d *DB) Extents(i Ino, off, n int64) ([]Extent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.extents(i, node, off, n)
+	return d.extents(d, i, node, off, n)
 }
 
-func (d *DB) extents(i Ino, node inode, off, n int64) ([]Extent, error) {
+// extents is Extents with the places that another index knows.
+func (d *DB) extents(places *DB, i Ino, node inode, off, n int64) ([]Extent, error) {
 	var list []Extent
 	var placeErr error
 	err := d.spans(i, node, off, func(e archive.Extent) bool {
@@ -51,7 +52,7 @@ func (d *DB) extents(i Ino, node inode, off, n int64) ([]Extent, error) {
 			return false
 		}
 		var p Place
-		if p, placeErr = d.contentOf(i, e); placeErr != nil {
+		if p, placeErr = places.contentOf(i, e); placeErr != nil {
 			return false
 		}
 		list = append(list, Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
@@ -320,6 +321,13 @@ func (d *DB) Parts(yield func(archive.Part) bool) error {
 // ReadAt reads bytes of a file as io.ReaderAt does: less than len(b) only
 // together with an error, io.EOF at the end of the file. Holes are zeros.
 func (d *DB) ReadAt(r PartReader, i Ino, b []byte, off int64) (int, error) {
+	return d.ReadPlaced(r, d, i, b, off)
+}
+
+// ReadPlaced is ReadAt for an inode that only an older index may have: places is a
+// newer index of the same log, which knows where the contents lie now. The error wraps
+// ErrNotFound where places does not know a content, or its part was removed.
+func (d *DB) ReadPlaced(r PartReader, places *DB, i Ino, b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read inode %d: negative offset", i)
 	}
@@ -336,7 +344,7 @@ func (d *DB) ReadAt(r PartReader, i Ino, b []byte, off int64) (int, error) {
 	}
 	eof := int64(len(b)) > size-off
 	b = b[:min(int64(len(b)), size-off)]
-	n, err := d.fill(r, i, node, b, off)
+	n, err := d.fill(r, places, i, node, b, off)
 	if err != nil {
 		return n, fmt.Errorf("read inode %d at %d: %w", i, off, err)
 	}
@@ -348,8 +356,8 @@ func (d *DB) ReadAt(r PartReader, i Ino, b []byte, off int64) (int, error) {
 
 // fill fills b with the bytes of a file from off on, and returns how many are
 // good where it fails.
-func (d *DB) fill(r PartReader, i Ino, node inode, b []byte, off int64) (int, error) {
-	list, err := d.extents(i, node, off, int64(len(b)))
+func (d *DB) fill(r PartReader, places *DB, i Ino, node inode, b []byte, off int64) (int, error) {
+	list, err := d.extents(places, i, node, off, int64(len(b)))
 	if err != nil {
 		return 0, err
 	}
