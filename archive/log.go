@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/backupfs/backupfs/internal/disk"
 	"github.com/klauspost/compress/zstd"
@@ -121,6 +124,25 @@ func (r *Repository) RecordDigest(number uint64) (Digest, error) {
 		return Digest{}, fmt.Errorf("log record %d: %w", number, err)
 	}
 	return Digest(sum.Sum(nil)), nil
+}
+
+// RecordStamp changes whenever somebody puts another file in the place of a record, or
+// writes into it.
+type RecordStamp struct {
+	device, inode uint64
+	stored        int64
+	mtime         time.Time
+}
+
+// RecordStamp returns the stamp of a record, without reading it. The error wraps
+// fs.ErrNotExist where there is none.
+func (r *Repository) RecordStamp(number uint64) (RecordStamp, error) {
+	info, err := os.Lstat(r.store.path(RecordStoreName(number)))
+	if err != nil {
+		return RecordStamp{}, fmt.Errorf("log record %d: %w", number, err)
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	return RecordStamp{device: stat.Dev, inode: stat.Ino, stored: info.Size(), mtime: info.ModTime()}, nil
 }
 
 // RecordReader reads one record. It is used by one goroutine and must be closed.

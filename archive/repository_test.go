@@ -150,3 +150,37 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+// The stamp of a record tells that another one has come in its place.
+func TestRecordStamp(t *testing.T) {
+	r, err := Init(filepath.Join(t.TempDir(), "repo"), InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.RecordStamp(1); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no record: %v", err)
+	}
+	file := filepath.Join(r.Dir(), RecordStoreName(1))
+	put := func(text string) RecordStamp {
+		t.Helper()
+		if err := os.WriteFile(file+".new", []byte(text), 0o400); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+		stamp, err := r.RecordStamp(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stamp
+	}
+	first := put("one")
+	if again, err := r.RecordStamp(1); err != nil || again != first {
+		t.Errorf("the same record: %v, %v and %v", err, first, again)
+	}
+	if other := put("two"); other == first {
+		t.Errorf("another record: %v", other)
+	}
+}

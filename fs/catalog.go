@@ -87,6 +87,19 @@ func newCatalog(all []index.Generation, source string, format NameFormat, last u
 	return c, nil
 }
 
+// follows reports whether the catalog may be of the same log as an older one: it has no
+// other generations by the numbers that the older one knows.
+func (c *catalog) follows(old *catalog) bool {
+	for number, g := range c.generations {
+		before, known := old.generations[number]
+		same := known && before.Source == g.Source && before.Time.Equal(g.Time) && before.Root == g.Root
+		if number <= old.last && !same {
+			return false
+		}
+	}
+	return true
+}
+
 // listing returns the directory that a node is, nil where it is none.
 func (c *catalog) listing(node uint64) *listing {
 	if node == rootNode {

@@ -51,17 +51,19 @@ func (c *connections) interrupted() error {
 
 // newServer returns a server that shows the newest snapshot.
 func (m *Mount) newServer() *server {
-	snap := m.snapshots.at(0)
+	l := m.lineage.Load()
+	snap := l.snapshots.at(0)
 	defer snap.release()
 	s := &server{
 		readOnly: readOnly{fuse.NewDefaultRawFileSystem()},
+		lineage:  l,
 		m:        m,
 		mute:     m.mayMute(snap),
 		told:     snap.catalog,
 		ended:    make(chan struct{}),
 	}
-	s.show(snap)
-	s.pusher = &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, store: s.store}
+	s.catalog.Store(snap.catalog)
+	s.pusher = &pusher{seen: newSeen(), snapshots: &l.snapshots, parts: m.parts, store: s.store}
 	return s
 }
 
@@ -87,9 +89,9 @@ func (s *server) store(node uint64, offset int64, data []byte) fuse.Status {
 
 // show makes a server show a snapshot, if it may: what has, or may have,
 // extended attributes is not for a connection that has told the kernel that
-// there are none.
+// there are none, and another history of the log is for a new one.
 func (s *server) show(snap *snapshot) {
-	if s.mute && s.m.pinned.Number == 0 && snap.db.HasXattrs() {
+	if s.mute && s.m.pinned.Number == 0 && snap.db.HasXattrs() || s.lineage != s.m.lineage.Load() {
 		s.outdated.Store(true)
 	}
 	if s.outdated.Load() {
@@ -147,8 +149,12 @@ func (m *Mount) tryReconnect() error {
 	if err := old.giveWay(m.mountpoint, root); err != nil {
 		return err
 	}
-	m.log.once("there are extended attributes now: the mount was replaced; copies of it elsewhere (bind mounts, " +
-		"containers) show no new generations until they are made anew")
+	why := "there are extended attributes now"
+	if s.lineage != old.lineage {
+		why = "the log has lost records, and has others by their numbers"
+	}
+	m.log.once("%s: the mount was replaced; copies of it elsewhere (bind mounts, "+
+		"containers) show no new generations until they are made anew", why)
 	m.use(s)
 	return nil
 }
@@ -159,7 +165,7 @@ func (m *Mount) use(s *server) {
 	m.server.Store(s)
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
-	snap := m.snapshots.at(0)
+	snap := s.snapshots.at(0)
 	defer snap.release()
 	s.show(snap)
 }

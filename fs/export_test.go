@@ -29,7 +29,7 @@ func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load()) }
 func LastShown(r *archive.Repository, meanwhile func(refresh func() bool)) (uint64, error) {
 	m := &Mount{repository: r, log: newLogger(nil)}
 	m.connections.ended = make(chan struct{})
-	defer m.snapshots.close()
+	defer m.closeLineages()
 	if err := m.openFirst(); err != nil {
 		return 0, err
 	}
@@ -48,7 +48,7 @@ func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
 // kernel knows all files of an ascending list; the two before that one were just read,
 // and those of meanwhile are once the READ has moved its stream on.
 func (m *Mount) ReadMeanwhile(all []index.Ino, at int, meanwhile ...index.Ino) (pushed []index.Ino) {
-	p := &pusher{seen: newSeen(), snapshots: &m.snapshots, parts: m.parts, closed: true} // nothing in the background
+	p := &pusher{seen: newSeen(), snapshots: &m.lineage.Load().snapshots, parts: m.parts, closed: true} // nothing in the background
 	p.store = func(node uint64, _ int64, _ []byte) fuse.Status {
 		pushed = append(pushed, index.Ino(node))
 		return fuse.OK
@@ -58,7 +58,7 @@ func (m *Mount) ReadMeanwhile(all []index.Ino, at int, meanwhile ...index.Ino) (
 	p.read(all[at-2])
 	p.read(all[at-1])
 	pushed = nil
-	m.snapshots.mu.Lock() // whoever pushes waits for it
+	p.snapshots.mu.Lock() // whoever pushes waits for it
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
@@ -71,7 +71,7 @@ func (m *Mount) ReadMeanwhile(all []index.Ino, at int, meanwhile ...index.Ino) (
 		p.seen.read(i)
 		p.follow(i, true)
 	}
-	m.snapshots.mu.Unlock()
+	p.snapshots.mu.Unlock()
 	<-answered
 	return pushed
 }

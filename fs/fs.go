@@ -71,11 +71,11 @@ type Mount struct {
 	log        *logger
 	counters   counters
 	latency    *latency
-	marks      *marks
 	paths      *paths
 	found      atomic.Pointer[foundVersions]
 
-	snapshots   snapshots
+	lineage     atomic.Pointer[lineage] // of the log as it is; changed under refreshes.mu
+	past        []*lineage              // those before it, which old connections show; guarded by refreshes.mu
 	refreshes   refreshes
 	connections connections
 	server      atomic.Pointer[server] // of the connection that is mounted; nil at first
@@ -87,9 +87,11 @@ type Mount struct {
 // refreshes is the state of bringing the mount up to the log's end.
 type refreshes struct {
 	mu      sync.Mutex
-	number  atomic.Uint64 // of the newest log record that is shown; changed under mu
-	retry   time.Duration // pause after the last failure; 0: there was none
-	retryAt time.Time     // when that is over
+	number  atomic.Uint64       // of the newest log record that is shown; changed under mu
+	stamp   archive.RecordStamp // of that record
+	end     uint64              // least number with which the log ended since
+	retry   time.Duration       // pause after the last failure; 0: there was none
+	retryAt time.Time           // when that is over
 }
 
 // New mounts a repository at mountpoint, an absolute path of a directory, and
@@ -112,13 +114,12 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 		owner:      *fuse.CurrentOwner(),
 		log:        newLogger(o.Log),
 		latency:    newLatency(),
-		marks:      newMarks(),
 		paths:      newPaths(maxPaths),
 		done:       make(chan struct{}),
 	}
 	m.connections.ended = make(chan struct{})
 	if err := m.openFirst(); err != nil {
-		m.snapshots.close()
+		m.closeLineages()
 		return nil, err
 	}
 	m.parts = newParts(r.Store(), o)
@@ -132,6 +133,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 // openFirst opens the index for the first time, and finds the source and the
 // generation that the options name.
 func (m *Mount) openFirst() error {
+	m.lineage.Store(newLineage())
 	snap, err := m.openSnapshot(true)
 	if err != nil {
 		return err
@@ -148,7 +150,7 @@ func (m *Mount) openFirst() error {
 		return nil
 	}
 	m.pinned, err = findGeneration(all, m.options.Source, m.options.Generation)
-	m.snapshots.pinned = m.pinned.Number
+	m.lineage.Load().snapshots.pinned = m.pinned.Number
 	return err
 }
 
@@ -172,8 +174,16 @@ func (m *Mount) run() {
 }
 
 func (m *Mount) release() {
-	m.snapshots.close()
+	m.closeLineages()
 	_ = m.parts.Close() // it was only read from
+}
+
+func (m *Mount) closeLineages() {
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	for _, l := range append(m.past, m.lineage.Load()) {
+		l.snapshots.close()
+	}
 }
 
 // Wait returns when the mount has ended, by Unmount or from outside.

@@ -115,7 +115,7 @@ func (s *server) readListing(node, offset uint64, out entryList) fuse.Status {
 // for later ones, so that reading a directory in pieces takes time in
 // proportion to its entries.
 func (s *server) readPlace(node uint64, p place, behind int64, out entryList) error {
-	at := s.m.marks.nearest(node, behind)
+	at := s.marks.nearest(node, behind)
 	if at.end {
 		return nil
 	}
@@ -127,7 +127,7 @@ func (s *server) readPlace(node uint64, p place, behind int64, out entryList) er
 		}
 		at = mark{passed: at.passed + 1, name: e.Name}
 		if at.passed%marksEvery == 0 {
-			s.m.marks.add(node, at)
+			s.marks.add(node, at)
 		}
 		return true
 	})
@@ -140,7 +140,7 @@ func (s *server) readPlace(node uint64, p place, behind int64, out entryList) er
 		}
 		at.end = true
 	}
-	s.m.marks.add(node, at)
+	s.marks.add(node, at)
 	return nil
 }
 

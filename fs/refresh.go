@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"syscall"
 	"time"
@@ -47,11 +48,19 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 // show makes a snapshot the newest: first for who knows what to look for, then for
 // all, and then it is said.
 func (m *Mount) show(s *snapshot) {
-	m.snapshots.push(s)
+	m.lineage.Load().snapshots.push(s)
+	m.announce(s)
+}
+
+// announce makes known what the newest snapshot is.
+func (m *Mount) announce(s *snapshot) {
 	if server := m.server.Load(); server != nil {
 		server.show(s)
 	}
-	m.refreshes.number.Store(s.db.Number())
+	r := &m.refreshes
+	r.stamp, _ = m.repository.RecordStamp(s.db.Number()) // without one the record is looked at again
+	r.end = s.db.Number()
+	r.number.Store(s.db.Number())
 }
 
 // replaced is a catalog whose generations are still found for a moment: until
@@ -88,6 +97,9 @@ func (m *Mount) refresh(seen uint64) bool {
 		return false
 	}
 	s, err := m.openNewer()
+	if errors.Is(err, errOtherHistory) {
+		err = m.startOver(err)
+	}
 	if errors.Is(err, errEnded) {
 		return false
 	}
@@ -103,46 +115,125 @@ func (m *Mount) refresh(seen uint64) bool {
 	return true
 }
 
+// errOtherHistory says that what is shown is not, or not any more, in the log.
+var errOtherHistory = errors.New("the log has lost records that are shown, and has others by their numbers")
+
 // openNewer opens a newer snapshot, nil where the log has no new record, or only a
 // checkpoint, which changes nothing: its index, which has to be made from the ground,
-// is left to whoever made it.
+// is left to whoever made it. The error is errOtherHistory where the log does not go on
+// from what is shown.
 func (m *Mount) openNewer() (*snapshot, error) {
-	shown := m.refreshes.number.Load()
-	kind, err := m.kindOf(shown + 1)
+	newest := m.lineage.Load().snapshots.at(0)
+	if newest == nil {
+		return nil, errEnded
+	}
+	defer newest.release()
+	shown := newest.db.Number()
+	next, err := m.headerOf(shown + 1)
 	if errors.Is(err, fs.ErrNotExist) {
-		return m.openBehind(shown)
+		return m.openBehind(newest)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if kind == archive.KindCheckpoint && !index.Published(m.repository, shown+1) {
-		if _, err := m.kindOf(shown + 2); errors.Is(err, fs.ErrNotExist) {
+	if next.Previous != newest.db.RecordDigest() || shown == 0 && !m.sameRepository() {
+		return nil, errOtherHistory
+	}
+	if next.Kind == archive.KindCheckpoint && !index.Published(m.repository, shown+1) {
+		if _, err := m.headerOf(shown + 2); errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 	}
 	return m.openSnapshot(false)
 }
 
-// openBehind is openNewer where the next record is not there. The records may be gone
-// up to a checkpoint, the one of the snapshot that is shown with them.
-func (m *Mount) openBehind(shown uint64) (*snapshot, error) {
-	if _, err := m.kindOf(shown); !errors.Is(err, fs.ErrNotExist) {
+// openBehind is openNewer where the record behind the newest snapshot is not there. The
+// records may be gone up to a checkpoint, the one of that snapshot with them.
+func (m *Mount) openBehind(newest *snapshot) (*snapshot, error) {
+	shown := newest.db.Number()
+	stamp, err := m.repository.RecordStamp(shown)
+	if err == nil {
+		return nil, m.checkShown(newest, stamp)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	last, err := m.repository.Last()
-	if err != nil || last <= shown {
+	if err != nil {
 		return nil, err
 	}
-	return m.openSnapshot(false)
+	if last <= shown {
+		return nil, m.checkEnd(last)
+	}
+	s, err := m.openSnapshot(false)
+	if err == nil && !s.follows(newest.catalog) {
+		s.release()
+		return nil, errOtherHistory
+	}
+	return s, err
 }
 
-// kindOf returns the kind of a log record.
-func (m *Mount) kindOf(number uint64) (archive.Kind, error) {
+// checkShown checks that the record of the newest snapshot is the one that it was made
+// from. It is read only where its stamp has changed. One that is damaged is no other.
+func (m *Mount) checkShown(newest *snapshot, stamp archive.RecordStamp) error {
+	r := &m.refreshes
+	if stamp != r.stamp {
+		digest, err := m.repository.ReadRecord(newest.db.Number())
+		if err == nil && digest != newest.db.RecordDigest() {
+			return errOtherHistory
+		}
+		r.stamp = stamp
+	}
+	r.end = newest.db.Number()
+	return nil
+}
+
+// checkEnd is told that the log ends before what is shown. That stays, for somebody may
+// need it, until the log grows again. Where the log is empty, its disk may not be
+// mounted for the moment.
+func (m *Mount) checkEnd(last uint64) error {
+	end := m.refreshes.end
+	if last > end || last < end && last > 0 && !m.sameRepository() {
+		return errOtherHistory
+	}
+	m.refreshes.end = last
+	return nil
+}
+
+// startOver makes what the log says now the newest, for a connection that poll puts in
+// the place of the mounted one. Where that cannot be, the mount goes on with what it
+// shows, and the error says so.
+func (m *Mount) startOver(why error) error {
+	if m.pinned.Number != 0 || !canReconnect() || !m.sameRepository() {
+		return fmt.Errorf("%w: unmount, and mount it anew", why)
+	}
+	s, err := m.openSnapshot(false)
+	if err != nil {
+		return err
+	}
+	l := newLineage()
+	l.snapshots.push(s)
+	m.past = append(m.past, m.lineage.Swap(l))
+	m.announce(s)
+	return nil
+}
+
+// sameRepository reports whether the repository is still the one that was mounted.
+func (m *Mount) sameRepository() bool {
+	now, err := archive.Open(m.repository.Dir())
+	if err != nil {
+		return false
+	}
+	defer now.Close()
+	return now.ID == m.repository.ID
+}
+
+func (m *Mount) headerOf(number uint64) (archive.Header, error) {
 	record, err := m.repository.OpenRecord(number)
 	if err != nil {
-		return "", err
+		return archive.Header{}, err
 	}
-	return record.Header().Kind, record.Close()
+	return record.Header(), record.Close()
 }
 
 func (m *Mount) failRefresh(err error) {
@@ -169,7 +260,7 @@ func (m *Mount) poll() {
 			continue
 		case <-tick.C:
 		}
-		m.snapshots.forget()
+		m.lineage.Load().snapshots.forget()
 		m.refresh(m.refreshes.number.Load())
 		if m.server.Load().outdated.Load() {
 			m.reconnect()

@@ -33,6 +33,7 @@ const maxName = 255
 // refused by readOnly.
 type server struct {
 	readOnly
+	*lineage
 	m         *Mount
 	fuse      *fuse.Server
 	pusher    *pusher
@@ -40,7 +41,7 @@ type server struct {
 	// mute says that requests for extended attributes are answered with ENOSYS.
 	// The kernel makes no more of them then, in all of the connection's life.
 	mute     bool
-	outdated atomic.Bool // there may be attributes all the same: shows nothing newer
+	outdated atomic.Bool // there may be attributes all the same, or the log has another history: shows nothing newer
 	device   uint64      // of its files
 	catalog  atomic.Pointer[catalog]
 	before   atomic.Pointer[replaced] // what was shown before; nil at first
@@ -82,7 +83,7 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if generation > s.catalog.Load().last {
 		return place{}, errStale // it is for the connection that replaces this one
 	}
-	snap := s.m.snapshots.of(generation)
+	snap := s.snapshots.of(generation)
 	if snap == nil {
 		return place{}, errStale
 	}
@@ -112,7 +113,7 @@ func (s *server) isListing(node uint64) bool {
 func (s *server) withInode(f func(db *index.DB) error) error {
 	err := index.ErrNotFound
 	for k := 0; errors.Is(err, index.ErrNotFound); k++ {
-		snap := s.m.snapshots.at(k)
+		snap := s.snapshots.at(k)
 		if snap == nil {
 			return err
 		}
@@ -271,7 +272,7 @@ func (s *server) linkAttr(node, generation uint64, out *fuse.Attr) fuse.Status {
 }
 
 func (s *server) generation(number uint64) (index.Generation, bool) {
-	snap := s.m.snapshots.of(number)
+	snap := s.snapshots.of(number)
 	if snap == nil {
 		return index.Generation{}, false
 	}
@@ -348,7 +349,7 @@ func (s *server) failRead(node uint64, err error) fuse.Status {
 // may be the only one to know the file, but where its bytes lie now, or that they lie
 // nowhere any more, the newest one knows.
 func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error {
-	newest := s.m.snapshots.at(0)
+	newest := s.snapshots.at(0)
 	if newest == nil {
 		return index.ErrNotFound
 	}
@@ -404,7 +405,7 @@ func (s *server) Forget(node, _ uint64) {
 // StatFs implements fuse.RawFileSystem: as the size the raw bytes of all parts,
 // as what is used of it their stored bytes.
 func (s *server) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	snap := s.m.snapshots.at(0)
+	snap := s.snapshots.at(0)
 	if snap == nil {
 		return fuse.EIO
 	}
@@ -460,7 +461,7 @@ func (s *server) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest
 // hasLabels reports whether any file has a label of SELinux. Programs that hear that
 // a file system keeps none do not ask for those of its other files.
 func (s *server) hasLabels() bool {
-	snap := s.m.snapshots.at(0)
+	snap := s.snapshots.at(0)
 	if snap == nil {
 		return true
 	}

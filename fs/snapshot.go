@@ -12,6 +12,16 @@ import (
 // that know a generation which was dropped since.
 const keptSnapshots = 3
 
+// lineage is what is known of one history of the log: indexes of which each goes on
+// from the one before, and what is remembered by the numbers that they give. A log that
+// has lost records gives their numbers anew, and has another history then.
+type lineage struct {
+	snapshots snapshots
+	marks     *marks
+}
+
+func newLineage() *lineage { return &lineage{marks: newMarks()} }
+
 // snapshot is an index and the catalog that belongs to it. It is closed with
 // its last reference.
 type snapshot struct {

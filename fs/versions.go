@@ -33,7 +33,7 @@ func (s *server) history(node uint64) (history, fuse.Status) {
 	if p == nil {
 		return history{}, errStale // it comes back when its path is looked up again
 	}
-	snap := s.m.snapshots.at(0)
+	snap := s.snapshots.at(0)
 	if snap == nil {
 		return history{}, errStale
 	}
