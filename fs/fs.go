@@ -90,8 +90,9 @@ type refreshes struct {
 	number  atomic.Uint64       // of the newest log record that is shown; changed under mu
 	stamp   archive.RecordStamp // of that record
 	end     uint64              // least number with which the log ended since
-	retry   time.Duration       // pause after the last failure; 0: there was none
-	retryAt time.Time           // when that is over
+	retry   backoff             // after a failure
+	damaged atomic.Bool         // a request has found the index damaged
+	reopen  backoff             // after it was opened anew for that
 }
 
 // New mounts a repository at mountpoint, an absolute path of a directory, and

@@ -1152,6 +1152,37 @@ func TestDamagedRecordIsLoggedOnce(t *testing.T) {
 	wantContent(t, mnt+"/latest/f", "x")
 }
 
+// An index that is damaged under a mount is replaced without a new generation.
+func TestDamagedIndexIsOpenedAnew(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("d")
+	d.file("d/f", "x")
+	name := d.commit("2026-11-21T03:00:00Z")
+	mnt, log, _ := mounted(t, r, fs.Options{})
+	path := filepath.Join(mnt, name, "d/f")
+	tables, err := filepath.Glob(r.IndexDir() + "/*/*.sst")
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("tables: %q, %v", tables, err)
+	}
+	for _, table := range tables {
+		if err := os.Truncate(table, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(1200 * time.Millisecond) // what was decoded of it is let go
+	_, err = os.ReadFile(path)
+	wantErrno(t, "while the index is damaged", err, unix.EIO)
+	within(t, "the index made anew", func() bool { return exists(path) })
+	wantContent(t, path, "x")
+	wantNames(t, mnt, name, "latest")
+	for _, text := range log.all() {
+		if !strings.Contains(text, "index damaged") && !strings.Contains(text, "index 1 is not used") {
+			t.Errorf("logged: %s", text)
+		}
+	}
+}
+
 func TestReadersWhileGenerationsComeAndGo(t *testing.T) {
 	r := newRepo(t)
 	content := func(i int) string { return strings.Repeat(fmt.Sprintf("%08d", i), 10_000) }

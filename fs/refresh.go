@@ -11,12 +11,27 @@ import (
 	"github.com/backupfs/backupfs/index"
 )
 
-// After a failure the log is left alone for a while: a second at first, and up
-// to maxRetry, because trying may mean to read much of the log.
+// backoff is the pause between attempts that may fail: minRetry at first, and up to
+// maxRetry, because trying may mean to read much of the log, or of an index. The zero
+// value is no pause.
+type backoff struct {
+	pause time.Duration // since the last attempt
+	until time.Time     // when it is over
+}
+
 const (
 	minRetry = time.Second
 	maxRetry = 5 * time.Minute
 )
+
+// begin begins a pause, twice as long as the one before.
+func (b *backoff) begin() {
+	b.pause = min(max(2*b.pause, minRetry), maxRetry)
+	b.until = time.Now().Add(b.pause)
+}
+
+// lasts reports whether the pause is not over.
+func (b *backoff) lasts() bool { return time.Now().Before(b.until) }
 
 // grace is how long a dropped generation is still found by its name.
 const grace = time.Second
@@ -93,7 +108,7 @@ func (m *Mount) refresh(seen uint64) bool {
 	if m.refreshes.number.Load() > seen {
 		return true // somebody else was faster
 	}
-	if time.Now().Before(m.refreshes.retryAt) {
+	if m.refreshes.retry.lasts() {
 		return false
 	}
 	s, err := m.openNewer()
@@ -107,12 +122,37 @@ func (m *Mount) refresh(seen uint64) bool {
 		m.failRefresh(err)
 		return false
 	}
-	m.refreshes.retry = 0
+	m.refreshes.retry = backoff{}
 	if s == nil {
 		return false
 	}
+	m.refreshes.reopen = backoff{}
 	m.show(s)
 	return true
+}
+
+// reopen opens the index of what is shown anew after a request has found it damaged:
+// somebody may have rebuilt it, or else index.Open does. Nothing else is shown then.
+func (m *Mount) reopen() {
+	r := &m.refreshes
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	newest := m.lineage.Load().snapshots.at(0)
+	defer newest.release()
+	if !r.damaged.Load() || r.reopen.lasts() {
+		return
+	}
+	r.damaged.Store(false)
+	r.reopen.begin()
+	s, err := m.openSnapshot(true)
+	switch {
+	case err != nil:
+		m.log.once("the index, which is damaged, cannot be opened anew: %v", err)
+	case s.db.RecordDigest() != newest.db.RecordDigest(): // refresh shows it, if it may
+		s.release()
+	default:
+		m.show(s)
+	}
 }
 
 // errOtherHistory says that what is shown is not, or not any more, in the log.
@@ -239,11 +279,10 @@ func (m *Mount) headerOf(number uint64) (archive.Header, error) {
 func (m *Mount) failRefresh(err error) {
 	m.counters.refreshFailures.Add(1)
 	r := &m.refreshes
-	if r.retry == 0 {
+	if r.retry.pause == 0 {
 		m.log.print("new generations are not shown: %v", err)
 	}
-	r.retry = min(max(2*r.retry, minRetry), maxRetry)
-	r.retryAt = time.Now().Add(r.retry)
+	r.retry.begin()
 }
 
 // poll keeps the mount up to date until its last connection has ended.
@@ -262,6 +301,7 @@ func (m *Mount) poll() {
 		}
 		m.lineage.Load().snapshots.forget()
 		m.refresh(m.refreshes.number.Load())
+		m.reopen()
 		if m.server.Load().outdated.Load() {
 			m.reconnect()
 		}

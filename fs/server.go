@@ -125,9 +125,18 @@ func (s *server) withInode(f func(db *index.DB) error) error {
 
 // fail logs an error and returns what the kernel is told.
 func (s *server) fail(op string, node uint64, err error) fuse.Status {
-	s.m.counters.failures.Add(1)
+	s.countFailure(err)
 	s.m.log.once("%s of inode %d failed: %v (find %s -inum %d: its names)", op, node, err, s.m.mountpoint, node)
 	return fuse.EIO
+}
+
+// countFailure counts an error that is answered with EIO. An index that is damaged is
+// opened anew.
+func (s *server) countFailure(err error) {
+	s.m.counters.failures.Add(1)
+	if errors.Is(err, index.ErrDamaged) {
+		s.m.refreshes.damaged.Store(true)
+	}
 }
 
 // Lookup implements fuse.RawFileSystem.

@@ -87,7 +87,7 @@ type foundVersions struct {
 }
 
 func (s *server) failVersions(op, path string, err error) fuse.Status {
-	s.m.counters.failures.Add(1)
+	s.countFailure(err)
 	s.m.log.once("%s of %s/%q failed: %v", op, versionsName, path, err)
 	return fuse.EIO
 }
