@@ -66,11 +66,6 @@ func TestCompactionBehindADroppedGeneration(t *testing.T) {
 	d.commit("2026-11-21T04:00:00Z")
 	mnt, log, m := mounted(t, r, fs.Options{})
 	f, only := stat(t, mnt+"/"+first+"/f").Ino, stat(t, mnt+"/"+first+"/only").Ino
-	part := onlyPart(t, r)
-	name, ok := archive.ParsePartStoreName(strings.TrimPrefix(part, r.Dir()+"/"))
-	if !ok {
-		t.Fatal(part)
-	}
 
 	check := func(when string) {
 		t.Helper()
@@ -84,7 +79,7 @@ func TestCompactionBehindADroppedGeneration(t *testing.T) {
 	}
 	r.forgetAt(time.Now().AddDate(0, 0, -1), 1)
 	m.Refresh()
-	r.compact(name, moved)
+	r.compact(partName(t, r), moved)
 	check("after the compaction")
 
 	db, err := index.Shrink(r.Repository, index.Options{})
@@ -101,4 +96,52 @@ func TestCompactionBehindADroppedGeneration(t *testing.T) {
 		t.Errorf("%d failures", n)
 	}
 	log.wantNone(t)
+}
+
+// A READ that finds its part gone does not wait for a failure long ago, nor for one of
+// this moment if there is an index since.
+func TestReadPressesAfterAFailure(t *testing.T) {
+	for name, meanwhile := range map[string]func(r *repo){
+		"a second later": func(*repo) { time.Sleep(1100 * time.Millisecond) },
+		"with an index":  func(r *repo) { openIndex(t, r) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRepo(t)
+			data := strings.Repeat("data", 10_000)
+			d := r.begin("")
+			d.file("f", data)
+			d.commit("2026-11-21T03:00:00Z")
+			mnt, _, m := mounted(t, r, fs.Options{})
+			f := stat(t, mnt+"/latest/f").Ino
+			m.FailRefresh()
+			r.compact(partName(t, r), data)
+			meanwhile(r)
+			if got, status := readNode(m, f, len(data)); got != data || !status.Ok() {
+				t.Errorf("%d bytes, %v", len(got), status)
+			}
+		})
+	}
+}
+
+// openIndex publishes the index of the whole log.
+func openIndex(t *testing.T, r *repo) {
+	t.Helper()
+	db, err := index.Open(r.Repository, index.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// partName returns the name of the only part.
+func partName(t *testing.T, r *repo) archive.Digest {
+	t.Helper()
+	part := onlyPart(t, r)
+	name, ok := archive.ParsePartStoreName(strings.TrimPrefix(part, r.Dir()+"/"))
+	if !ok {
+		t.Fatal(part)
+	}
+	return name
 }

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"runtime"
 
 	"github.com/backupfs/backupfs/archive"
@@ -22,7 +23,15 @@ func (m *Mount) LimitPaths(n int) {
 func CanReconnect() bool { return canReconnect() }
 
 // Refresh shows what was committed, and reports whether there was something.
-func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load()) }
+func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load(), true) }
+
+// FailRefresh makes the mount leave the log alone, as it does after many failures.
+func (m *Mount) FailRefresh() {
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	m.refreshes.retry.pause = maxRetry
+	m.failRefresh(errors.New("a failure of the test"))
+}
 
 // LastShown makes a connection, which is mounted nowhere, calls meanwhile before it
 // counts as mounted, and returns the number of the newest record that it shows.

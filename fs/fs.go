@@ -91,6 +91,8 @@ type refreshes struct {
 	stamp   archive.RecordStamp // of that record
 	end     uint64              // least number with which the log ended since
 	retry   backoff             // after a failure
+	failed  time.Time           // when the last one was
+	newest  uint64              // number of the newest published index then
 	damaged atomic.Bool         // a request has found the index damaged
 	reopen  backoff             // after it was opened anew for that
 }

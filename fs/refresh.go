@@ -101,14 +101,15 @@ func (s *server) justDropped(node uint64, name string) (listed, bool) {
 
 // refresh shows what was committed since the last time, and reports whether more is
 // shown then than was up to the record seen. Readers in flight go on with what they
-// have. A failure changes nothing and is logged once.
-func (m *Mount) refresh(seen uint64) bool {
+// have. A failure changes nothing and is logged once. pressing is set where a request
+// fails without something newer.
+func (m *Mount) refresh(seen uint64, pressing bool) bool {
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
 	if m.refreshes.number.Load() > seen {
 		return true // somebody else was faster
 	}
-	if m.refreshes.retry.lasts() {
+	if m.refreshes.retry.lasts() && (!pressing || !m.mayPress()) {
 		return false
 	}
 	s, err := m.openNewer()
@@ -129,6 +130,13 @@ func (m *Mount) refresh(seen uint64) bool {
 	m.refreshes.reopen = backoff{}
 	m.show(s)
 	return true
+}
+
+// mayPress reports whether what is pressing need not wait for the end of the pause after
+// a failure: that was a while ago, or there is an index that was not there then.
+func (m *Mount) mayPress() bool {
+	r := &m.refreshes
+	return time.Since(r.failed) >= minRetry || index.Newest(m.repository) > r.newest
 }
 
 // reopen opens the index of what is shown anew after a request has found it damaged:
@@ -282,7 +290,10 @@ func (m *Mount) failRefresh(err error) {
 	if r.retry.pause == 0 {
 		m.log.print("new generations are not shown: %v", err)
 	}
-	r.retry.begin()
+	if !r.retry.lasts() {
+		r.retry.begin()
+	}
+	r.failed, r.newest = time.Now(), index.Newest(m.repository)
 }
 
 // poll keeps the mount up to date until its last connection has ended.
@@ -300,7 +311,7 @@ func (m *Mount) poll() {
 		case <-tick.C:
 		}
 		m.lineage.Load().snapshots.forget()
-		m.refresh(m.refreshes.number.Load())
+		m.refresh(m.refreshes.number.Load(), false)
 		m.reopen()
 		if m.server.Load().outdated.Load() {
 			m.reconnect()

@@ -219,6 +219,16 @@ func Published(r *archive.Repository, number uint64) bool {
 	return err == nil
 }
 
+// Newest returns the number of the newest sealed index that the repository has, sound or
+// not, 0 where none is seen.
+func Newest(r *archive.Repository) uint64 {
+	numbers, err := listIn(r.IndexDir())
+	if err != nil || len(numbers) == 0 {
+		return 0
+	}
+	return numbers[0]
+}
+
 func dirName(number uint64) string { return fmt.Sprintf("%012d", number) }
 
 func (p *opener) dir(number uint64) string { return filepath.Join(p.r.IndexDir(), dirName(number)) }
