@@ -224,7 +224,18 @@ func (s *server) isAt(path string) bool {
 		return false
 	}
 	defer unix.Close(root)
-	return deviceOf(root) == s.device
+	return s.has(root)
+}
+
+// has reports whether what is open belongs to the server's mount. The kernel gives the
+// device of a server that has ended to others.
+func (s *server) has(fd int) bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return deviceOf(fd) == s.device
+	}
 }
 
 // giveWay puts the mount whose root is given in the place of the server's own,
@@ -238,7 +249,7 @@ func (s *server) giveWay(path string, root int) error {
 		return err
 	}
 	defer unix.Close(old)
-	if deviceOf(old) != s.device {
+	if !s.has(old) {
 		return errEnded
 	}
 	if err := moveBeneath(root, old); err != nil {
