@@ -23,7 +23,11 @@ type repo struct {
 
 func newRepo(t testing.TB) *repo {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "repo")
+	return newRepoAt(t, filepath.Join(t.TempDir(), "repo"))
+}
+
+func newRepoAt(t testing.TB, dir string) *repo {
+	t.Helper()
 	r, err := archive.Init(dir, archive.InitOptions{})
 	if err != nil {
 		t.Fatal(err)

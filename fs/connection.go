@@ -74,7 +74,7 @@ func (m *Mount) mayMute(snap *snapshot) bool {
 	if snap.db.HasXattrs() || len(snap.generations) == 0 {
 		return false
 	}
-	return m.pinned.Number != 0 || canReconnect()
+	return m.pinned.Number != 0 || canReconnect(m.mountOptions())
 }
 
 // store stores a file's content in the kernel's page cache.
@@ -127,11 +127,19 @@ func (m *Mount) connect() (*server, error) {
 // reconnect puts a new connection in the place of the one that is mounted,
 // which is outdated. The old one goes on serving what is open in it, and ends
 // when that is let go. Where it is not there for the moment, because something
-// else is mounted over it, nothing happens.
+// else is mounted over it, nothing happens. After a failure it is let be for a while.
 func (m *Mount) reconnect() {
-	if err := m.tryReconnect(); err != nil {
-		m.log.once("new generations are not shown: mount over the old connection: %v", err)
+	if m.reconnects.lasts() {
+		return
 	}
+	err := m.tryReconnect()
+	if err == nil {
+		m.reconnects = backoff{}
+		return
+	}
+	m.counters.refreshFailures.Add(1)
+	m.reconnects.begin()
+	m.log.once("new generations are not shown: mount over the old connection: %v", err)
 }
 
 func (m *Mount) tryReconnect() error {

@@ -184,6 +184,26 @@ func TestXattrsAppearInAnEmptyRepository(t *testing.T) {
 	log.wantNone(t)
 }
 
+// A mount of a repository whose path the kernel takes for too long is replaced as well.
+func TestXattrsAppearBehindALongPath(t *testing.T) {
+	canReplace(t)
+	above := filepath.Join(t.TempDir(), strings.Repeat("a", 200), strings.Repeat("b", 200))
+	if err := os.MkdirAll(above, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := newRepoAt(t, filepath.Join(above, "repo"))
+	r.begin("").commit("2026-11-21T03:00:00Z")
+	mnt, log := mount(t, r, fs.Options{})
+	commitXattr(r, "x", "2026-11-21T04:00:00Z")
+	within(t, "the attribute", func() bool {
+		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
+		return err == nil
+	})
+	if said := log.all(); len(said) != 1 || !strings.Contains(said[0], "the mount was replaced") {
+		t.Errorf("logged %q", said)
+	}
+}
+
 // What is committed and noticed while the mount is being made, by a READ that fails, is
 // shown in it.
 func TestGenerationDuringMount(t *testing.T) {

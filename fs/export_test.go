@@ -20,7 +20,7 @@ func (m *Mount) LimitPaths(n int) {
 }
 
 // CanReconnect reports whether a connection can be replaced.
-func CanReconnect() bool { return canReconnect() }
+func CanReconnect() bool { return canReconnect(&fuse.MountOptions{Name: typeName, FsName: "test"}) }
 
 // Refresh shows what was committed, and reports whether there was something.
 func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load(), true) }

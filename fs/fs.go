@@ -77,6 +77,7 @@ type Mount struct {
 	lineage     atomic.Pointer[lineage] // of the log as it is; changed under refreshes.mu
 	past        []*lineage              // those before it, which old connections show; guarded by refreshes.mu
 	refreshes   refreshes
+	reconnects  backoff // after a failure; used by poll
 	connections connections
 	server      atomic.Pointer[server] // of the connection that is mounted; nil at first
 	mountMu     sync.Mutex             // held by who changes what is mounted

@@ -66,12 +66,19 @@ func raiseReadAhead(device uint64) {
 	_ = os.WriteFile(file, []byte(strconv.Itoa(maxRead>>10)), 0)
 }
 
-// canReconnect reports whether a mount can be put beneath another one: by root,
-// on Linux 6.5 or later.
-func canReconnect() bool {
+// canReconnect reports whether a mount with those options can be made, and be put
+// beneath another one: by root, on Linux 6.5 or later.
+func canReconnect(o *fuse.MountOptions) bool {
 	// Who may not, or does not know the flag, says so before it looks at the
 	// descriptors.
-	return os.Geteuid() == 0 && errors.Is(moveBeneath(-1, -1), unix.EBADF)
+	if os.Geteuid() != 0 || !errors.Is(moveBeneath(-1, -1), unix.EBADF) {
+		return false
+	}
+	connection, root, err := mountDetached(o)
+	if err != nil {
+		return false
+	}
+	return errors.Join(unix.Close(connection), unix.Close(root)) == nil
 }
 
 // moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h.
@@ -153,7 +160,7 @@ func newMount(connection int, o *fuse.MountOptions) (root int, err error) {
 		}
 	}
 	for name, value := range map[string]string{
-		"source":   o.FsName,
+		"source":   shortened(o.FsName),
 		"subtype":  o.Name,
 		"fd":       strconv.Itoa(connection),
 		"rootmode": strconv.FormatInt(unix.S_IFDIR, 8),
@@ -169,6 +176,18 @@ func newMount(connection int, o *fuse.MountOptions) (root int, err error) {
 		return 0, err
 	}
 	return unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, attributes)
+}
+
+// maxSetting is how many bytes a value that fsconfig(2) sets may have.
+const maxSetting = 255
+
+// shortened returns the end of what is too long for fsconfig(2).
+func shortened(value string) string {
+	const dots = "..."
+	if len(value) <= maxSetting {
+		return value
+	}
+	return dots + value[len(value)-maxSetting+len(dots):]
 }
 
 // refusePolls makes the kernel know that files of a connection need no polling,

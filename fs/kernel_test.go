@@ -1,6 +1,9 @@
 package fs
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestParseMount(t *testing.T) {
 	const line = `98 20 0:44 / /mnt/a\040b\134c ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0`
@@ -11,6 +14,18 @@ func TestParseMount(t *testing.T) {
 	for _, bad := range []string{"", "1 2 3", "98 20 0:44 / - ext4 /dev/sda"} {
 		if _, _, ok := parseMount(bad); ok {
 			t.Errorf("%q is taken for a mount", bad)
+		}
+	}
+}
+
+func TestShortened(t *testing.T) {
+	for value, want := range map[string]string{
+		"":                                 "",
+		strings.Repeat("x", 255):           strings.Repeat("x", 255),
+		strings.Repeat("x", 255) + "/repo": "..." + strings.Repeat("x", 247) + "/repo",
+	} {
+		if got := shortened(value); got != want {
+			t.Errorf("%q is shortened to %q", value, got)
 		}
 	}
 }

@@ -252,7 +252,7 @@ func (m *Mount) checkEnd(last uint64) error {
 // the place of the mounted one. Where that cannot be, the mount goes on with what it
 // shows, and the error says so.
 func (m *Mount) startOver(why error) error {
-	if m.pinned.Number != 0 || !canReconnect() || !m.sameRepository() {
+	if m.pinned.Number != 0 || !canReconnect(m.mountOptions()) || !m.sameRepository() {
 		return fmt.Errorf("%w: unmount, and mount it anew", why)
 	}
 	s, err := m.openSnapshot(false)

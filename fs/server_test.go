@@ -2,8 +2,11 @@ package fs
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/backupfs/backupfs/archive"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,5 +28,41 @@ func TestEndedServerIsNowhere(t *testing.T) {
 	}
 	if err := s.giveWay(dir, root); !errors.Is(err, errEnded) {
 		t.Errorf("it gives way: %v", err)
+	}
+}
+
+// A failure to replace the mount is counted, and not repeated at once.
+func TestReconnectBacksOff(t *testing.T) {
+	r, err := archive.Init(filepath.Join(t.TempDir(), "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	m := &Mount{repository: r, mountpoint: t.TempDir(), log: newLogger(nil)}
+	m.connections.ended = make(chan struct{})
+	if err := m.openFirst(); err != nil {
+		t.Fatal(err)
+	}
+	defer m.closeLineages()
+	root, err := openMount(m.mountpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	s := m.newServer()
+	s.device = deviceOf(root) // of what is no mount, and so cannot be replaced
+	m.server.Store(s)
+	m.connections.add()
+	defer m.connections.done()
+	for range 3 {
+		m.reconnect()
+	}
+	if n := m.counters.refreshFailures.Load(); n != 1 {
+		t.Errorf("%d failures are counted", n)
+	}
+	m.reconnects.until = time.Time{}
+	m.reconnect()
+	if n := m.counters.refreshFailures.Load(); n != 2 || m.reconnects.pause != 2*minRetry {
+		t.Errorf("%d failures are counted, and the pause is %s", n, m.reconnects.pause)
 	}
 }
