@@ -322,13 +322,27 @@ func (m *Mount) poll() {
 
 // tellKernel makes the kernel drop what it remembers of listings that changed.
 // It would do so by itself after a moment; this is for those who look sooner.
-// No lock is held here: the kernel may wait for an answer of ours first.
+// The kernel may wait for an answer of ours first, or for ever for a program that reads a
+// listing into memory that it does not get. So it is told in the background, of one
+// change at a time.
 func (s *server) tellKernel() {
+	if !s.telling.TryLock() {
+		return
+	}
 	before, now := s.told, s.catalog.Load()
 	if s.m.pinned.Number != 0 || now == before {
+		s.telling.Unlock()
 		return
 	}
 	s.told = now
+	go func() {
+		defer s.telling.Unlock()
+		s.tellListings(before, now)
+	}()
+}
+
+// tellListings compares two states of all listings.
+func (s *server) tellListings(before, now *catalog) {
 	s.tellListing(before.root, now.root)
 	for node, l := range before.sources {
 		s.tellListing(l, now.sources[node])

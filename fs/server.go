@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -45,7 +46,8 @@ type server struct {
 	device   uint64      // of its files
 	catalog  atomic.Pointer[catalog]
 	before   atomic.Pointer[replaced] // what was shown before; nil at first
-	told     *catalog                 // what the kernel knows of; used by poll
+	telling  sync.Mutex               // held while the kernel is told of changes
+	told     *catalog                 // what the kernel knows of; guarded by telling
 	ended    chan struct{}            // closed when the kernel has let go
 }
 
