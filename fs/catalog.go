@@ -170,7 +170,7 @@ func (l *listing) lookup(name string) (listed, bool) {
 		g, ok = l.format.findNumbered(l.generations, name)
 	}
 	e := generationEntry(g)
-	e.node |= dateFlag
+	e.node |= viaName(name)
 	return e, ok
 }
 

@@ -56,7 +56,7 @@ func TestCatalog(t *testing.T) {
 		if e.generation.Number != number || ok != (number != 0) {
 			t.Errorf("lookup %q = %d, %t", name, e.generation.Number, ok)
 		}
-		if isListed := c.root.named[name].name != ""; ok && isListed != (e.node&dateFlag == 0) && name != "latest" {
+		if isListed := c.root.named[name].name != ""; ok && isListed != (e.node&viaMask == 0) && name != "latest" {
 			t.Errorf("lookup %q = node %#x", name, e.node)
 		}
 	}
@@ -113,9 +113,9 @@ func TestFindGeneration(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	for _, g := range []uint64{1, maxGeneration} {
-		for _, d := range []index.DirID{1, dateFlag - 1} {
+		for _, d := range []index.DirID{1, maxDir} {
 			node := dirNode(g, d)
-			for _, via := range []uint64{viaFlag, dateFlag} {
+			for _, via := range []uint64{viaFlag, viaName("2026"), viaMask} {
 				if gg, dd, ok := splitDirNode(node | via); !ok || gg != g || dd != d {
 					t.Errorf("dirNode(%d, %d) with %#x splits into %d, %d", g, d, via, gg, dd)
 				}
@@ -129,13 +129,24 @@ func TestNodes(t *testing.T) {
 			if _, ok := splitLinkNode(node); ok {
 				t.Errorf("%#x is a link too", node)
 			}
-			if node|viaFlags == ^uint64(0) {
+			if node|viaMask == ^uint64(0) {
 				t.Errorf("%#x is go-fuse's own", node)
 			}
 		}
 		if got, ok := splitLinkNode(linkNode(g)); !ok || got != g {
 			t.Errorf("linkNode(%d) splits into %d", g, got)
 		}
+	}
+	ways := map[uint64]string{0: "listed"}
+	for n := range 31 {
+		ways[viaName(strings.Repeat("x", n+1))] = "name"
+		ways[viaVersion(n)] = "version"
+	}
+	if len(ways) != 63 {
+		t.Errorf("%d ways to a directory are told apart", len(ways))
+	}
+	if checkDirectories(maxDir) != nil || checkDirectories(maxDir+1) == nil {
+		t.Error("the limit of directories is not that of the nodes")
 	}
 	for _, node := range []uint64{rootNode, sourceNode("web1"), sourceNode("web2"), pathNodeID(0), pathNodeID(1<<64 - 1)} {
 		_, file := fileInode(node)

@@ -1007,8 +1007,7 @@ func TestUnmountLeavesOthers(t *testing.T) {
 	}
 }
 
-// Two prefixes of a name lead to one directory, which the kernel knows by one name at a
-// time.
+// Several names lead to a directory, which the kernel knows by one name at a time.
 func TestTwoNamesOfOneDirectory(t *testing.T) {
 	r := newRepo(t)
 	d := r.begin("")
@@ -1044,10 +1043,15 @@ func TestNamesThatAreNotListedMoveNobody(t *testing.T) {
 	r := newRepo(t)
 	d := r.begin("")
 	d.dir("etc")
-	d.file("etc/f", "old")
+	d.dir("etc/sub")
+	d.file("etc/sub/f", "old")
 	name := d.commit("2026-11-21T03:00:00Z")
 	mnt, log := mount(t, r, fs.Options{})
-	paths := []string{filepath.Join(mnt, name, "etc"), mnt + "/2026-11-21/etc", filepath.Join(mnt, ".versions/etc", name)}
+	var paths []string
+	for _, path := range []string{name + "/etc/sub", "2026-11-21/etc/sub", "2026-11/etc/sub", "2026/etc/sub",
+		".versions/" + name + "/etc/sub", ".versions/etc/" + name + "/sub", ".versions/etc/sub/" + name} {
+		paths = append(paths, filepath.Join(mnt, path))
+	}
 	for _, path := range paths {
 		dir := openFD(t, path)
 		for _, other := range paths {

@@ -16,15 +16,16 @@ import (
 //	1<<62 | 1<<60 | hash              a directory below ".versions", by a hash of its path
 //	1<<62 | 1<<61 | generation        the symlink "latest" to that generation
 //	1<<63 | generation<<40 | DirID    a directory in a generation
-//	1<<63 | … | 1<<39 | DirID         the same one, reached through ".versions"
-//	1<<63 | … | 1<<38 | DirID         the same one, reached through a date or another name of the generation that is not listed
+//	1<<63 | … | 1<<39 | d<<34 | DirID the same one, reached through a version that lies d names deep below ".versions"
+//	1<<63 | … | n<<34 | DirID         the same one, reached through a date, or another name of n bytes that is not listed
 //
 // A file that did not change is the same node in every generation and shares
 // the kernel's page cache; a directory is another node in each, because tools
 // like `diff -r` take two directories of one inode number for equal. It is another
-// one below ".versions", and below a date, because the kernel knows a directory by one
+// one below ".versions", and below each date, because the kernel knows a directory by one
 // path only: it would move the one in the generation away from who is in it, to a path
-// that leads to another generation one day. A symlink "latest" that moves on is another node, so its cached target never lies.
+// that leads to another generation one day. d and n are counted modulo 32 and 31, so paths
+// share a directory where names are longer than any date, or lie that deep. A symlink "latest" that moves on is another node, so its cached target never lies.
 //
 // A node has the same id in every mount of the repository, so file handles of it
 // outlive the mount; only those below ".versions" and below a date do not.
@@ -35,9 +36,10 @@ const (
 	linkFlag  = 1 << 61
 	pathFlag  = 1 << 60
 	dirBits   = 40
+	viaBits   = 34
 	viaFlag   = 1 << 39
-	dateFlag  = 1 << 38
-	viaFlags  = viaFlag | dateFlag
+	viaMask   = 1<<dirBits - 1<<viaBits
+	maxDir    = 1<<viaBits - 1
 	// maxGeneration is the greatest generation number that fits. The one above
 	// is left out: together with the greatest DirID it is the id that go-fuse
 	// keeps for itself.
@@ -49,11 +51,18 @@ func dirNode(generation uint64, dir index.DirID) uint64 {
 	return dirFlag | generation<<dirBits | uint64(dir)
 }
 
-// splitDirNode is the inverse of dirNode, with viaFlags or without. It is false for every
-// other node.
+// splitDirNode is the inverse of dirNode, with bits of viaMask or without. It is false for
+// every other node.
 func splitDirNode(node uint64) (generation uint64, dir index.DirID, ok bool) {
-	return node &^ dirFlag >> dirBits, index.DirID(node & (dateFlag - 1)), node&dirFlag != 0
+	return node &^ dirFlag >> dirBits, index.DirID(node & maxDir), node&dirFlag != 0
 }
+
+// viaName returns what the nodes below a name that is not listed have in viaMask.
+func viaName(name string) uint64 { return uint64(1+(len(name)-1)%31) << viaBits }
+
+// viaVersion returns what the nodes below a version of a path have in viaMask. depth is
+// how many names the path has.
+func viaVersion(depth int) uint64 { return viaFlag | uint64(depth%32)<<viaBits }
 
 // fileInode returns the inode of a node that is a file of any type but
 // directory. It is false for every other node.
@@ -93,6 +102,13 @@ func listingNode(source, only string) uint64 {
 		return rootNode
 	}
 	return sourceNode(source)
+}
+
+func checkDirectories(last index.DirID) error {
+	if last > maxDir {
+		return fmt.Errorf("directory %d: a mount shows numbers up to %d", last, uint64(maxDir))
+	}
+	return nil
 }
 
 func checkGenerationNumber(number uint64) error {

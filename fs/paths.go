@@ -35,6 +35,15 @@ func (p *pathNode) path() string {
 	return strings.Join(names, "/")
 }
 
+// depth returns how many names the path has.
+func (p *pathNode) depth() int {
+	n := 0
+	for ; p.parent != nil; p = p.parent {
+		n++
+	}
+	return n
+}
+
 // paths knows the directories below ".versions" by node: those that were used
 // last. A node id is a hash of the path, so it is the same when it was forgotten
 // meanwhile and is looked up again, which the kernel does where it is told that

@@ -57,6 +57,9 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkDirectories(db.LastDir()); err != nil {
+		return nil, err
+	}
 	return newCatalog(generations, m.options.Source, m.options.NameFormat, db.Number())
 }
 

@@ -59,7 +59,7 @@ type place struct {
 	*snapshot
 	generation uint64
 	dir        index.DirID
-	via        uint64 // those of viaFlags that its node has
+	via        uint64 // what its node has in viaMask
 }
 
 func (p place) view() index.View { return p.db.At(p.generation) }
@@ -89,7 +89,7 @@ func (s *server) place(node uint64) (place, fuse.Status) {
 	if snap == nil {
 		return place{}, errStale
 	}
-	return place{snap, generation, dir, node & viaFlags}, fuse.OK
+	return place{snap, generation, dir, node & viaMask}, fuse.OK
 }
 
 // listing returns the directory above the generations that a node is, nil where

@@ -67,6 +67,9 @@ func (d *DB) Begins() uint64 { return d.meta.begins }
 // damaged.
 func (d *DB) Problem() error { return d.problem }
 
+// LastDir returns the greatest DirID that was given, 0 where none was.
+func (d *DB) LastDir() DirID { return DirID(d.meta.dirs) }
+
 // HasXattrs reports whether any inode has extended attributes.
 func (d *DB) HasXattrs() bool { return d.meta.hasXattrs }
 
