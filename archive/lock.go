@@ -82,8 +82,8 @@ func lockFile(f interface{ Fd() uintptr }, how int) error {
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return unix.EWOULDBLOCK
-	case errors.Is(err, unix.EBADF): // a local file that is only read, by a user who may not write it
-		return nil
+	case errors.Is(err, unix.EBADF), noLocks(err):
+		return nil // a local file that is only read, by a user who may not write it; or there is but flock(2)
 	}
 	return err
 }
