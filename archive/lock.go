@@ -63,11 +63,13 @@ func lockError(err error) error {
 
 // lockFile locks all of a file, with flock(2), and with the lock of its open file
 // description of fcntl(2) besides: that alone is seen by the locks that a server takes
-// for its NFS clients, and sees them.
+// for its NFS clients, and sees them. On SMB the first is a lock of the server, and the
+// second would wait for it.
 func lockFile(f interface{ Fd() uintptr }, how int) error {
 	fd := int(f.Fd())
 	err := uninterrupted(func() error { return unix.Flock(fd, how) })
-	if err != nil {
+	var st unix.Statfs_t
+	if err != nil || unix.Fstatfs(fd, &st) == nil && isSMB(&st) {
 		return err
 	}
 	lock := unix.Flock_t{Type: unix.F_RDLCK}

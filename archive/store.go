@@ -35,7 +35,7 @@ type Store interface {
 // be read by this user, there are too many open files or too little memory, or a server
 // does not answer.
 func IsInconclusive(err error) bool {
-	for _, e := range [...]error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ETIMEDOUT} {
+	for _, e := range [...]error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ETIMEDOUT, unix.ENOTCONN, unix.EHOSTDOWN, unix.EHOSTUNREACH} {
 		if errors.Is(err, e) {
 			return true
 		}

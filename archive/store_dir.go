@@ -55,17 +55,16 @@ func newDirStoreOn(fsys disk.FS, dir string) (*DirStore, error) {
 	if !info.IsDir() {
 		return nil, objectError("open store", dir, unix.ENOTDIR)
 	}
-	return &DirStore{dir: abs, fsys: fsys, links: isSMB(abs), synced: map[string]bool{}}, nil
+	// Asked for an exclusive rename on SMB, the kernel looks itself whether the name is
+	// free, and the server replaces what another machine has given it since; a link it
+	// refuses ([MS-FSCC], ReplaceIfExists).
+	var st unix.Statfs_t
+	links := unix.Statfs(abs, &st) == nil && isSMB(&st)
+	return &DirStore{dir: abs, fsys: fsys, links: links, synced: map[string]bool{}}, nil
 }
 
-// isSMB reports whether a directory is of an SMB server. Asked for an exclusive rename,
-// the kernel looks itself whether the name is free, and the server replaces what another
-// machine has given it since; a link it refuses ([MS-FSCC], ReplaceIfExists).
-func isSMB(dir string) bool {
-	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) != nil {
-		return false
-	}
+// isSMB reports whether a file system is of an SMB server.
+func isSMB(st *unix.Statfs_t) bool {
 	kind := uint32(st.Type)
 	return kind == unix.CIFS_SUPER_MAGIC || kind == unix.SMB2_SUPER_MAGIC
 }

@@ -569,6 +569,15 @@ func TestServersLocks(t *testing.T) {
 	}
 }
 
+// TestSMB: what is of an SMB server is told by its number (statfs(2)).
+func TestSMB(t *testing.T) {
+	for kind, want := range map[int64]bool{0xff534d42: true, -0x1acb2be: true, 0xfe534d42: true, 0xef53: false} {
+		if got := isSMB(&unix.Statfs_t{Type: kind}); got != want {
+			t.Errorf("%#x: %v", kind, got)
+		}
+	}
+}
+
 // TestOwnerMayDelete: NFS locks exclusively only what its owner may write.
 func TestOwnerMayDelete(t *testing.T) {
 	r := must(Init(filepath.Join(t.TempDir(), "repo"), InitOptions{}))

@@ -383,7 +383,11 @@ func (c *checking) rebuilt(ctx context.Context) (difference, err error) {
 // index has.
 func (c *checking) repair() error {
 	if c.result.DamagedRecords > 0 {
-		if c.db != nil && c.indexHasAll {
+		switch {
+		case c.beyond > 0:
+			c.notef("the log is not written again: its last records are missing, and a new one would take the number of one that may be found")
+			return nil
+		case c.db != nil && c.indexHasAll:
 			return c.repairLog()
 		}
 		c.notef("the index cannot be rebuilt from a damaged log")

@@ -651,7 +651,7 @@ func (c *creation) publishIndex() {
 	if err == nil {
 		return
 	}
-	if _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil {
+	if _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil && !archive.IsInconclusive(damage) {
 		c.summary.LostRecords++
 		c.damagef("the record of this generation cannot be read: %v", damage)
 		return

@@ -162,3 +162,28 @@ func TestLostRecordsAreShown(t *testing.T) {
 	within(t, "the next generation", func() bool { return exists(mnt + "/latest/dir-three/f") })
 	log.wantNone(t)
 }
+
+// Lost records that are put back one after the other are those that they were.
+func TestLostRecordsArePutBack(t *testing.T) {
+	r := newRepo(t)
+	version(r, "one", "2026-11-21T03:00:00Z")
+	version(r, "two", "2026-11-21T04:00:00Z")
+	version(r, "three", "2026-11-21T05:00:00Z")
+	mnt, log, _ := mounted(t, r, fs.Options{})
+	move := func(number uint64, from, to string) {
+		t.Helper()
+		file := filepath.Join(r.Dir(), archive.RecordStoreName(number))
+		if err := os.Rename(file+from, file+to); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1200 * time.Millisecond) // it is seen
+		wantContent(t, mnt+"/latest/dir-three/f", "three")
+	}
+	move(3, "", ".aside")
+	move(2, "", ".aside")
+	move(2, ".aside", "")
+	move(3, ".aside", "")
+	version(r, "four", "2026-11-21T06:00:00Z")
+	within(t, "the next generation", func() bool { return exists(mnt + "/latest/dir-four/f") })
+	log.wantNone(t)
+}

@@ -25,7 +25,8 @@ import (
 // one below ".versions", and below each date, because the kernel knows a directory by one
 // path only: it would move the one in the generation away from who is in it, to a path
 // that leads to another generation one day. d and n are counted modulo 32 and 31, so paths
-// share a directory where names are longer than any date, or lie that deep. A symlink "latest" that moves on is another node, so its cached target never lies.
+// share a directory where names are longer than any date, or lie that deep, and so do two
+// names of one length, which a generation may have under a format of names. A symlink "latest" that moves on is another node, so its cached target never lies.
 //
 // A node has the same id in every mount of the repository, so file handles of it
 // outlive the mount; only those below ".versions" and below a date do not.

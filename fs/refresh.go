@@ -214,7 +214,7 @@ func (m *Mount) openBehind(newest *snapshot) (*snapshot, error) {
 		return nil, err
 	}
 	if last <= shown {
-		return nil, m.checkEnd(last)
+		return nil, m.checkEnd(newest.catalog, last)
 	}
 	s, err := m.openSnapshot(false)
 	if err == nil && !s.follows(newest.catalog) {
@@ -230,7 +230,10 @@ func (m *Mount) checkShown(newest *snapshot, stamp archive.RecordStamp) error {
 	r := &m.refreshes
 	if stamp != r.stamp {
 		digest, err := m.repository.ReadRecord(newest.db.Number())
-		if err == nil && digest != newest.db.RecordDigest() {
+		switch {
+		case archive.IsInconclusive(err):
+			return err
+		case err == nil && digest != newest.db.RecordDigest():
 			return errOtherHistory
 		}
 		r.stamp = stamp
@@ -240,12 +243,23 @@ func (m *Mount) checkShown(newest *snapshot, stamp archive.RecordStamp) error {
 }
 
 // checkEnd is told that the log ends before what is shown. That stays, for somebody may
-// need it, until the log grows again. Where the log is empty, its disk may not be
-// mounted for the moment.
-func (m *Mount) checkEnd(last uint64) error {
+// need it, until a record behind that end is another one than it was: lost ones may be
+// put back one after the other. Where the log is empty, its disk may not be mounted for
+// the moment.
+func (m *Mount) checkEnd(shown *catalog, last uint64) error {
 	end := m.refreshes.end
-	if last > end || last < end && last > 0 && !m.sameRepository() {
+	if last != end && last > 0 && !m.sameRepository() {
 		return errOtherHistory
+	}
+	for number := end + 1; number <= last; number++ {
+		h, err := m.headerOf(number)
+		if err != nil {
+			return err
+		}
+		g, known := shown.generations[number]
+		if known && (h.Kind != archive.KindGeneration || h.Source != g.Source || !h.Time.Equal(g.Time)) {
+			return errOtherHistory
+		}
 	}
 	m.refreshes.end = last
 	return nil

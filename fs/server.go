@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -325,7 +326,7 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 	r := s.m.parts.passage()
 	seen := s.m.refreshes.number.Load()
 	err := s.readAt(r, ino, b, int64(in.Offset))
-	for err != nil && s.m.refresh(seen, true) {
+	for err != nil && s.m.refresh(seen, errors.Is(err, fs.ErrNotExist)) {
 		// What the file's contents lay in was compacted away a moment ago.
 		seen = s.m.refreshes.number.Load()
 		err = s.readAt(r, ino, b, int64(in.Offset))

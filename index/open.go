@@ -261,7 +261,7 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 // starved reports whether an error only says that there are too many open files, or too
 // little memory: of what could not be looked at it says nothing.
 func starved(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return archive.IsInconclusive(err) && !errors.Is(err, fs.ErrPermission)
 }
 
 // reject makes sure that an index is not used, and says why.
@@ -378,7 +378,7 @@ func (p *opener) build(base *sealed, last uint64) (*DB, error) {
 
 // unwritable reports whether it may be possible elsewhere.
 func unwritable(err error) bool {
-	for _, e := range [...]error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT, unix.ENOTDIR} {
+	for _, e := range [...]error{unix.EROFS, unix.EACCES, unix.EPERM, unix.ENOSPC, unix.EDQUOT, unix.ENOTDIR, unix.ENOLCK} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -741,7 +741,7 @@ func (p *opener) makeIndexDir() error {
 	}
 	err := p.r.FS().Mkdir(p.r.IndexDir(), 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		if info, statErr := os.Stat(p.r.IndexDir()); statErr == nil && !info.IsDir() {
+		if info, statErr := os.Stat(p.r.IndexDir()); statErr != nil || !info.IsDir() {
 			return &fs.PathError{Op: "open", Path: p.r.IndexDir(), Err: unix.ENOTDIR}
 		}
 	} else if err != nil {
@@ -776,11 +776,22 @@ func (p *opener) setOldAside(number, begins uint64) {
 		return
 	}
 	kept, synced := 0, false
+	stays := func(n uint64) bool {
+		switch {
+		case n < begins:
+			return false
+		case p.rebuild:
+			return n >= number
+		case p.bad[n]:
+			return n > number
+		}
+		return kept <= 2
+	}
 	for _, n := range numbers {
 		if !p.bad[n] {
 			kept++
 		}
-		if n >= number || n >= begins && !p.rebuild && !p.bad[n] && kept <= 2 {
+		if stays(n) {
 			continue
 		}
 		if n < begins && !synced { // only the new index may be left: it must not go with the others in a crash

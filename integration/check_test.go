@@ -387,6 +387,53 @@ func TestLostEndDropsNothing(t *testing.T) {
 	r.checkJSON(0)
 }
 
+// TestLostEndIsNotRepaired: a log that is damaged, and has lost its end besides, is not
+// written again: that would take the number of the lost record, which may be found.
+func TestLostEndIsNotRepaired(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	for i := range 4 {
+		write(t, filepath.Join(src, "file"), strings.Repeat(fmt.Sprint(i), 10_000))
+		r.all(src)
+	}
+	want := r.generations()
+	records := r.records()
+	aside := filepath.Join(tempDir(t), "record")
+	run(t, "mv", records[3], aside)
+	second, err := os.ReadFile(records[1])
+	must(t, err)
+	rewrite(t, records[1], "damaged")
+	if res := r.mkbackup("check", "--repair"); res.code != 4 || !strings.Contains(res.stderr, "the log is not written again: its last records are missing") {
+		t.Errorf("exit code %d, %s%s", res.code, res.stdout, res.stderr)
+	}
+	run(t, "mv", aside, records[3])
+	rewrite(t, records[1], string(second))
+	if got := r.generations(); !slices.Equal(got, want) {
+		t.Errorf("generations %q, want %q", got, want)
+	}
+	r.checkJSON(0, "--read-data")
+}
+
+// TestNoLockService: where locks cannot be had for the moment nothing is written, but all
+// that is there is read.
+func TestNoLockService(t *testing.T) {
+	r, src := newRepo(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "content")
+	r.all(src)
+	must(t, os.RemoveAll(filepath.Join(r.dir, "index")))
+	lockless := func(command string, args ...string) result {
+		words := r.command(command, args...).Args
+		return runCmd(t, exec.Command("strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:error=ENOLCK"}, words...)...))
+	}
+	if res := lockless("list"); res.code != 0 || !strings.Contains(res.stdout, r.generations()[0]) {
+		t.Errorf("list: exit code %d, %s%s", res.code, res.stdout, res.stderr)
+	}
+	res := lockless("create", "--root", src, "/")
+	if res.code != 1 || len(r.records()) != 1 {
+		t.Errorf("create: exit code %d, %q", res.code, r.records())
+	}
+	wantOneLine(t, res.stderr, "no locks available", "nolock")
+}
+
 // TestStrayLinks: links that lead nowhere are not in the way, where they have no name of a
 // record or a part; a part that is one is missing.
 func TestStrayLinks(t *testing.T) {
@@ -436,6 +483,9 @@ func TestIndexRemovedMeanwhile(t *testing.T) {
 	m := r.mount()
 	wantTree(t, "new", readTree(t, src), m.at(s.Generation), treetest.Options{})
 	m.stop()
+	must(t, os.Remove(filepath.Join(r.dir, "index")))
+	must(t, os.Symlink("/none", filepath.Join(r.dir, "index")))
+	r.all(src)
 	must(t, os.Remove(filepath.Join(r.dir, "index")))
 }
 

@@ -166,6 +166,34 @@ func TestRunIgnoresWhatItsCallerDoes(t *testing.T) {
 	}
 }
 
+// TestHangUpComesTwice: from the shell, and from the kernel, when a terminal is closed.
+// What else then writes to it has no reader.
+func TestHangUpComesTwice(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Seed: 1, Size: 4 << 20}})
+	read, write, err := os.Pipe()
+	must(t, err)
+	defer write.Close()
+	cmd := exec.Command(mkbackup, "run", runToInterrupt(t, r, dir, "create"))
+	cmd.Stdout, cmd.Stderr = write, write
+	must(t, cmd.Start())
+	waitFor(t, time.Minute, "create", func() bool { return len(r.glob("tmp/*")) > 0 })
+	must(t, read.Close())
+	for range 2 {
+		must(t, cmd.Process.Signal(syscall.SIGHUP))
+		time.Sleep(10 * time.Millisecond) // the first has been heard
+	}
+	cmd.Wait() // its state says how
+	if code := cmd.ProcessState.ExitCode(); code >= 0 && code != 129 {
+		t.Errorf("exit code %d", code)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "trace"))
+	must(t, err)
+	if lines := strings.Split(string(got), "\n"); len(lines) != 4 || !strings.HasPrefix(lines[1], "after ") || !strings.HasPrefix(lines[2], "failed ") {
+		t.Errorf("the hooks wrote %q", got)
+	}
+}
+
 // TestRunOutlivesItsReader: hooks are run although nobody reads what a run says.
 func TestRunOutlivesItsReader(t *testing.T) {
 	r, dir := newRepo(t), tempDir(t)

@@ -97,8 +97,9 @@ func caught(ctx context.Context) syscall.Signal {
 }
 
 // withSignals returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, its
-// cause an interrupt. A second one kills at once. One that our caller had ignored, as
-// nohup(1) does, stays so.
+// cause an interrupt. A second SIGINT or SIGTERM kills at once; not so SIGHUP, which comes
+// from the shell and from the kernel when a terminal is closed. One that our caller had
+// ignored, as nohup(1) does, stays so.
 func withSignals() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -109,7 +110,7 @@ func withSignals() context.Context {
 	}
 	go func() {
 		caught, _ := (<-signals).(syscall.Signal)
-		signal.Reset()
+		signal.Reset(syscall.SIGINT, syscall.SIGTERM)
 		cancel(interrupt(caught))
 	}()
 	return ctx
