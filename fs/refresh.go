@@ -148,11 +148,11 @@ func (m *Mount) reopen() {
 	r := &m.refreshes
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	newest := m.lineage.Load().snapshots.at(0)
-	defer newest.release()
 	if !r.damaged.Load() || r.reopen.lasts() {
 		return
 	}
+	newest := m.lineage.Load().snapshots.at(0)
+	defer newest.release()
 	r.damaged.Store(false)
 	r.reopen.begin()
 	s, err := m.openSnapshot(true)

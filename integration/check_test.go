@@ -361,14 +361,20 @@ func TestReplacedRecordIsRepaired(t *testing.T) {
 	}
 }
 
-// TestLostEndDropsNothing: what drops something refuses to go on where the log has lost
-// its last record, which may be found again.
-func TestLostEndDropsNothing(t *testing.T) {
+// fourNights returns a repository of four generations of a file that changes.
+func fourNights(t *testing.T) *repo {
 	r, src := newRepo(t), tempDir(t)
 	for i := range 4 {
 		write(t, filepath.Join(src, "file"), strings.Repeat(fmt.Sprint(i), 10_000))
 		r.all(src)
 	}
+	return r
+}
+
+// TestLostEndDropsNothing: what drops something refuses to go on where the log has lost
+// its last record, which may be found again.
+func TestLostEndDropsNothing(t *testing.T) {
+	r := fourNights(t)
 	want := r.generations()
 	last := r.records()[3]
 	aside := filepath.Join(tempDir(t), "record")
@@ -390,11 +396,7 @@ func TestLostEndDropsNothing(t *testing.T) {
 // TestLostEndIsNotRepaired: a log that is damaged, and has lost its end besides, is not
 // written again: that would take the number of the lost record, which may be found.
 func TestLostEndIsNotRepaired(t *testing.T) {
-	r, src := newRepo(t), tempDir(t)
-	for i := range 4 {
-		write(t, filepath.Join(src, "file"), strings.Repeat(fmt.Sprint(i), 10_000))
-		r.all(src)
-	}
+	r := fourNights(t)
 	want := r.generations()
 	records := r.records()
 	aside := filepath.Join(tempDir(t), "record")
