@@ -84,12 +84,13 @@ type CheckResult struct {
 
 // DamagedPart is a part that is damaged, and what that hits.
 type DamagedPart struct {
-	Part     archive.Digest // zeros for all those that a compaction removed although they are needed
-	Damages  []*archive.DamageError
-	Contents int            // contents that cannot be read from it, or are others than the log says
-	Files    []index.Holder // that have such a content; each path is with one part only
-	Needless bool           // nothing of it can be read, and no file of the repository is hit
-	whole    bool           // nothing of it can be read
+	Part      archive.Digest // zeros for all those that a compaction removed although they are needed
+	Damages   []*archive.DamageError
+	Contents  int            // contents that cannot be read from it, or are others than the log says
+	Elsewhere int            // such contents that are read from another part, which has them too: not in Contents
+	Files     []index.Holder // that have one of Contents; each path is with one part only
+	Needless  bool           // nothing of it can be read, and nothing of the repository lies in it
+	whole     bool           // nothing of it can be read
 }
 
 // MarshalJSON gives paths that are not UTF-8 as base64 in a field that ends with 64.
@@ -105,11 +106,12 @@ func (p *DamagedPart) MarshalJSON() ([]byte, error) {
 		Generations []string `json:"generations"`
 	}
 	part := struct {
-		Part     archive.Digest `json:"part"`
-		Damages  []damage       `json:"damages"`
-		Contents int            `json:"damaged_contents"`
-		Files    []file         `json:"files"`
-	}{Part: p.Part, Contents: p.Contents, Files: []file{}}
+		Part      archive.Digest `json:"part"`
+		Damages   []damage       `json:"damages"`
+		Contents  int            `json:"damaged_contents"`
+		Elsewhere int            `json:"contents_elsewhere"`
+		Files     []file         `json:"files"`
+	}{Part: p.Part, Contents: p.Contents, Elsewhere: p.Elsewhere, Files: []file{}}
 	for _, d := range p.Damages {
 		problem := d.Problem
 		if d.Err != nil {

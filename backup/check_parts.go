@@ -316,6 +316,9 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 			bad[s.Hash] = s.part
 		}
 	}
+	if err := c.elsewhere(bad); err != nil {
+		return err
+	}
 	for _, part := range bad {
 		part.Contents++
 	}
@@ -336,10 +339,40 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 		}
 	}
 	for _, part := range c.damaged {
-		part.Needless = part.whole && len(holders) == 0
+		part.Needless = part.whole && len(holders) == 0 && part.Elsewhere == 0
 	}
 	c.result.DamagedFiles, c.result.HitGenerations = len(holders), len(hit)
 	return nil
+}
+
+// elsewhere takes the contents from bad that can be read from another part.
+func (c *checking) elsewhere(bad map[archive.Hash]*DamagedPart) error {
+	reader := archive.NewReader(c.repo.Store(), suspectCache)
+	defer reader.Close()
+	var buffer []byte
+	for hash, part := range bad {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		others, err := c.db.Elsewhere(hash)
+		if err != nil {
+			return c.indexDamage(err)
+		}
+		if slices.ContainsFunc(others, func(p index.Place) bool {
+			return readable(reader, p.Part, archive.Content{Hash: hash, RawOffset: p.RawOffset, RawLen: p.RawLen}, &buffer)
+		}) {
+			part.Elsewhere++
+			delete(bad, hash)
+		}
+	}
+	return nil
+}
+
+// readable reports whether a content can be read from a part. buffer is scratch.
+func readable(r *archive.Reader, p archive.Part, content archive.Content, buffer *[]byte) bool {
+	b := slices.Grow((*buffer)[:0], int(content.RawLen))[:content.RawLen]
+	*buffer = b
+	return r.ReadAt(p, b, content.RawOffset) == nil && archive.HashOf(b) == content.Hash
 }
 
 // suspectCache is the memory for decoded frames of damaged parts.
@@ -361,9 +394,7 @@ func (c *checking) readSuspects(suspects []placed) error {
 			}
 			for i := range share {
 				s := &share[i]
-				buffer = slices.Grow(buffer[:0], int(s.RawLen))[:s.RawLen]
-				err := reader.ReadAt(s.in, buffer, s.RawOffset)
-				s.bad = err != nil || archive.HashOf(buffer) != s.Hash
+				s.bad = !readable(reader, s.in, s.Content, &buffer)
 			}
 		}
 		return nil

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -153,7 +154,7 @@ func TestWrongPlaces(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	text, err := json.Marshal(c.DamagedParts[0])
-	want := `"damages":[{"stored_offset":0,"problem":"its contents are not those that the log says"}],"damaged_contents":2,` +
+	want := `"damages":[{"stored_offset":0,"problem":"its contents are not those that the log says"}],"damaged_contents":2,"contents_elsewhere":0,` +
 		`"files":[{"path":"first","generations":["2026-11-22T03-00-00Z"]},{"path":"other","generations":["2026-11-22T03-00-00Z"]}]}`
 	if err != nil || !strings.HasSuffix(string(text), want) {
 		t.Errorf("%s, %v", text, err)
@@ -722,4 +723,97 @@ func TestCompactionDuringCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// twice makes a repository where the same content lies in two parts, as two runs at
+// the same time store it. It returns the names of their files, the one that counts last.
+func twice(t *testing.T, content []byte) (*archive.Repository, []string) {
+	t.Helper()
+	r, dir := spoiled(t)
+	other, ran := t.TempDir(), false
+	write(t, dir+"/file", content)
+	write(t, other+"/file", content)
+	write(t, other+"/more", []byte("so that the parts differ"))
+	o := optionsFor(dir)
+	o.hooks.at = func(point string) {
+		if point == "base chosen" && !ran {
+			ran = true
+			o := optionsFor(other)
+			o.Source = "other"
+			create(t, r, o)
+		}
+	}
+	create(t, r, o)
+	db := openIndex(t, r)
+	defer db.Close()
+	var parts []string
+	if err := db.Parts(func(p archive.Part) bool {
+		parts = append(parts, filepath.Join(r.Dir(), archive.PartStoreName(p.Name)))
+		return true
+	}); err != nil || len(parts) != 2 {
+		t.Fatalf("%q, %v", parts, err)
+	}
+	return r, parts
+}
+
+// TestContentTwice: a content that lies in two parts is read from the one that is whole;
+// the other one is damaged all the same.
+func TestContentTwice(t *testing.T) {
+	content := randomBytes(3, 100_000)
+	for name, harm := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"short":   func(path string) error { return os.Truncate(path, 1000) },
+		"a flipped bit": func(path string) error {
+			b, err := os.ReadFile(path)
+			if err == nil {
+				b[5000] ^= 1
+				err = os.WriteFile(path, b, 0o600)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, parts := twice(t, content)
+			if err := harm(parts[1]); err != nil {
+				t.Fatal(err)
+			}
+			wantContents(t, r, 2, map[string]string{"file": string(content)})
+			c := check(t, r, CheckOptions{ReadData: true})
+			if len(c.DamagedParts) != 1 || c.DamagedFiles != 0 || c.HitGenerations != 0 {
+				t.Fatalf("%+v, %q", c.CheckResult, c.damages)
+			}
+			if p := c.DamagedParts[0]; !strings.HasSuffix(parts[1], archive.PartStoreName(p.Part)) || p.Contents != 0 || p.Elsewhere != 1 || p.Needless {
+				t.Errorf("%+v", p)
+			}
+			notes := exported(t, r, content)
+			if len(notes) != 1 || !strings.HasSuffix(notes[0], ": read from another part, which has the same content") {
+				t.Errorf("%q", notes)
+			}
+			if err := os.Remove(parts[0]); err != nil {
+				t.Fatal(err)
+			}
+			c = check(t, r, CheckOptions{ReadData: true})
+			if c.DamagedFiles != 3 || c.HitGenerations != 2 {
+				t.Errorf("both are lost: %+v, %q", c.CheckResult, c.damages)
+			}
+		})
+	}
+}
+
+// exported exports the generation 2, which must have a file of that content, and returns what
+// is noted.
+func exported(t *testing.T, r *archive.Repository, content []byte) (notes []string) {
+	t.Helper()
+	db := openIndex(t, r)
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	o := ExportOptions{Note: func(text string) { notes = append(notes, text) }}
+	if err := Export(context.Background(), &out, r, db, gens[1], o); err != nil || !bytes.Contains(out.Bytes(), content) {
+		t.Errorf("export: %v", err)
+	}
+	return notes
 }

@@ -3,6 +3,7 @@ package backup
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -79,6 +80,8 @@ type export struct {
 	db       *index.DB
 	view     index.View
 	reader   *archive.Reader
+	lost     error       // why bytes could not be read where they lie
+	noted    string      // what was said last of that
 	out      io.Writer   // where tar writes to
 	tar      *tar.Writer // with all of out's members ended
 	note     func(text string)
@@ -253,6 +256,13 @@ func charset(names ...string) map[string]string {
 // or a letter of a Hangul syllable.
 func composes(r rune) bool { return unicode.Is(unicode.M, r) || 0x1100 <= r && r <= 0x11ff }
 
+// ReadAt implements index.PartReader.
+func (x *export) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
+	err := x.reader.ReadAt(p, b, rawOffset)
+	x.lost = cmp.Or(x.lost, err)
+	return err
+}
+
 // copy writes n bytes of a file from offset on.
 func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
 	for n > 0 {
@@ -260,8 +270,13 @@ func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
 			return err
 		}
 		b := x.buffer[:min(n, int64(len(x.buffer)))]
-		if read, err := x.db.ReadAt(x.reader, ino, b, offset); read < len(b) {
+		x.lost = nil
+		if read, err := x.db.ReadAt(x, ino, b, offset); read < len(b) {
 			return err
+		}
+		if x.lost != nil && x.lost.Error() != x.noted {
+			x.noted = x.lost.Error()
+			x.notef("%s: read from another part, which has the same content", x.noted)
 		}
 		if _, err := w.Write(b); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -40,6 +41,7 @@ type passage struct {
 	*parts
 	part archive.Part // of the last bytes read
 	end  int64        // raw offset behind them
+	lost error        // why bytes could not be read where they lie
 	data []byte       // what was read, in go-fuse's buffer
 }
 
@@ -61,7 +63,9 @@ func (r *passage) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
 // ReadAt implements index.PartReader.
 func (r *passage) ReadAt(p archive.Part, b []byte, rawOffset int64) error {
 	r.part, r.end = p, rawOffset+int64(len(b))
-	return r.parts.ReadAt(p, b, rawOffset)
+	err := r.parts.ReadAt(p, b, rawOffset)
+	r.lost = cmp.Or(r.lost, err)
+	return err
 }
 
 // ahead has what lies behind the range decoded in the background. The chunks

@@ -339,6 +339,8 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 		return nil, errStale
 	case err != nil:
 		return nil, s.failRead(in.NodeId, err)
+	case r.lost != nil:
+		s.m.log.once("%v: read from another part, which has the same content", r.lost)
 	}
 	s.m.counters.reads.Add(1)
 	s.m.counters.readRaw.Add(int64(r.Size()))
@@ -366,6 +368,7 @@ func (s *server) readAt(r *passage, ino index.Ino, b []byte, offset int64) error
 		return index.ErrNotFound
 	}
 	defer newest.release()
+	r.lost = nil
 	err := s.withInode(func(db *index.DB) error {
 		n, err := db.ReadPlaced(r, newest.db, ino, b, offset)
 		r.data = b[:n]

@@ -1,9 +1,11 @@
 package index
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/backupfs/backupfs/archive"
 )
@@ -265,6 +267,35 @@ func (d *DB) Content(h archive.Hash) (Place, error) {
 	return Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}, err
 }
 
+// Elsewhere returns where a content lies besides the place that Content returns, which
+// is in the newest part: two runs at the same time may store the same. A checkpoint
+// does not know such places, and a compaction takes what lies there for dead.
+func (d *DB) Elsewhere(h archive.Hash) ([]Place, error) {
+	var others []Place
+	key := appendContentKey(make([]byte, 0, 1+len(h)), h)
+	c := newCursor(d.tables, d.number, key, scanOptions{allVersions: true})
+	err := c.err
+	if c.seek(key) {
+		for err == nil && c.next() {
+			others, err = d.addPlace(others, c.value)
+		}
+	}
+	return others, cmp.Or(err, c.close())
+}
+
+// addPlace adds a place that a value says, unless its part was removed.
+func (d *DB) addPlace(list []Place, value []byte) ([]Place, error) {
+	p, err := decodePlace(value)
+	if err != nil {
+		return list, err
+	}
+	part, err := d.part(p.part)
+	if errors.Is(err, errPartGone) {
+		return list, nil
+	}
+	return append(list, Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}), err
+}
+
 // errPartGone says that a compaction removed a part.
 var errPartGone = fmt.Errorf("%w: its part was removed", ErrNotFound)
 
@@ -319,7 +350,8 @@ func (d *DB) Parts(yield func(archive.Part) bool) error {
 }
 
 // ReadAt reads bytes of a file as io.ReaderAt does: less than len(b) only
-// together with an error, io.EOF at the end of the file. Holes are zeros.
+// together with an error, io.EOF at the end of the file. Holes are zeros. What cannot be
+// read where it lies is read elsewhere, where it lies twice: r knows of the failure.
 func (d *DB) ReadAt(r PartReader, i Ino, b []byte, off int64) (int, error) {
 	return d.ReadPlaced(r, d, i, b, off)
 }
@@ -367,10 +399,20 @@ func (d *DB) fill(r PartReader, places *DB, i Ino, node inode, b []byte, off int
 		start := int(e.Offset + skip - off)
 		clear(b[n:start])
 		n = start + int(min(e.Len-skip, int64(len(b)-start)))
-		if err := r.ReadAt(e.Part, b[start:n], e.RawOffset+skip); err != nil {
+		err := r.ReadAt(e.Part, b[start:n], e.RawOffset+skip)
+		if err != nil && !places.readElsewhere(r, e, b[start:n], skip) {
 			return start, err
 		}
 	}
 	clear(b[n:])
 	return len(b), nil
+}
+
+// readElsewhere fills b with the bytes of an extent's content from skip on, if one of its
+// other places can be read.
+func (d *DB) readElsewhere(r PartReader, e Extent, b []byte, skip int64) bool {
+	others, err := d.Elsewhere(e.Hash)
+	return err == nil && slices.ContainsFunc(others, func(p Place) bool {
+		return p.RawLen == e.Len && r.ReadAt(p.Part, b, p.RawOffset+skip) == nil
+	})
 }

@@ -247,3 +247,45 @@ func TestPaged(t *testing.T) {
 		}
 	}
 }
+
+// TestElsewhere: the other place of a content outlives merges, as long as its part does.
+func TestElsewhere(t *testing.T) {
+	b := newTestBuilder(t)
+	one, two := testPart(1), testPart(2)
+	content := func(part archive.Part, rawOffset int64) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{1}, RawOffset: rawOffset, RawLen: 5}}}
+	}
+	apply := func(kind archive.Kind, base uint64, lines ...archive.Line) {
+		t.Helper()
+		if err := applyLines(t, b, kind, base, lines...); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(places ...Place) {
+		t.Helper()
+		b.close()
+		if err := b.compact(1, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.reopen(); err != nil {
+			t.Fatal(err)
+		}
+		db, err := newDB(b.dir, b.tables, b.number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if got, err := db.Elsewhere(archive.Hash{1}); err != nil || !slices.Equal(got, places) {
+			t.Errorf("%+v, %v, want %+v", got, err, places)
+		}
+	}
+	apply(archive.KindGeneration, 0, archive.Line{Part: &one}, content(one, 512), entryLine(".", dirAttr()),
+		entryLine("a", fileAttr(5), archive.Extent{Len: 5, Hash: archive.Hash{1}}))
+	apply(archive.KindGeneration, 1, archive.Line{Part: &two}, content(two, 1024))
+	want(Place{Part: one, RawOffset: 512, RawLen: 5})
+	apply(archive.KindCompaction, 0, archive.Line{Removed: &one.Name})
+	want()
+}

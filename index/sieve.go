@@ -79,10 +79,7 @@ func (s *sieve) keep(key []byte, versions []version) ([]version, error) {
 			return nil, nil
 		}
 	case spaceContent:
-		at, err := decodePlace(versions[0].value())
-		if err != nil || s.gone[at.part] {
-			return nil, err
-		}
+		return s.keepContent(versions)
 	case spaceGeneration:
 		return s.keepGeneration(key, versions)
 	}
@@ -121,6 +118,23 @@ func (s *sieve) keepDirent(d DirID, versions []version) ([]version, error) {
 			s.inos.set(e.ino)
 		}
 	}
+	return kept, nil
+}
+
+// keepContent keeps where a content lies, unless that part was removed, and the other
+// places in parts that are still there.
+func (s *sieve) keepContent(versions []version) ([]version, error) {
+	kept := s.kept[:0]
+	for i, v := range versions {
+		at, err := decodePlace(v.value())
+		if err != nil || i == 0 && s.gone[at.part] {
+			return nil, err
+		}
+		if !s.gone[at.part] {
+			kept = append(kept, v)
+		}
+	}
+	s.kept = kept
 	return kept, nil
 }
 

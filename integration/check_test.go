@@ -849,3 +849,49 @@ func TestCheckProgress(t *testing.T) {
 		}
 	}
 }
+
+// TestContentTwice: two runs at the same time store the same content. Where the part that the
+// log names last is lost, a mount and export read it from the other one, and say so; check
+// names the part, and no file.
+func TestContentTwice(t *testing.T) {
+	r, slow, fast := newRepo(t), tempDir(t), tempDir(t)
+	content := strings.Repeat("content ", 10_000)
+	write(t, filepath.Join(slow, "a"), strings.Repeat("slow", 1<<18)) // 4 s
+	write(t, filepath.Join(slow, "file"), content)
+	write(t, filepath.Join(fast, "file"), content)
+	b := start(t, r.command("create", "--json", "--read-rate", "256KiB", "--root", slow, "/"))
+	time.Sleep(time.Second)
+	r.all(fast, "--source", "fast")
+	before := r.parts()
+	if code := b.wait(t, time.Minute); code != 0 {
+		t.Fatalf("exit code %d: %s", code, b.stderr.String())
+	}
+	parts := slices.DeleteFunc(r.parts(), func(p string) bool { return slices.Contains(before, p) })
+	if len(before) != 1 || len(parts) != 1 {
+		t.Fatalf("parts %q, then %q: want one of each run", before, parts)
+	}
+	r.checkJSON(0, "--read-data")
+	aside := filepath.Join(tempDir(t), "part")
+	must(t, os.Rename(parts[0], aside))
+
+	const said = "read from another part, which has the same content"
+	mnt := mkdir(t, tempDir(t), "mnt")
+	notify, ready := notifySocket(t)
+	cmd := exec.Command(backupfs, "--foreground", r.dir, mnt)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
+	daemon := start(t, cmd)
+	<-ready
+	wantContent(t, filepath.Join(mnt, "fast", "latest", "file"), content)
+	must(t, unix.Unmount(mnt, 0))
+	if code := daemon.wait(t, time.Minute); code != 0 || strings.Count(daemon.stderr.String(), said) != 1 {
+		t.Errorf("backupfs: exit code %d, %s", code, daemon.stderr.String())
+	}
+	if res := r.mkbackup("export", "latest", "/file"); res.code != 0 || !strings.Contains(res.stdout, content) || !strings.Contains(res.stderr, said) {
+		t.Errorf("export: exit code %d, %s", res.code, res.stderr)
+	}
+	c, res := r.checkJSON(4, "--read-data")
+	if len(c.DamagedParts) != 1 || c.DamagedFiles != 1 || c.DamagedParts[0].Files[0].Path != "/a" {
+		t.Errorf("%+v: %s", c, res.stderr)
+	}
+	must(t, os.Rename(aside, parts[0]))
+}

@@ -216,7 +216,7 @@ const maxHits = 100
 func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 	for _, p := range parts {
 		if len(p.Files) == 0 {
-			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit%s\n", p.Part, needless(p))
+			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit%s\n", p.Part, unhit(p))
 			continue
 		}
 		which := fmt.Sprintf("part %s", p.Part)
@@ -237,10 +237,13 @@ func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 	}
 }
 
-// needless says what to do about a damaged part that no file needs.
-func needless(p *backup.DamagedPart) string {
-	if p.Needless {
+// unhit says why a damaged part hits no file, and what to do about it.
+func unhit(p *backup.DamagedPart) string {
+	switch {
+	case p.Needless:
 		return "; `mkbackup compact` removes it"
+	case p.Elsewhere > 0:
+		return "; what files have of it lies in another part, too"
 	}
 	return ""
 }
