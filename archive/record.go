@@ -434,6 +434,9 @@ func (e *Entry) validate() error {
 	if err := e.validateXattrs(); err != nil {
 		return fmt.Errorf("%.300q: %w", e.Path, err)
 	}
+	if len(e.Data) > maxExtents {
+		return fmt.Errorf("%.300q: more than %d extents", e.Path, maxExtents)
+	}
 	if (e.Target != "") != (e.Attr.Type == TypeSymlink) || strings.ContainsRune(e.Target, 0) {
 		return fmt.Errorf("%.300q: a %s with the target %.300q", e.Path, e.Attr.Type, e.Target)
 	}

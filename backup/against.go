@@ -38,6 +38,7 @@ type comparison struct {
 	*checking
 	view   index.View
 	own    inode // the repository's directory
+	leases patience
 	buffer []byte
 	chunk  []byte
 }
@@ -58,7 +59,7 @@ func (c *checking) against() error {
 	g := of[len(of)-1]
 	c.notef("generation %s is compared with %s", generationName(g.Source, g.Name), c.options.Against)
 	c.options.Progress.start("compare", g.Raw)
-	a := &comparison{checking: c, view: c.db.At(g.Number), buffer: make([]byte, 256<<10)}
+	a := &comparison{checking: c, view: c.db.At(g.Number), leases: patience{allLeases}, buffer: make([]byte, 256<<10)}
 	if a.own, err = directoryOf(c.repo); err != nil {
 		return err
 	}
@@ -237,7 +238,7 @@ func (a *comparison) sameTarget(dir int, live inode, stored index.Dirent) (bool,
 var errMovedOn = errors.New("changed meanwhile")
 
 func (a *comparison) sameContent(dir int, live inode, stored index.Dirent) (bool, error) {
-	fd, err := openBeneath(dir, stored.Name, unix.O_RDONLY)
+	fd, err := openBeneath(dir, stored.Name, unix.O_RDONLY, &a.leases)
 	if err != nil {
 		return false, err
 	}
@@ -353,7 +354,7 @@ func (d descriptor) ReadAt(b []byte, off int64) (int, error) {
 // directory compares the entries of a directory. settled says that it looks
 // unchanged.
 func (a *comparison) directory(parent int, path string, stored index.Dirent, settled bool, device, above uint64) error {
-	fd, err := openBeneath(parent, stored.Name, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := openBeneath(parent, stored.Name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{})
 	if err != nil {
 		a.differ(path, Uncompared, err.Error())
 		return nil

@@ -50,6 +50,12 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
+	if len(path) > maxPath {
+		return c.unreadable(path, errTooDeep, old, s)
+	}
+	if err := c.opened(d, e, s); err != nil {
+		return c.unreadable(path, err, old, s)
+	}
 	if reason := c.leftOut(d, e, device); reason != "" {
 		return c.leaveOut(reason, path, old, s)
 	}
@@ -77,7 +83,52 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 		c.missing(d, path, s)
 	}
 	d.entries = c.included(d, path, s)
-	return c.children(d, e, path, s)
+	if err := c.children(d, e, path, s); err != nil {
+		return err
+	}
+	c.sameRights(d, e, path)
+	return nil
+}
+
+// maxPath is how long the path of a directory may be, in bytes. Each level of a path is held
+// in memory with all above it, and anybody may make many.
+const maxPath = 16 << 10
+
+var errTooDeep = fmt.Errorf("lies too deep: its path has more than %d bytes", maxPath)
+
+// opened takes the attributes of the directory that was opened for those of the entry:
+// what is read in it belongs to them. Another one may have got the name since the
+// directory above was read, or its mode may have become stricter.
+func (c *creation) opened(d *scanned, e *scannedEntry, s *selection) error {
+	if d.fd < 0 {
+		return nil
+	}
+	now, err := statBeneath(d.fd, "")
+	if err != nil {
+		return err
+	}
+	if c.options.Exclude.OneFileSystem && !s.edge && now.dev != e.dev {
+		return errVanished
+	}
+	e.inode = now
+	return nil
+}
+
+var errRights = errors.New("got another mode or owner while it was backed up: some of what is in it may be newer than those that are stored")
+
+// sameRights reports a directory whose mode or owner are not those any more that were
+// stored before its contents were read.
+func (c *creation) sameRights(d *scanned, e *scannedEntry, path string) {
+	if d.fd < 0 {
+		return
+	}
+	now, err := statBeneath(d.fd, "")
+	if err == nil && (now.Mode != e.Mode || now.UID != e.UID || now.GID != e.GID) {
+		err = errRights
+	}
+	if err != nil {
+		c.problem(path, err)
+	}
 }
 
 var errKernelFile = errors.New("is made up by the kernel when it is read: not backed up")

@@ -130,6 +130,7 @@ type creation struct {
 	own       inode // the repository's directory, which is left out
 	scanner   *scanner
 	limiter   *rate.Limiter // of bytes read; nil means no limit
+	leases    patience
 	started   time.Time
 
 	lock     *archive.Lock    // no file of a part is deleted meanwhile
@@ -171,7 +172,7 @@ func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Sum
 	if o.Progress == nil {
 		o.Progress = new(Progress)
 	}
-	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx, o.Threads), limiter: newLimiter(o.ReadRate),
+	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx, o.Threads), limiter: newLimiter(o.ReadRate), leases: patience{allLeases},
 		stored: make(map[archive.Hash]struct{}), said: make(map[string]bool)}
 	if o.Threads < 0 || o.ReadRate < 0 {
 		return Summary{}, fmt.Errorf("%d threads, %d bytes per second: neither can be negative", o.Threads, o.ReadRate)

@@ -804,7 +804,7 @@ func TestShrunkAndGrownAgain(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/f", make([]byte, 3000))
 	c, source := beginning(t, newRepository(t), dir)
-	fd, err := openBeneath(source, "f", unix.O_RDONLY)
+	fd, err := openBeneath(source, "f", unix.O_RDONLY, &patience{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -868,6 +868,152 @@ func TestMountType(t *testing.T) {
 	for id, want := range map[string]string{"22": "ext4", "40": "fuse.backupfs", "4": "", "": ""} {
 		if got := mountType(text, id); got != want {
 			t.Errorf("mount %q is %q, want %q", id, got, want)
+		}
+	}
+}
+
+// TestRightsAboveContents: what is stored of a directory and of what is in it is of one
+// moment: what was private in the source is private in the backup.
+func TestRightsAboveContents(t *testing.T) {
+	for name, c := range map[string]struct {
+		at       string // the path at which something happens
+		happens  func(dir string) error
+		problems []string
+	}{
+		"another directory takes the name": {"a", func(dir string) error {
+			return errors.Join(os.Rename(dir+"/x", dir+"/y"), os.Rename(dir+"/z", dir+"/x"))
+		}, []string{"z: " + errVanished.Error()}},
+		"it becomes private, and then gets the secret": {"a", func(dir string) error {
+			return errors.Join(os.Chmod(dir+"/x", 0o700), os.WriteFile(dir+"/x/secret", []byte("secret"), 0o644))
+		}, nil},
+		"it becomes private while it is read": {"x/file", func(dir string) error {
+			return os.Chmod(dir+"/x", 0o700)
+		}, []string{"x: " + errRights.Error()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, dir := newRepository(t), t.TempDir()
+			write(t, dir+"/a", []byte("a"))
+			write(t, dir+"/x/file", []byte("public"))
+			write(t, dir+"/z/secret", []byte("secret"))
+			if err := errors.Join(os.Chmod(dir+"/x", 0o755), os.Chmod(dir+"/z", 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			var problems []string
+			o := optionsFor(dir)
+			o.Events.Problem = func(path string, err error) { problems = append(problems, path+": "+err.Error()) }
+			o.Events.Change = func(_ Change, path string) {
+				if path == c.at {
+					if err := c.happens(dir); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			create(t, r, o)
+			if !slices.Equal(problems, c.problems) {
+				t.Errorf("problems %q, want %q", problems, c.problems)
+			}
+			db := openIndex(t, r)
+			defer db.Close()
+			gens, err := db.Generations()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for path, content := range contentsOf(t, r, 1) {
+				above, err := db.At(1).Resolve(gens[0].Root, filepath.Dir(path))
+				if secret := content == "secret"; err != nil || secret && above.Attr.Mode != 0o700 {
+					t.Errorf("%s lies in a directory of mode %o, %v", path, above.Attr.Mode, err)
+				}
+			}
+		})
+	}
+}
+
+// TestTooDeep: a path of any length takes no more memory than those above it.
+func TestTooDeep(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.Repeat("d", 250)
+	for range maxPath/len(name) + 5 {
+		if err := unix.Mkdirat(fd, name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		below, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		unix.Close(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd = below
+	}
+	unix.Close(fd)
+	var problems []string
+	o := optionsFor(dir)
+	o.Events.Problem = func(path string, err error) { problems = append(problems, path[len(path)-3:]+": "+err.Error()) }
+	want := maxPath / (len(name) + 1)
+	if s := create(t, r, o); s.Dirs != int64(want)+1 || !slices.Equal(problems, []string{"ddd: " + errTooDeep.Error()}) {
+		t.Errorf("%d directories, want %d and the root; problems %q", s.Dirs, want, problems)
+	}
+	if s := create(t, r, o); s.Errors != 1 {
+		t.Errorf("the next run: %+v", s)
+	}
+}
+
+// TestManyLeases: a run does not wait for each of any number of leases.
+func TestManyLeases(t *testing.T) {
+	dir := t.TempDir()
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	signal.Ignore(unix.SIGIO)
+	defer signal.Reset(unix.SIGIO)
+	leases, started := patience{50 * time.Millisecond}, time.Now()
+	for i := range 20 {
+		name := fmt.Sprint(i)
+		write(t, filepath.Join(dir, name), []byte("x"))
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := openBeneath(fd, name, unix.O_RDONLY, &leases); !errors.Is(err, errLease) {
+			t.Errorf("%s: %d, %v", name, got, err)
+		}
+	}
+	if waited := time.Since(started); waited > leaseWait {
+		t.Errorf("20 files with leases took %v", waited)
+	}
+}
+
+// TestManyHoles: ranges are bounded, and cover all that is no hole.
+func TestManyHoles(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const step = 1 << 20
+	for i := range int64(21) {
+		if _, err := f.WriteAt(make([]byte, 1), i*step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := int64(20*step + 1)
+	for _, most := range []int{1 << 20, 21, 20, 8, 2} {
+		ranges, err := dataRanges(context.Background(), int(f.Fd()), size, most)
+		if err != nil || len(ranges) > most || most >= 21 && len(ranges) != 21 {
+			t.Errorf("at most %d: %d, %v", most, len(ranges), err)
+		}
+		for i := range int64(21) {
+			if !slices.ContainsFunc(ranges, func(r byteRange) bool { return r.start <= i*step && i*step < r.end }) {
+				t.Errorf("at most %d: the byte at %d is in none of %v", most, i*step, ranges)
+			}
 		}
 	}
 }

@@ -129,7 +129,7 @@ func (c *creation) markers(d *scanned) (names []string) {
 	x := &c.options.Exclude
 	for i := range d.entries {
 		e := &d.entries[i]
-		if slices.Contains(x.IfPresent, e.name) || x.Caches && e.name == cacheTag && e.isCacheTag(d.fd) {
+		if slices.Contains(x.IfPresent, e.name) || x.Caches && e.name == cacheTag && e.isCacheTag(d.fd, &c.leases) {
 			names = append(names, e.name)
 		}
 	}
@@ -138,11 +138,11 @@ func (c *creation) markers(d *scanned) (names []string) {
 
 // isCacheTag reports whether the entry of a directory begins with the signature.
 // One that cannot be read does not: the attempt to back it up says why.
-func (e *scannedEntry) isCacheTag(dir int) bool {
+func (e *scannedEntry) isCacheTag(dir int, leases *patience) bool {
 	if e.err != nil || e.Type != archive.TypeFile {
 		return false
 	}
-	fd, err := openBeneath(dir, e.name, unix.O_RDONLY)
+	fd, err := openBeneath(dir, e.name, unix.O_RDONLY, leases)
 	if err != nil {
 		return false
 	}

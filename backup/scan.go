@@ -120,7 +120,7 @@ func (d *scanned) open(parent int, name string, only []string) (list []string, e
 		d.fd, err = enterBeneath(parent, name)
 		return only, err
 	}
-	if d.fd, err = openBeneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+	if d.fd, err = openBeneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{}); err != nil {
 		return nil, err
 	}
 	return names(d.fd)

@@ -23,13 +23,13 @@ const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_N
 
 // openBeneath opens the entry name of a directory for reading, itself never a
 // symlink. It does not block on a FIFO, and does not change access times where
-// it may.
-func openBeneath(dir int, name string, flags uint64) (int, error) {
+// it may. leases is how long it may wait for those.
+func openBeneath(dir int, name string, flags uint64, leases *patience) (int, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOATIME, Resolve: beneath}
-	fd, err := openat2(dir, name, &how)
+	fd, err := openat2(dir, name, &how, leases)
 	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner
 		how.Flags &^= unix.O_NOATIME
-		fd, err = openat2(dir, name, &how)
+		fd, err = openat2(dir, name, &how, leases)
 	}
 	return fd, err
 }
@@ -37,27 +37,45 @@ func openBeneath(dir int, name string, flags uint64) (int, error) {
 // enterBeneath opens a directory only to reach what is in it by name, for which
 // nobody needs the right to list it.
 func enterBeneath(dir int, name string) (int, error) {
-	return openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: beneath})
+	return openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: beneath}, &patience{})
 }
 
-// leaseWait bounds how long it takes to open a file that somebody has a lease of (Samba,
-// the server of NFS): the kernel asks for it back, and the file cannot be opened until it
-// is given back (fcntl(2), Leases).
-const leaseWait = 5 * time.Second
+// patience is how long to wait for files that somebody has a lease of (Samba, the server of
+// NFS): the kernel asks for it back, and the file cannot be opened until it is given back
+// (fcntl(2), Leases).
+type patience struct {
+	left time.Duration // for all files
+}
+
+const (
+	leaseWait = 5 * time.Second // for one file
+	allLeases = time.Minute     // for all files of a run: anybody may have many
+)
+
+// wait waits a moment, unless that was done long enough for a file since began, or for all.
+// Where something was renamed meanwhile, openat2(2) wants a call to be repeated, too.
+func (p *patience) wait(began time.Time) bool {
+	const moment, least = time.Millisecond, 10 * time.Millisecond
+	if waited := time.Since(began); waited > leaseWait || p.left <= 0 && waited > least {
+		return false
+	}
+	time.Sleep(moment)
+	p.left -= moment
+	return true
+}
 
 var errLease = errors.New("another program has a lease of it (fcntl(2)) and does not give it back")
 
-func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
+func openat2(dir int, name string, how *unix.OpenHow, leases *patience) (int, error) {
 	for began := time.Now(); ; {
 		fd, err := unix.Openat2(dir, name, how)
 		if err == unix.ENOSYS { // before Linux 5.6: one component and O_NOFOLLOW mean the same
 			fd, err = unix.Openat(dir, name, int(how.Flags), 0)
 		}
 		switch {
-		case err == unix.EAGAIN && time.Since(began) > leaseWait:
+		case err == unix.EAGAIN && !leases.wait(began):
 			return 0, errLease
-		case err == unix.EAGAIN: // or something was renamed meanwhile
-			time.Sleep(time.Millisecond)
+		case err == unix.EAGAIN:
 		case err != unix.EINTR:
 			return fd, err
 		}
