@@ -76,11 +76,8 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if d.err != nil {
 		c.problem(path, fmt.Errorf("cannot be listed: %w", d.err))
 		d.entries = nil
-	} else if e.dev != device && kernelFileSystem(fileSystem(d.fd)) {
-		d.entries = nil
-		s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
 	} else {
-		c.missing(d, path, s)
+		c.onFileSystem(d, e.dev != device, path, s)
 	}
 	d.entries = c.included(d, path, s)
 	if err := c.children(d, e, path, s); err != nil {
@@ -129,6 +126,27 @@ func (c *creation) sameRights(d *scanned, e *scannedEntry, path string) {
 	if err != nil {
 		c.problem(path, err)
 	}
+}
+
+// onFileSystem leaves out what is not to be read in a directory because of its file system;
+// other says that the directory above is of another one.
+func (c *creation) onFileSystem(d *scanned, other bool, path string, s *selection) {
+	kind := ""
+	if other {
+		kind = fileSystem(d.fd)
+	}
+	switch {
+	case kernelFileSystem(kind):
+		d.entries = nil
+		s.leaves(path, func(leaf string) { c.problem(leaf, errKernelFile) })
+		return
+	case kind == "autofs":
+		d.entries = slices.DeleteFunc(d.entries, func(e scannedEntry) bool { return !e.mounted && s.children[e.name] == nil })
+		if s.all {
+			c.notef("%s is an automounter's: what is mounted there is backed up, what is not is not, unless its path is given", Printable("/"+path))
+		}
+	}
+	c.missing(d, path, s)
 }
 
 var errKernelFile = errors.New("is made up by the kernel when it is read: not backed up")

@@ -353,7 +353,7 @@ func mountType(mountinfo, id string) string {
 func kernelFileSystem(kind string) bool {
 	switch kind {
 	case "proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "pstore", "bpf",
-		"configfs", "efivarfs", "fusectl", "binfmt_misc", "mqueue", "devpts", "selinuxfs", "rpc_pipefs", "nsfs", "autofs":
+		"configfs", "efivarfs", "fusectl", "binfmt_misc", "mqueue", "devpts", "selinuxfs", "rpc_pipefs", "nsfs":
 		return true
 	}
 	return false

@@ -1,11 +1,18 @@
 package integration
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/backupfs/backupfs/internal/treetest"
 )
@@ -210,4 +217,41 @@ func TestOneFileSystem(t *testing.T) {
 	if s.Errors != 1 || !strings.Contains(res.stderr, "/tmp/u/none: ") {
 		t.Errorf("a missing path on another mount: %+v\n%s", s, res.stderr)
 	}
+}
+
+// TestAutomounter: of what an automounter holds, that is backed up which is mounted, and
+// nothing is mounted for it. The test is the automounter (autofs, Documentation/filesystems/autofs.rst).
+func TestAutomounter(t *testing.T) {
+	src := tempDir(t)
+	home := mkdir(t, src, "home")
+	requests, answers, err := os.Pipe()
+	must(t, err)
+	defer requests.Close()
+	options := fmt.Sprintf("fd=%d,minproto=5,maxproto=5,indirect", answers.Fd())
+	must(t, unix.Mount("auto.home", home, "autofs", 0, options))
+	defer unix.Unmount(home, 0)
+	createTree(t, src, files("file"))
+	for _, name := range []string{"alice", "bob"} {
+		must(t, os.Mkdir(filepath.Join(home, name), 0o755))
+	}
+	alice := filepath.Join(home, "alice")
+	must(t, unix.Mount("tmpfs", alice, "tmpfs", 0, ""))
+	defer unix.Unmount(alice, 0)
+	createTree(t, alice, files("letter"))
+
+	r := newRepo(t)
+	cmd := r.command("create", "--json", "--root", src, "/")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what the automounter's own group does asks for no mount
+	b := start(t, cmd)
+	if code := b.wait(t, 10*time.Second); code != 0 || !strings.Contains(b.stderr.String(), "/home is an automounter's") {
+		t.Fatalf("exit code %d: %s", code, b.stderr.String())
+	}
+	var s summary
+	must(t, json.Unmarshal([]byte(b.stdout.String()), &s))
+	r.wantPaths(s, "file", "home", "home/alice", "home/alice/letter")
+	must(t, requests.SetReadDeadline(time.Now()))
+	if n, err := requests.Read(make([]byte, 1000)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the automounter was asked for a mount: %d bytes, %v", n, err)
+	}
+	must(t, answers.Close())
 }
