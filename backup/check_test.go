@@ -112,37 +112,8 @@ func TestCheckWhole(t *testing.T) {
 // other one is. Every digest of every frame is right; the contents are not.
 func TestWrongPlaces(t *testing.T) {
 	r, _ := spoiled(t)
-	draft, err := r.NewRecord()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer draft.Discard()
-	contents := [][]byte{[]byte("first"), []byte("other"), []byte("third")}
-	packer := archive.NewPacker(r.Store(), archive.PackerOptions{}, func(p archive.PublishedPart) error {
-		p.Contents[0].Hash, p.Contents[1].Hash = p.Contents[1].Hash, p.Contents[0].Hash
-		return draft.AddPart(p)
-	})
-	for _, c := range contents {
-		if err := packer.Add(archive.Member{Name: string(c)}, archive.HashOf(c), c); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := packer.Close(); err != nil {
-		t.Fatal(err)
-	}
-	entries := []archive.Entry{{Path: ".", Attr: archive.Attr{Type: archive.TypeDir, Nlink: 1}}}
-	for _, c := range contents {
-		entries = append(entries, archive.Entry{Path: string(c), Attr: archive.Attr{Type: archive.TypeFile, Size: 5, Nlink: 1},
-			Data: []archive.Extent{{Len: 5, Hash: archive.HashOf(c)}}})
-	}
-	for i := range entries {
-		if err := draft.Add(archive.Line{Entry: &entries[i]}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z"}); err != nil {
-		t.Fatal(err)
-	}
+	contents := []string{"first", "other", "third"}
+	forge(t, r, contents, contents, func(c []archive.Content) { c[0].Hash, c[1].Hash = c[1].Hash, c[0].Hash })
 	if c := check(t, r, CheckOptions{}); c.Damaged() {
 		t.Errorf("structure: %q", c.damages)
 	}
@@ -158,6 +129,42 @@ func TestWrongPlaces(t *testing.T) {
 		`"files":[{"path":"first","generations":["2026-11-22T03-00-00Z"]},{"path":"other","generations":["2026-11-22T03-00-00Z"]}]}`
 	if err != nil || !strings.HasSuffix(string(text), want) {
 		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// forge commits a generation, and the part that it needs. Of what lies in that the record says
+// what change makes of the truth. A file is called as its content, 5 bytes; files are sorted.
+func forge(t *testing.T, r *archive.Repository, contents, files []string, change func([]archive.Content)) {
+	t.Helper()
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	packer := archive.NewPacker(r.Store(), archive.PackerOptions{}, func(p archive.PublishedPart) error {
+		change(p.Contents)
+		return draft.AddPart(p)
+	})
+	for _, c := range contents {
+		if err := packer.Add(archive.Member{Name: c}, archive.HashOf([]byte(c)), []byte(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := packer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries := []archive.Entry{{Path: ".", Attr: archive.Attr{Type: archive.TypeDir, Nlink: 1}}}
+	for _, f := range files {
+		entries = append(entries, archive.Entry{Path: f, Attr: archive.Attr{Type: archive.TypeFile, Size: 5, Nlink: 1},
+			Data: []archive.Extent{{Len: 5, Hash: archive.HashOf([]byte(f))}}})
+	}
+	for i := range entries {
+		if err := draft.Add(archive.Line{Entry: &entries[i]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindGeneration, Number: 1, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		t.Fatal(err)
 	}
 }
 

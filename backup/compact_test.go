@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,6 +145,50 @@ func TestCompactToItself(t *testing.T) {
 	}
 	create(t, r, optionsFor(source))
 	wantContents(t, r, 1, map[string]string{"file": "needed"})
+}
+
+// TestCompactWrongContents: a part that holds another content than the log says stays, and
+// what is copied of it is not taken for what is needed.
+func TestCompactWrongContents(t *testing.T) {
+	r, _ := spoiled(t)
+	forge(t, r, []string{"first", "other", "third"}, []string{"never", "third"}, func(c []archive.Content) {
+		c[0].Hash = archive.HashOf([]byte("never"))
+	})
+	var problems []error
+	s := compact(t, r, CompactOptions{Problem: func(err error) { problems = append(problems, err) }})
+	if s.Damaged != 1 || s.Removed != 0 || len(problems) != 1 || !strings.HasSuffix(problems[0].Error(), "of which the log says otherwise") {
+		t.Errorf("%+v, %v", s, problems)
+	}
+}
+
+// TestCompactLosesNothing: nothing is committed where less was copied than is needed.
+func TestCompactLosesNothing(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/gone", randomBytes(1, 2000))
+	write(t, source+"/kept", randomBytes(2, 2000))
+	create(t, r, optionsFor(source))
+	if err := os.Remove(source + "/gone"); err != nil {
+		t.Fatal(err)
+	}
+	create(t, r, optionsFor(source))
+	forget(t, r, 1)
+	c := compactionOf(t, r)
+	c.options.hooks.at = func(point string) {
+		if point == "part published" { // what was dead when it was copied
+			for i := range c.usage.parts[0].spans {
+				c.usage.parts[0].spans[i].need = 1
+			}
+		}
+	}
+	err := c.work(c.usage.parts[:1])
+	if last, _ := r.Last(); err == nil || !strings.HasSuffix(err.Error(), "2 contents are needed, 1 were copied") || last != 3 {
+		t.Errorf("%v; the last record is %d", err, last)
+	}
+	p := &partUse{spans: []span{{need: 1}}}
+	s := &survivors{sources: []*partUse{p}, copied: map[archive.Digest][]archive.Hash{p.Name: {{1}}}}
+	if err := s.whole(); err == nil || !strings.HasSuffix(err.Error(), "was copied, but is in no new part") {
+		t.Error(err)
+	}
 }
 
 // compactionOf returns a compaction that has not begun.
