@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,6 +97,17 @@ func (t *task) step(alive bool) {
 	<-t.paused
 }
 
+// state says where the task is.
+func (t *task) state() string {
+	switch {
+	case t.err == errKilled: //nolint:errorlint // what wait panicked with
+		return "death"
+	case t.ended:
+		return "end"
+	}
+	return t.point
+}
+
 // runnable returns the tasks that can make a step. Nobody can begin while files
 // are deleted: the kernel makes them wait for the lock.
 func runnable(tasks []*task) (list []int) {
@@ -177,7 +189,7 @@ func follow(dir string, commands []command, mutant hooks, prefix []choice, death
 		last, from = list[c.next], t.point
 		dies := last == death.task && from == death.point && death.point != ""
 		t.step(!dies)
-		trace = append(trace, fmt.Sprintf("%s→%s", t.name, map[bool]string{true: "end", false: t.point}[t.ended]))
+		trace = append(trace, t.name+"→"+t.state())
 	}
 	for _, t := range tasks {
 		if t.err != nil && !errors.Is(t.err, errKilled) {
@@ -220,16 +232,18 @@ type scenario struct {
 }
 
 // explore runs the commands in every order and returns the number of orders and
-// the first few failures.
+// the first few failures. In one of them at least, the death must happen.
 func (s scenario) explore(t *testing.T, mutant hooks, death kill) (orders int, failures []string) {
 	t.Helper()
 	work := memoryDir(t)
 	dir := filepath.Join(work, "repo")
+	deaths := 0
 	for prefix := []choice{}; prefix != nil && len(failures) < 3; {
 		copyDir(t, s.dir, dir)
 		order, trace, whole, errs := follow(dir, s.commands, mutant, prefix, death)
 		if whole {
 			orders++
+			deaths += strings.Count(fmt.Sprint(trace), "→death")
 			errs = append(errs, s.verify(dir)...)
 		}
 		if death.point != "" && whole && len(errs) == 0 {
@@ -242,6 +256,9 @@ func (s scenario) explore(t *testing.T, mutant hooks, death kill) (orders int, f
 			t.Fatal(err)
 		}
 		prefix = nextOrder(order)
+	}
+	if death.point != "" && deaths == 0 && len(failures) == 0 {
+		failures = []string{fmt.Sprintf("nobody died at %q in %d orders", death.point, orders)}
 	}
 	return orders, failures
 }
@@ -508,17 +525,25 @@ func TestMutants(t *testing.T) {
 	}
 }
 
+// beforeForget returns the scenario past with the third generation about to be dropped, and
+// a new file in the source.
+func beforeForget(t *testing.T) scenario {
+	t.Helper()
+	s := past(t)
+	s.dropped = slices.Collect(maps.Keys(s.files))[0]
+	s.write(t, "new")
+	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
+	return s
+}
+
 // TestCreateBesideForgetAndCompact: the base of a run is forgotten, and its data
 // reclaimed, while it goes on.
 func TestCreateBesideForgetAndCompact(t *testing.T) {
 	t.Parallel()
-	s := past(t)
-	third := slices.Collect(maps.Keys(s.files))[0]
-	s.write(t, "new")
-	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
+	s := beforeForget(t)
 	s.commands = []command{
 		createStep(s.source, "before commit"),
-		forgetStep(third),
+		forgetStep(s.dropped),
 		compactStep("before commit"),
 	}
 	wantSound(t, s, kill{})
@@ -527,11 +552,8 @@ func TestCreateBesideForgetAndCompact(t *testing.T) {
 // TestCreateBesideForget: only one of the two can have the next number.
 func TestCreateBesideForget(t *testing.T) {
 	t.Parallel()
-	s := past(t)
-	third := slices.Collect(maps.Keys(s.files))[0]
-	s.write(t, "new")
-	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
-	s.commands = []command{createStep(s.source, allPoints...), forgetStep(third, "before commit", "commit lost")}
+	s := beforeForget(t)
+	s.commands = []command{createStep(s.source, allPoints...), forgetStep(s.dropped, "before commit", "commit lost")}
 	wantSound(t, s, kill{})
 }
 
@@ -574,19 +596,15 @@ func TestCreateBesideCheckpoint(t *testing.T) {
 	wantSound(t, s, kill{})
 }
 
-// fourth returns the scenario past with a fourth generation, number 5, and the third
-// one about to be dropped.
+// fourth returns the scenario beforeForget with a fourth generation, number 5, made.
 func fourth(t *testing.T) scenario {
 	t.Helper()
-	s := past(t)
-	s.dropped = slices.Collect(maps.Keys(s.files))[0]
+	s := beforeForget(t)
 	repo, err := archive.Open(s.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer repo.Close()
-	s.write(t, "new")
-	s.files[""] = map[string]string{"kept": contentOf("kept"), "new": contentOf("new")}
 	create(t, repo, optionsFor(s.source))
 	return s
 }
