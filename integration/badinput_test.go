@@ -1017,12 +1017,42 @@ func TestCoarseTimes(t *testing.T) {
 	src := mkdir(t, d.dir, "src")
 	file := filepath.Join(src, "file")
 	r := newRepo(t)
-	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond)))
-	write(t, file, "one")
-	r.all(src)
-	write(t, file, "two")
+	for try := 1; !changedAfterRead(t, r, src, file); try++ {
+		if try == 10 {
+			t.Fatal("the file never changed in the second in which it was backed up, and after that")
+		}
+	}
 	s := r.all(src)
-	if out := r.mkbackup("export", s.Generation, "file").stdout; !strings.Contains(out, "two") {
+	if out := r.mkbackup("export", s.Generation, "file").stdout; !strings.Contains(out, "six") {
 		t.Error("it is stored as it was before")
 	}
+}
+
+// changedAfterRead backs a file up that changes before and after it is read, and reports whether
+// it did so in the same second. The run waits for the end of the second of the change before.
+func changedAfterRead(t *testing.T, r *repo, src, file string) bool {
+	t.Helper()
+	second := time.Now().Truncate(time.Second).Add(time.Second)
+	time.Sleep(time.Until(second.Add(100 * time.Millisecond)))
+	write(t, file, "one")
+	b := start(t, r.command("create", "--root", src, "/"))
+	waitOpen(t, b.cmd.Process.Pid, file, func() {})
+	must(t, b.cmd.Process.Signal(unix.SIGSTOP))
+	time.Sleep(time.Until(second.Add(2100 * time.Millisecond)))
+	write(t, file, "two")
+	before := changedAt(t, file)
+	must(t, b.cmd.Process.Signal(unix.SIGCONT))
+	if code := b.wait(t, time.Minute); code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	write(t, file, "six")
+	return changedAt(t, file) == before && strings.Contains(r.mkbackup("export", "latest", "file").stdout, "two")
+}
+
+// changedAt returns the time of the last change of a file.
+func changedAt(t *testing.T, path string) unix.Timespec {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Lstat(path, &st))
+	return st.Ctim
 }
