@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
@@ -86,7 +85,7 @@ func commitCheckpoint(ctx context.Context, repo *archive.Repository, db *index.D
 	if err := writeState(ctx, repo, db, draft); err != nil {
 		return 0, 0, fmt.Errorf("make a checkpoint: %w", err)
 	}
-	h := archive.Header{Kind: archive.KindCheckpoint, Number: db.Number() + 1, Time: time.Now().UTC(),
+	h := archive.Header{Kind: archive.KindCheckpoint, Number: db.Number() + 1, Time: o.hooks.now().UTC(),
 		Previous: db.RecordDigest(), Program: o.program}
 	if stored, err := draft.Stored(h); err != nil || stored >= o.limit {
 		return 0, 0, err

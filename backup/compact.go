@@ -477,7 +477,7 @@ func (c *compaction) commitAs(number uint64, s *survivors) (stored int64, err er
 		}
 	}
 	return commitRecord(c.repo, draft, archive.Header{Kind: archive.KindCompaction, Number: number,
-		Time: time.Now().UTC(), Previous: c.db.RecordDigest(), Program: c.options.Program})
+		Time: c.options.hooks.now().UTC(), Previous: c.db.RecordDigest(), Program: c.options.Program})
 }
 
 func (c *compaction) count(s *survivors, recordStored int64) {

@@ -132,6 +132,7 @@ type creation struct {
 	limiter   *rate.Limiter // of bytes read; nil means no limit
 	leases    patience
 	started   time.Time
+	time      time.Time // of the new generation
 
 	lock     *archive.Lock    // no file of a part is deleted meanwhile
 	db       *index.DB        // newest index
@@ -174,6 +175,9 @@ func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Sum
 	}
 	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx, o.Threads), limiter: newLimiter(o.ReadRate), leases: patience{allLeases},
 		stored: make(map[archive.Hash]struct{}), said: make(map[string]bool)}
+	if c.time = o.Time.UTC(); c.time.IsZero() {
+		c.time = o.hooks.now().UTC()
+	}
 	if o.Threads < 0 || o.ReadRate < 0 {
 		return Summary{}, fmt.Errorf("%d threads, %d bytes per second: neither can be negative", o.Threads, o.ReadRate)
 	}
@@ -508,10 +512,7 @@ func (c *creation) chooseBase() error {
 	}
 	c.previous, c.view, c.base = index.Generation{}, index.View{}, 0
 	of := index.OfSource(gens, c.options.Source)
-	c.placement = placement{db: c.db, gens: gens, source: c.db.Timeline(of), now: c.options.Time}
-	if c.options.Time.IsZero() {
-		c.placement.now = c.started
-	}
+	c.placement = placement{db: c.db, gens: gens, source: c.db.Timeline(of), now: c.time}
 	if len(of) == 0 {
 		return nil
 	}
@@ -619,10 +620,7 @@ func (c *creation) reopen() error {
 
 func (c *creation) commitAs(number uint64) error {
 	h := archive.Header{Kind: archive.KindGeneration, Number: number, Source: c.options.Source,
-		Time: c.options.Time.UTC(), Base: c.base, Previous: c.db.RecordDigest(), Program: c.options.Program}
-	if c.options.Time.IsZero() {
-		h.Time = c.started.UTC()
-	}
+		Time: c.time, Base: c.base, Previous: c.db.RecordDigest(), Program: c.options.Program}
 	var err error
 	if h.Name, err = c.freeName(h.Time); err != nil {
 		return err

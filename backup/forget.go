@@ -136,7 +136,7 @@ func (f *forgetting) decide(db *index.DB) ([]Decision, error) {
 	var list []Decision
 	for _, source := range sources(gens) {
 		if s := f.options.Source; s == nil || *s == source {
-			list = append(list, f.options.Rules.decide(index.OfSource(gens, source), f.options.Zone, time.Now())...)
+			list = append(list, f.options.Rules.decide(index.OfSource(gens, source), f.options.Zone, f.options.hooks.now())...)
 		}
 	}
 	return list, nil
@@ -204,7 +204,7 @@ func (f *forgetting) commit(db *index.DB, dropped []index.Generation) error {
 		}
 	}
 	_, err = commitRecord(f.repo, draft, archive.Header{Kind: archive.KindForget, Number: db.Number() + 1,
-		Time: time.Now().UTC(), Previous: db.RecordDigest(), Program: f.options.Program})
+		Time: f.options.hooks.now().UTC(), Previous: db.RecordDigest(), Program: f.options.Program})
 	return err
 }
 

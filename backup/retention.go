@@ -101,57 +101,66 @@ func (r Rules) periods() []period {
 }
 
 // decide applies the rules to the generations of one source, which are ordered by
-// number. The last one is always kept. Decisions come newest first. A span is one
-// before the latest time, but that is not in the future: of one backup made with a wrong
-// clock, all others would be too old.
+// number. The last one is always kept. Decisions come newest first, by number. Where a
+// clock was wrong, or old backups were imported, the order of times is another one: what
+// either order keeps is kept. A span is one before the latest time, but that is not in the
+// future: of one backup made with a wrong clock, all others would be too old.
 func (r Rules) decide(of []index.Generation, zone *time.Location, now time.Time) []Decision {
 	list := make([]Decision, len(of))
 	for i, g := range of {
-		list[i].Generation = g
+		list[len(list)-1-i].Generation = g
 	}
 	if len(list) == 0 {
 		return nil
 	}
-	list[len(list)-1].because("newest")
-	slices.SortStableFunc(list, func(a, b Decision) int {
-		if c := b.Time.Compare(a.Time); c != 0 {
-			return c
-		}
-		return int(b.Number) - int(a.Number)
-	})
-	for i := range list[:min(r.Last, len(list))] {
-		list[i].because("last")
+	list[0].because("newest")
+	byNumber := make([]*Decision, len(list))
+	for i := range list {
+		byNumber[i] = &list[i]
 	}
-	for _, p := range r.periods() {
-		p.apply(list, zone)
-	}
-	if r.Within != (Span{}) {
-		latest := list[0].Time
-		if latest.After(now) {
-			latest = now
+	byTime := slices.Clone(byNumber)
+	slices.SortStableFunc(byTime, func(a, b *Decision) int { return b.Time.Compare(a.Time) })
+	for _, order := range [][]*Decision{byNumber, byTime} {
+		for _, d := range order[:min(r.Last, len(order))] {
+			d.because("last")
 		}
-		since := r.Within.before(latest.In(zone))
-		for i := range list {
-			if !list[i].Time.Before(since) {
-				list[i].because("within " + r.Within.String())
-			}
+		for _, p := range r.periods() {
+			p.apply(order, zone)
 		}
 	}
+	r.keepWithin(byTime, zone, now)
 	return list
 }
 
-func (p period) apply(list []Decision, zone *time.Location) {
-	last := ""
-	for i, left := 0, p.keep; i < len(list) && left > 0; i++ {
-		if now := p.of(list[i].Time.In(zone)); now != last {
-			last = now
-			left--
-			list[i].because(p.name)
+func (p period) apply(list []*Decision, zone *time.Location) {
+	seen := make(map[string]bool)
+	for _, d := range list {
+		if current := p.of(d.Time.In(zone)); !seen[current] && len(seen) < p.keep {
+			seen[current] = true
+			d.because(p.name)
+		}
+	}
+}
+
+func (r Rules) keepWithin(list []*Decision, zone *time.Location, now time.Time) {
+	if r.Within == (Span{}) {
+		return
+	}
+	latest := list[0].Time
+	if latest.After(now) {
+		latest = now
+	}
+	since := r.Within.before(latest.In(zone))
+	for _, d := range list {
+		if !d.Time.Before(since) {
+			d.because("within " + r.Within.String())
 		}
 	}
 }
 
 func (d *Decision) because(reason string) {
 	d.Keep = true
-	d.Reasons = append(d.Reasons, reason)
+	if !slices.Contains(d.Reasons, reason) {
+		d.Reasons = append(d.Reasons, reason)
+	}
 }

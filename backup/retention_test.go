@@ -85,11 +85,39 @@ func TestRules(t *testing.T) {
 	// The newest one is the last that was made, whatever its time.
 	gens = append(gens, index.Generation{Number: 9, Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)})
 	decisions := Rules{Last: 1}.decide(gens, berlin, now)
-	if d := decisions[len(decisions)-1]; d.Number != 9 || !d.Keep || !slices.Equal(d.Reasons, []string{"newest"}) {
+	if d := decisions[0]; d.Number != 9 || !slices.Equal(d.Reasons, []string{"newest", "last"}) {
 		t.Errorf("%+v", d)
 	}
-	if d := decisions[0]; d.Number != 8 || !slices.Equal(d.Reasons, []string{"last"}) {
+	if d := decisions[1]; d.Number != 8 || !slices.Equal(d.Reasons, []string{"last"}) {
 		t.Errorf("%+v", d)
+	}
+}
+
+// TestRulesAndClocks: whatever the clock said when some generations were made, what was made
+// last and what is of the latest times is kept: neither pushes the other out.
+func TestRulesAndClocks(t *testing.T) {
+	day := func(years, days int) time.Time { return time.Date(2026+years, 1, 1+days, 3, 0, 0, 0, time.UTC) }
+	for name, wrong := range map[string]int{"ahead": 10, "behind": -10} {
+		var gens []index.Generation
+		for number := uint64(1); number <= 21; number++ { // a week right, a week wrong, a week right
+			years := 0
+			if number > 7 && number <= 14 {
+				years = wrong
+			}
+			gens = append(gens, index.Generation{Number: number, Time: day(years, int(number))})
+		}
+		for rule, r := range map[string]Rules{"daily": {Daily: 7}, "last": {Last: 7}, "hourly": {Hourly: 7}} {
+			for _, d := range r.decide(gens, time.UTC, day(0, 22)) {
+				if want := d.Number > 14 || wrong > 0 && d.Number > 7; d.Keep != want {
+					t.Errorf("%s, %s: %+v", name, rule, d)
+				}
+			}
+			for _, d := range r.decide(gens[:14], time.UTC, day(wrong, 15)) {
+				if want := d.Number > 7 || wrong < 0; d.Keep != want {
+					t.Errorf("%s, %s, meanwhile: %+v", name, rule, d)
+				}
+			}
+		}
 	}
 }
 
