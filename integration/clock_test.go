@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -61,4 +62,40 @@ func TestClockJumps(t *testing.T) {
 		t.Errorf("create in the first second of year 1: exit code %d, want 2", res.code)
 	}
 	t.Logf("%d generations from %s to %s, in the order of their commits", len(want), want[6], want[5])
+}
+
+// TestFutureSource: a source that changed while the clock was ten years ahead, as its files
+// say, is backed up without waiting for that time, and only once. What changes in it now is
+// seen, also where size and time of the contents stay the same.
+func TestFutureSource(t *testing.T) {
+	for _, inodeSize := range []string{"128", "256"} { // times of whole seconds; of nanoseconds
+		d := newDisk(t, "mkfs.ext4", "-q", "-F", "-I", inodeSize)
+		src := mkdir(t, d.dir, "src")
+		file := filepath.Join(src, "file")
+		write(t, file, "one")
+		future := time.Now().AddDate(10, 0, 0).Truncate(time.Second)
+		must(t, os.Chtimes(file, future, future))
+		run(t, "umount", d.dir)
+		for _, name := range []string{"/src", "/src/file"} {
+			run(t, "debugfs", "-w", "-R", fmt.Sprintf("set_inode_field %s ctime @%d", name, future.Unix()), d.image)
+		}
+		run(t, "mount", "-o", "loop", d.image, d.dir)
+		if at := changedAt(t, file); at.Sec != future.Unix() {
+			t.Fatalf("the file changed at %d, want %d", at.Sec, future.Unix())
+		}
+		r := newRepo(t)
+		for i, want := range []string{"one", "one", "two", "two"} {
+			if i == 2 {
+				write(t, file, "two")
+				must(t, os.Chtimes(file, future, future))
+			}
+			s := r.all(src)
+			if s.Seconds > 10 || (s.ReadBytes > 0) != (i%2 == 0) {
+				t.Errorf("inodes of %s bytes, run %d: %+v", inodeSize, i+1, s)
+			}
+			if got := shell(t, `"$1" export "$2" latest /file | tar -xO`, mkbackup, r.dir); got != want {
+				t.Errorf("inodes of %s bytes, run %d: %q is stored, want %q", inodeSize, i+1, got, want)
+			}
+		}
+	}
 }
