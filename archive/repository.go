@@ -65,7 +65,8 @@ type InitOptions struct {
 }
 
 // Init makes a repository in dir, which must not exist, be empty, or hold only what an
-// Init that was interrupted left. What it makes is closed to everybody but its owner, whatever the umask: a backup holds
+// Init that was interrupted left. The directories above it are made where they are missing.
+// What it makes in dir is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
 func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.OS{}, dir, o) }
 
@@ -76,6 +77,10 @@ func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	}
 	if o.PartSize < MinPartSize {
 		return nil, fmt.Errorf("part size %d: the least is %d bytes", o.PartSize, MinPartSize)
+	}
+	dir = filepath.Clean(dir)
+	if err := makeAbove(fsys, dir); err != nil {
+		return nil, err
 	}
 	if err := makeEmptyDir(fsys, dir); err != nil {
 		return nil, err
@@ -153,22 +158,57 @@ func hasLog(dir string) bool {
 // layout are the directories of a repository.
 var layout = []string{"parts", "log", "index", "tmp"}
 
-func makeEmptyDir(fsys disk.FS, dir string) error {
-	err := fsys.Mkdir(dir, 0o700)
-	there := errors.Is(err, fs.ErrExist)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("make the repository: %w: make %s first", err, filepath.Dir(dir))
+// makeAbove makes the directories above a path that are missing. What else is wrong with
+// them whoever makes the path will say.
+func makeAbove(fsys disk.FS, path string) error {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("make the repository: %s is not a directory: give another place", dir)
+	case err == nil && !fresh(dir) || dir == filepath.Dir(dir):
+		return nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+		return nil
 	}
+	if err := makeAbove(fsys, dir); err != nil {
+		return err
+	}
+	_, err = makeDir(fsys, dir, 0o777)
+	return err
+}
+
+// fresh reports whether nothing is in a directory but the way to a repository, at most. An
+// Init that was interrupted may have made it.
+func fresh(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(2)
+	return len(names) < 2
+}
+
+// makeDir makes a directory, unless it is there, so that it is there after a crash.
+func makeDir(fsys disk.FS, dir string, perm fs.FileMode) (there bool, err error) {
+	err = fsys.Mkdir(dir, perm)
+	there = errors.Is(err, fs.ErrExist)
 	if err != nil && !there {
-		return fmt.Errorf("make the repository: %w", err)
+		return false, fmt.Errorf("make the repository: %w", err)
 	}
 	// An Init that was interrupted may have made it. Whose directory it is may not be
 	// allowed to open the one above.
 	if err := fsys.SyncDir(filepath.Dir(dir)); err != nil && (!there || !errors.Is(err, fs.ErrPermission)) {
-		return fmt.Errorf("make the repository: %w", err)
+		return there, fmt.Errorf("make the repository: %w", err)
 	}
-	if !there {
-		return nil
+	return there, nil
+}
+
+func makeEmptyDir(fsys disk.FS, dir string) error {
+	there, err := makeDir(fsys, dir, 0o700)
+	if err != nil || !there {
+		return err
 	}
 	if _, err := os.Lstat(filepath.Join(dir, configName)); err == nil {
 		return fmt.Errorf("%s is a repository already", dir)

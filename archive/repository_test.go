@@ -101,8 +101,14 @@ func TestRestoreConfig(t *testing.T) {
 }
 
 func TestInitRefuses(t *testing.T) {
-	if _, err := Init(filepath.Join(t.TempDir(), "a/b"), InitOptions{}); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no parent directory: %v", err)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file + "/a", file + "/a/b"} {
+		if _, err := Init(dir, InitOptions{}); err == nil || !strings.Contains(err.Error(), "file is not a directory") {
+			t.Errorf("%s: %v", dir, err)
+		}
 	}
 	if _, err := Init(t.TempDir(), InitOptions{PartSize: 1}); err == nil {
 		t.Error("a part size of 1: no error")

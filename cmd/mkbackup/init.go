@@ -1,19 +1,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"syscall"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/cmd/internal/cli"
-	"github.com/backupfs/backupfs/internal/disk"
 )
 
 const maxPartSize = 1 << 40 // stored bytes
@@ -37,9 +31,6 @@ cannot be changed later.`,
 			if err != nil || bytes < archive.MinPartSize || bytes > maxPartSize {
 				return &exitError{exitUsage, fmt.Sprintf("bad --part-size %q: give a number with a unit, as 64MiB, from 64KiB to 1TiB", size)}
 			}
-			if err := makeAbove(args[0]); err != nil {
-				return err
-			}
 			repo, err := archive.Init(args[0], archive.InitOptions{PartSize: int64(bytes)})
 			if err != nil {
 				return err
@@ -49,27 +40,4 @@ cannot be changed later.`,
 	}
 	cmd.Flags().StringVar(&size, "part-size", size, "`SIZE` of the archive files")
 	return cmd
-}
-
-// makeAbove makes the directories above a path that are missing, so that they are there
-// after a crash. What else is wrong with them whoever makes the path will say.
-func makeAbove(path string) error {
-	dir := filepath.Dir(filepath.Clean(path))
-	info, err := os.Stat(dir)
-	switch {
-	case err == nil && !info.IsDir():
-		return fmt.Errorf("make the repository: %s is not a directory: give another place", dir)
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
-		return nil
-	}
-	if err := makeAbove(dir); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the repository: %w", err)
-	}
-	if err := (disk.OS{}).SyncDir(filepath.Dir(dir)); err != nil {
-		return fmt.Errorf("make the repository: %w", err)
-	}
-	return nil
 }

@@ -41,6 +41,9 @@ func (g generations) equal(other generations) bool {
 	return maps.EqualFunc(g, other, maps.Equal[map[string]string, map[string]string])
 }
 
+// place is where the repository is on a disk. The directories above are made with it.
+const place = "srv/backup/repo"
+
 // recording is a repository on a model of a disk, and what must be in it after each
 // operation.
 type recording struct {
@@ -75,7 +78,7 @@ func newRecording(t testing.TB, o crash.Options) *recording {
 	}
 	r.disk = crash.New(r.top, o)
 	r.begin(epoch{command: "init", possible: []generations{{}}})
-	repo, err := archive.InitOn(r.disk, filepath.Join(r.top, "repo"), archive.InitOptions{PartSize: archive.MinPartSize})
+	repo, err := archive.InitOn(r.disk, filepath.Join(r.top, place), archive.InitOptions{PartSize: archive.MinPartSize})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +176,7 @@ func openJob() job {
 // leaves out the empty ones.
 func (r *recording) lose(dirs ...string) {
 	r.t.Helper()
-	repo := filepath.Join(r.top, "repo")
+	repo := filepath.Join(r.top, place)
 	e := epoch{from: r.disk.Len(), made: true, possible: r.last().possible, unknown: true}
 	r.begin(e)
 	for _, dir := range dirs {
@@ -217,7 +220,7 @@ func (r *recording) do(j job) {
 // operations when it did.
 func (r *recording) run(j job) (change func(generations), number uint64, end int, err error) {
 	r.t.Helper()
-	repo, err := archive.OpenOn(r.disk, filepath.Join(r.top, "repo"))
+	repo, err := archive.OpenOn(r.disk, filepath.Join(r.top, place))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -267,7 +270,7 @@ func (r *recording) seen() (generations, error) {
 	if err := r.disk.Crash(r.disk.Len(), crash.Everything, "").Write(dir); err != nil {
 		return nil, err
 	}
-	repo, err := archive.Open(filepath.Join(dir, "repo"))
+	repo, err := archive.Open(filepath.Join(dir, place))
 	if err != nil {
 		return nil, err
 	}
@@ -365,7 +368,7 @@ func (r *recording) judge(e epoch, state crash.State, order int) error {
 	if err := state.Write(top); err != nil {
 		return err
 	}
-	dir := filepath.Join(top, "repo")
+	dir := filepath.Join(top, place)
 	repo, err := archive.Open(dir)
 	if err != nil && !e.made {
 		repo, err = archive.Init(dir, archive.InitOptions{PartSize: archive.MinPartSize})
@@ -648,7 +651,7 @@ var random = regexp.MustCompile(`[A-Z2-7]{26}`)
 // called returns a path without what is random in it, and whether the bytes of the file
 // count: what lies in tmp/ nobody reads.
 func called(path string) (name string, counts bool) {
-	if !strings.HasPrefix(path, "repo/tmp/") {
+	if !strings.HasPrefix(path, place+"/tmp/") {
 		return path, true
 	}
 	return random.ReplaceAllString(path, "*"), false
@@ -693,6 +696,9 @@ func TestCrash(t *testing.T) {
 			s.t = t
 			var count explored
 			s.explore(&count, map[stateKey]bool{})
+			if count.different == 0 {
+				t.Errorf("nothing was looked at: %v", &count)
+			}
 			t.Log(&count)
 		})
 	}
@@ -710,6 +716,9 @@ func TestCrashAfterKill(t *testing.T) {
 			for s := range afterKills(t, pair.victim, pair.next, pair.full) {
 				s.explore(&count, judged)
 			}
+			if count.scenarios == 0 || count.different == 0 {
+				t.Errorf("nothing was looked at: %v", &count)
+			}
 			t.Log(&count)
 		})
 	}
@@ -724,7 +733,7 @@ func TestInitAfterKill(t *testing.T) {
 		if err := os.Mkdir(top, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		d, dir := crash.New(top, crash.Options{}), filepath.Join(top, "repo")
+		d, dir := crash.New(top, crash.Options{}), filepath.Join(top, place)
 		d.Kill(n)
 		repo, err := archive.InitOn(d, dir, archive.InitOptions{})
 		if err == nil {
@@ -745,7 +754,7 @@ func TestInitAfterKill(t *testing.T) {
 			if err := errors.Join(os.Mkdir(crashed, 0o700), d.Crash(d.Len(), seed, "").Write(crashed)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := archive.Open(filepath.Join(crashed, "repo")); err != nil {
+			if _, err := archive.Open(filepath.Join(crashed, place)); err != nil {
 				t.Errorf("killed behind %d operations, made again, crashed: %v", n, err)
 			}
 		}

@@ -35,6 +35,7 @@ const (
 	Everything          // is there
 	OnlyRemovals        // have happened, of names
 	NoRemovals          // have, but all else
+	OnlyLast            // change of a name is there
 	Extremes
 )
 
@@ -102,10 +103,11 @@ type chance struct {
 	growth   float64 // that it is there as zeros, if it is not
 	torn     float64 // that a part of it is there, if it has not
 	ordered  int     // names are there up to this operation and not after it; -1: each by itself
+	only     int     // of names, this operation alone is there; -1: each by itself
 }
 
 func (c *chance) choose(seed uint64, log []operation, sure []certainty) {
-	c.ordered = -1
+	c.ordered, c.only = -1, -1
 	switch seed {
 	case Nothing:
 	case Names:
@@ -118,6 +120,8 @@ func (c *chance) choose(seed uint64, log []operation, sure []certainty) {
 		c.removals = 1
 	case NoRemovals:
 		c.names, c.bytes, c.removals = 1, 1, -1
+	case OnlyLast:
+		c.only = lastOfNames(log)
 	default:
 		odds := []float64{0, 0.1, 0.5, 0.9, 1}
 		pick := func() float64 { return odds[c.rng.IntN(len(odds))] }
@@ -140,8 +144,22 @@ func (c *chance) journal(log []operation, sure []certainty) {
 	c.ordered = last + c.rng.IntN(len(log)-last+1)
 }
 
+// lastOfNames returns the last operation that changes a directory.
+func lastOfNames(log []operation) int {
+	last := 0
+	for i, o := range log {
+		if o.kind <= swapEntries {
+			last = i
+		}
+	}
+	return last
+}
+
 func (c *chance) name(i int) bool {
-	if c.ordered >= 0 {
+	switch {
+	case c.only >= 0:
+		return i == c.only
+	case c.ordered >= 0:
 		return i < c.ordered
 	}
 	return c.rng.Float64() < c.names
