@@ -64,6 +64,7 @@ type epoch struct {
 	possible []generations // those of the repository are one of these
 	index    uint64        // a sound index is there that covers this record
 	unknown  bool          // nothing is promised
+	damaged  bool          // it holds when a repair has been done
 	promised [32]byte      // digest of all but the command and where it begins
 }
 
@@ -172,6 +173,20 @@ func openJob() job {
 	}}
 }
 
+// repairJob is a check that repairs, and wants no damage to be left.
+func repairJob() job {
+	return job{"check --repair", true, func(repo *archive.Repository, _ time.Time, _ string) (func(generations), uint64, error) {
+		var damages []error
+		result, err := backup.Check(context.Background(), repo, backup.CheckOptions{Repair: true, Program: "test",
+			Damage: func(text string) { damages = append(damages, errors.New("check: "+text)) }})
+		if err != nil || result.Damaged() {
+			return nil, 0, errors.Join(append(damages, err)...)
+		}
+		last, err := repo.Last()
+		return nil, last, err
+	}}
+}
+
 // lose is a user who deletes directories of the repository, or copies it with a tool that
 // leaves out the empty ones.
 func (r *recording) lose(dirs ...string) {
@@ -191,7 +206,42 @@ func (r *recording) lose(dirs ...string) {
 	r.begin(e)
 }
 
-// do runs a command to its end.
+// rot flips a bit of the last file of the repository that fits to a pattern.
+func (r *recording) rot(pattern string) {
+	r.t.Helper()
+	names, err := filepath.Glob(filepath.Join(r.top, place, pattern))
+	if err != nil || len(names) == 0 {
+		r.t.Fatal(pattern, err)
+	}
+	name := names[len(names)-1]
+	data, err := os.ReadFile(name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	e := epoch{from: r.disk.Len(), made: true, possible: r.last().possible, unknown: true}
+	r.begin(e)
+	if err := r.replace(name, data); err != nil {
+		r.t.Fatal(err)
+	}
+	e.from, e.unknown, e.damaged = r.disk.Len(), false, true
+	r.begin(e)
+}
+
+// replace makes a file anew, for good.
+func (r *recording) replace(name string, data []byte) error {
+	if err := r.disk.Remove(name); err != nil {
+		return err
+	}
+	f, err := r.disk.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close(), r.disk.SyncDir(filepath.Dir(name)))
+}
+
+// do runs a command to its end. Where something is damaged it is a repair.
 func (r *recording) do(j job) {
 	r.t.Helper()
 	before, from := r.last(), r.disk.Len()
@@ -199,12 +249,12 @@ func (r *recording) do(j job) {
 	if err != nil {
 		r.t.Fatalf("%s: %v", j.name, err)
 	}
-	during := epoch{from: from, command: j.name, made: true, possible: before.possible, index: before.index}
+	during := epoch{from: from, command: j.name, made: true, possible: before.possible, index: before.index, damaged: before.damaged}
 	if j.replaces && r.can.NoRenaming {
 		during.index = 0 // the one before is used meanwhile
 	}
 	after := during
-	after.from, after.command = end, ""
+	after.from, after.command, after.damaged = end, "", false
 	if change != nil {
 		next := maps.Clone(before.possible[len(before.possible)-1])
 		change(next)
@@ -376,6 +426,11 @@ func (r *recording) judge(e epoch, state crash.State, order int) error {
 	if err != nil {
 		return err
 	}
+	if e.damaged {
+		if _, _, err := repairJob().run(repo, r.clock, r.source); err != nil {
+			return errors.Join(fmt.Errorf("repair: %w", err), repo.Close())
+		}
+	}
 	found, err := r.find(repo, e)
 	if err := errors.Join(err, repo.Close()); err != nil {
 		return fmt.Errorf("found: %w", err)
@@ -524,6 +579,19 @@ func life(t testing.TB, o crash.Options) *recording {
 	return r
 }
 
+// repairs makes a recording of an index, and of a log, that rot and are repaired.
+func repairs(t testing.TB) scenario {
+	t.Helper()
+	r := young(t, crash.Options{})
+	from := r.disk.Len()
+	r.rot("index/*/*.sst")
+	r.do(repairJob())
+	r.rot("log/000000000002.*")
+	r.do(repairJob())
+	r.do(createJob(nil))
+	return scenario{r, "repairs", from, seeds(2)}
+}
+
 // scenario is a recording and where it is looked at.
 type scenario struct {
 	*recording
@@ -547,6 +615,7 @@ func seeds(random int) (list []uint64) {
 func lives(t testing.TB) (list []scenario) {
 	t.Helper()
 	for _, s := range []scenario{
+		repairs(t),
 		{life(t, crash.Options{}), "whole life", 0, seeds(2)},
 		{life(t, crash.Options{NoLinks: true}), "without links", 0, worst},
 		{life(t, crash.Options{NoRenaming: true}), "without exclusive rename", 0, worst},
@@ -660,7 +729,7 @@ func called(path string) (name string, counts bool) {
 // digest returns a digest of what must hold.
 func (e epoch) digest() [32]byte {
 	h := sha256.New()
-	fmt.Fprintf(h, "%t %t %d\n", e.made, e.unknown, e.index)
+	fmt.Fprintf(h, "%t %t %t %d\n", e.made, e.unknown, e.damaged, e.index)
 	for _, g := range e.possible {
 		for _, name := range namesOf(g) {
 			fmt.Fprintf(h, "%q\n", name)

@@ -95,12 +95,12 @@ func calls(found map[mutant]string) (list []string) {
 	return list
 }
 
-// syncsInSource returns where the source of the packages that write repositories calls
-// for a sync: package/file:line.
+// syncsInSource returns where the source of the programs calls for a sync:
+// package/file:line.
 func syncsInSource(t *testing.T) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
-	for _, dir := range []string{"archive", "index", "backup"} {
+	for _, dir := range []string{"archive", "index", "backup", "fs", "cmd/mkbackup", "cmd/backupfs"} {
 		files, err := filepath.Glob(filepath.Join("..", "..", dir, "*.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatal(dir, files, err)
@@ -115,7 +115,7 @@ func syncsInSource(t *testing.T) map[string]bool {
 			}
 			for i, line := range strings.Split(string(text), "\n") {
 				if strings.Contains(line, ".Sync()") || strings.Contains(line, ".SyncDir(") {
-					found[fmt.Sprintf("%s/%s:%d", dir, filepath.Base(name), i+1)] = true
+					found[fmt.Sprintf("%s/%s:%d", filepath.Base(dir), filepath.Base(name), i+1)] = true
 				}
 			}
 		}

@@ -252,3 +252,18 @@ func TestFork(t *testing.T) {
 		t.Errorf("the fork has %q", got)
 	}
 }
+
+// TestOnlyLast: the last change of a name is there, without those before it.
+func TestOnlyLast(t *testing.T) {
+	d, at := newDisk(t)
+	put(t, d, at("a"), true)
+	put(t, d, at("b"), true)
+	must(t, d.SyncDir(at("")))
+	must(t, d.Rename(at("a"), at("c")))
+	must(t, d.Rename(at("b"), at("d")))
+	dir := t.TempDir()
+	must(t, d.Crash(d.Len(), OnlyLast, "").Write(dir))
+	if got := listing(t, dir); got != "a=abcd d=abcd" {
+		t.Errorf("%q", got)
+	}
+}
