@@ -192,6 +192,29 @@ func TestClockDuringRun(t *testing.T) {
 	}
 }
 
+// TestClockDuringForget: what rules keep does not depend on a clock that jumps before they
+// are applied, where the generations are of the right time.
+func TestClockDuringForget(t *testing.T) {
+	t.Parallel()
+	for _, years := range []int{10, -10} {
+		j := newJumps(t)
+		for range 3 {
+			j.create(hooks{})
+		}
+		for _, c := range []struct {
+			rules Rules
+			left  int
+		}{{Rules{Within: Span{Days: 1}}, 3}, {Rules{Last: 2}, 2}, {Rules{Hourly: 1, Yearly: 1}, 1}} {
+			j.forget(ForgetOptions{Rules: c.rules, Zone: time.UTC, hooks: j.hooks("index opened", years)})
+			if len(j.files) != c.left || j.files[3] == nil {
+				t.Errorf("%d years, %+v: %d generations are left, want %d", years, c.rules, len(j.files), c.left)
+			}
+			j.years = 0
+			j.wantAll()
+		}
+	}
+}
+
 // TestClockBesideRun: while one run is under way another one commits, with a clock of ten
 // years later, or earlier. The first one has the greater number.
 func TestClockBesideRun(t *testing.T) {
