@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"runtime"
 	"slices"
 	"sync"
@@ -37,21 +36,18 @@ func (c *checking) structure() ([]archive.Part, error) {
 		c.result.Parts++
 		c.result.StoredBytes += p.Stored
 		err := archive.VerifyTail(c.repo.Store(), p)
-		if errors.Is(err, fs.ErrNotExist) {
-			removed, err := c.removedMeanwhile(p.Name)
-			if err != nil {
-				return nil, err
-			}
-			if removed {
-				continue
-			}
-		}
-		switch {
-		case err == nil:
+		if err == nil {
 			whole = append(whole, p)
-		case archive.IsInconclusive(err):
+			continue
+		}
+		if archive.IsInconclusive(err) {
 			return nil, err
-		default:
+		}
+		removed, logErr := c.removedMeanwhile(p.Name)
+		if logErr != nil {
+			return nil, logErr
+		}
+		if !removed {
 			c.damagedPart(p.Name, true, err)
 		}
 	}
@@ -213,7 +209,7 @@ func (c *checking) readPart(v *archive.PartVerifier, p archive.Part, want placeS
 	if err != nil {
 		return err
 	}
-	if len(damages) == 1 && errors.Is(damages[0], fs.ErrNotExist) {
+	if len(damages) > 0 {
 		if removed, err := c.removedMeanwhile(p.Name); removed || err != nil {
 			return err
 		}

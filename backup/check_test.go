@@ -824,3 +824,44 @@ func exported(t *testing.T, r *archive.Repository, content []byte) (notes []stri
 	}
 	return notes
 }
+
+// TestRemovedMeanwhile: a part that another machine removes while it is checked is not
+// damaged, whatever reading it says: a client of NFS gets ESTALE, or what is left of it.
+func TestRemovedMeanwhile(t *testing.T) {
+	for _, read := range []bool{false, true} {
+		r, source := spoiled(t)
+		write(t, source+"/file", randomBytes(1, 10_000))
+		create(t, r, optionsFor(source))
+		part := partsOf(t, r, 1, "file")[0]
+		write(t, source+"/file", []byte("new"))
+		create(t, r, optionsFor(source))
+		forget(t, r, 1)
+		c := &checking{ctx: context.Background(), repo: r, options: CheckOptions{ReadData: true, Progress: new(CheckProgress)},
+			damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}}
+		if err := errors.Join(c.checkLog(), c.openIndex()); err != nil {
+			t.Fatal(err)
+		}
+		defer c.db.Close()
+		whole := func() []archive.Part {
+			parts, err := c.structure()
+			if err != nil || c.result.Damages > 0 {
+				t.Fatalf("%v, %d damages", err, c.result.Damages)
+			}
+			return parts
+		}
+		parts := []archive.Part{}
+		if read {
+			parts = whole()
+		}
+		if err := os.Truncate(filepath.Join(r.Dir(), archive.PartStoreName(part)), 5000); err != nil {
+			t.Fatal(err)
+		}
+		commitLines(t, r, archive.KindCompaction, archive.Line{Removed: &part})
+		if !read {
+			parts = whole()
+		}
+		if err := c.readData(parts); err != nil || c.result.Damages > 0 || c.result.ReadParts != 1 {
+			t.Errorf("%v, %+v", err, c.result)
+		}
+	}
+}
