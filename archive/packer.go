@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
@@ -19,9 +18,7 @@ type Level int
 // Levels. The zero value is the default.
 const (
 	LevelDefault Level = iota
-	LevelFastest
 	LevelBetter
-	LevelBest
 )
 
 // PackerOptions are the choices of a Packer. The zero value is a good one.
@@ -40,10 +37,9 @@ type PublishedPart struct {
 }
 
 const (
-	defaultFrameRaw   = 1 << 20
-	defaultChunkRaw   = 512 << 10
-	defaultPartStored = 64 << 20
-	minFrameRaw       = 1 << 10
+	defaultFrameRaw = 1 << 20
+	defaultChunkRaw = 512 << 10
+	minFrameRaw     = 1 << 10
 
 	// A part ends early, however well it compresses, before its tail and its
 	// list of contents become long: at the first member after that many frames
@@ -82,9 +78,6 @@ type Packer struct {
 	stopOnce sync.Once
 	err      error // valid once stop is closed
 	wg       sync.WaitGroup
-
-	rawBytes    atomic.Int64
-	storedBytes atomic.Int64
 }
 
 // packFrame is a frame on its way from Add through a worker to the writer.
@@ -103,7 +96,7 @@ func newPackFrame() *packFrame { return &packFrame{ready: make(chan error, 1)} }
 
 // NewPacker returns a Packer that puts parts into s. published is called from
 // one goroutine, in order, after each part is on stable storage; an error of
-// published is the packer's. It must not call the packer, except for Raw and Stored.
+// published is the packer's. It must not call the packer.
 func NewPacker(s Store, o PackerOptions, published func(PublishedPart) error) *Packer {
 	return NewPackerPool(o, 1).NewPacker(s, published)
 }
@@ -117,7 +110,7 @@ func (o PackerOptions) complete() (PackerOptions, error) {
 		o.ChunkRaw = min(defaultChunkRaw, o.FrameRaw)
 	}
 	if o.PartStored == 0 {
-		o.PartStored = defaultPartStored
+		o.PartStored = DefaultPartSize
 	}
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
@@ -143,21 +136,11 @@ func (l Level) zstd() (zstd.EncoderLevel, error) {
 	switch l {
 	case LevelDefault:
 		return zstd.SpeedDefault, nil
-	case LevelFastest:
-		return zstd.SpeedFastest, nil
 	case LevelBetter:
 		return zstd.SpeedBetterCompression, nil
-	case LevelBest:
-		return zstd.SpeedBestCompression, nil
 	}
 	return 0, fmt.Errorf("packer: no such level: %d", int(l))
 }
-
-// Raw returns the bytes of all contents added so far.
-func (p *Packer) Raw() int64 { return p.rawBytes.Load() }
-
-// Stored returns the stored bytes of all parts published so far.
-func (p *Packer) Stored() int64 { return p.storedBytes.Load() }
 
 // Add appends a content, which h names, as the tar member m. It copies what it
 // keeps. It blocks while the workers or the store are behind. An m that tar
@@ -181,7 +164,6 @@ func (p *Packer) Add(m Member, h Hash, content []byte) error {
 	if err := p.add(m, h, content); err != nil {
 		return err
 	}
-	p.rawBytes.Add(int64(len(content)))
 	return nil
 }
 

@@ -214,7 +214,6 @@ func (p *Packer) addFrames(frames []packedFrame, members []copiedMember) error {
 		f.contents = f.contents[:0]
 		for len(members) > 0 && members[0].RawOffset < packed.rawEnd() {
 			content := members[0].Content
-			p.rawBytes.Add(content.RawLen)
 			content.RawOffset -= packed.RawOffset
 			f.contents = append(f.contents, content)
 			members = members[1:]

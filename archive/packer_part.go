@@ -202,7 +202,6 @@ func (p *Packer) publishPart(f finishedPart) error {
 	if err != nil {
 		return fmt.Errorf("packer: publish a part: %w", err)
 	}
-	p.storedBytes.Add(f.Part.Stored)
 	if p.published == nil {
 		return nil
 	}

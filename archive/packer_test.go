@@ -198,7 +198,7 @@ func TestPackerStoresNoiseRaw(t *testing.T) {
 
 func TestPackerLevels(t *testing.T) {
 	samples := samplesOf(100000, 1, 50000)
-	for _, l := range []Level{LevelDefault, LevelFastest, LevelBetter, LevelBest} {
+	for _, l := range []Level{LevelDefault, LevelBetter} {
 		s := newMemStore()
 		parts := pack(t, s, PackerOptions{FrameRaw: 32 << 10, Level: l}, samples)
 		r := NewReader(s, 1<<20)
@@ -244,9 +244,6 @@ func TestPackerRefusesBadMembers(t *testing.T) {
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
-	}
-	if p.Raw() != 1 || p.Stored() == 0 {
-		t.Errorf("raw %d, stored %d", p.Raw(), p.Stored())
 	}
 	if out := untar(t, s.objects[s.names()[0]]); !strings.Contains(out, ChunkName(h)) {
 		t.Errorf("tar lists %s", out)
