@@ -108,7 +108,7 @@ func (x *export) paths(root index.DirID, paths []string) error {
 // path order. None means the root.
 func outermost(paths []string) []string {
 	var all []string
-	for _, path := range slices.SortedFunc(slices.Values(paths), comparePaths) {
+	for _, path := range slices.SortedFunc(slices.Values(paths), index.ComparePaths) {
 		if path == "." {
 			return []string{"."}
 		}
@@ -120,11 +120,6 @@ func outermost(paths []string) []string {
 		return []string{"."}
 	}
 	return all
-}
-
-// comparePaths orders paths by component.
-func comparePaths(a, b string) int {
-	return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
 }
 
 // entry writes an entry and all below it.

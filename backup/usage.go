@@ -14,10 +14,8 @@ import (
 // the index knows nothing any more.
 const maxHeaderRaw = 8 << 10
 
-const (
-	tarBlockRaw = 512
-	tarEndRaw   = 1024 // the zeros that end a part's tar stream
-)
+// tarEndRaw is the zeros that end a part's tar stream.
+const tarEndRaw = 2 * tarBlock
 
 // span is where a content lies in a part.
 type span struct {
@@ -30,7 +28,7 @@ func (s span) live() bool { return s.need > 0 }
 
 // end returns the raw offset behind the content and its padding.
 func (s span) end() int64 {
-	return s.rawOffset + (int64(s.rawLen)+tarBlockRaw-1)/tarBlockRaw*tarBlockRaw
+	return s.rawOffset + int64(s.rawLen) + padding(int64(s.rawLen))
 }
 
 // partUse is what a part holds.
@@ -133,7 +131,7 @@ func (p *partUse) measure(store archive.Store) error {
 	for _, s := range p.spans {
 		if s.live() {
 			live = true
-			liveRaw += s.end() - s.rawOffset + tarBlockRaw
+			liveRaw += s.end() - s.rawOffset + tarBlock
 		}
 	}
 	switch {

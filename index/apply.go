@@ -430,7 +430,7 @@ func (a *applier) advance(path string) error {
 	if path == "." {
 		path = ""
 	}
-	order := comparePaths(a.path, path)
+	order := ComparePaths(a.path, path)
 	if again := a.checkpoint != nil && a.gone && order == 0; a.moved && order >= 0 && !again {
 		return fmt.Errorf("out of order: behind %.300q", a.path)
 	}
@@ -438,9 +438,9 @@ func (a *applier) advance(path string) error {
 	return nil
 }
 
-// comparePaths orders paths depth first: by component, a directory before what
+// ComparePaths orders paths depth first: by component, a directory before what
 // is in it.
-func comparePaths(a, b string) int {
+func ComparePaths(a, b string) int {
 	n := 0
 	for n < len(a) && n < len(b) && a[n] == b[n] {
 		n++

@@ -89,7 +89,7 @@ func (h *history) checkHolders(t *testing.T, db *DB) {
 		t.Fatalf("record %d: holders\n%v, want\n%v", db.Number(), got, want)
 	}
 	if !slices.IsSortedFunc(holders, func(a, b Holder) int {
-		return cmp.Or(cmp.Compare(a.Source, b.Source), comparePaths(a.Path, b.Path))
+		return cmp.Or(cmp.Compare(a.Source, b.Source), ComparePaths(a.Path, b.Path))
 	}) {
 		t.Error("holders are not sorted")
 	}

@@ -196,7 +196,7 @@ func (h *holderScan) list() []Holder {
 		list = append(list, *holder)
 	}
 	slices.SortFunc(list, func(a, b Holder) int {
-		return cmp.Or(cmp.Compare(a.Source, b.Source), comparePaths(a.Path, b.Path))
+		return cmp.Or(cmp.Compare(a.Source, b.Source), ComparePaths(a.Path, b.Path))
 	})
 	return list
 }

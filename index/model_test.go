@@ -20,7 +20,7 @@ type model map[string]*archive.Entry
 
 func (m model) sorted() []string {
 	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
-		return comparePaths(clean(a), clean(b))
+		return ComparePaths(clean(a), clean(b))
 	})
 }
 
@@ -47,7 +47,7 @@ func below(path, dir string) bool {
 func changes(from, to model) []archive.Line {
 	var lines []archive.Line
 	paths := slices.Concat(slices.Collect(maps.Keys(from)), slices.Collect(maps.Keys(to)))
-	slices.SortFunc(paths, func(a, b string) int { return comparePaths(clean(a), clean(b)) })
+	slices.SortFunc(paths, func(a, b string) int { return ComparePaths(clean(a), clean(b)) })
 	replaced := "/" // a path whose old subtree needs no lines of its own
 	for _, path := range slices.Compact(paths) {
 		old, now := from[path], to[path]

@@ -196,7 +196,7 @@ func (s *search) results() []Found {
 		list = append(list, found)
 	}
 	slices.SortFunc(list, func(a, b Found) int {
-		return cmp.Or(cmp.Compare(a.Source, b.Source), comparePaths(a.Path, b.Path))
+		return cmp.Or(cmp.Compare(a.Source, b.Source), ComparePaths(a.Path, b.Path))
 	})
 	return list
 }

@@ -160,7 +160,7 @@ func (h *history) checkSearch(t *testing.T, db *DB, name string) {
 	}
 	for _, source := range []string{"", "web1"} {
 		kept, paths := h.kept(source, db.Number()), h.paths(source)
-		slices.SortFunc(paths, comparePaths)
+		slices.SortFunc(paths, ComparePaths)
 		for _, path := range paths {
 			if path == "." || name != "" && path[strings.LastIndexByte(path, '/')+1:] != name {
 				continue
