@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"sync"
@@ -104,7 +105,7 @@ func (p *placement) of(r byteRange, size int64) (temperature, error) {
 // not forgotten, which is that of the record or later.
 func (p *placement) timeOf(record uint64) time.Time {
 	i, _ := slices.BinarySearchFunc(p.gens, record, func(g index.Generation, record uint64) int {
-		return int(int64(g.Number) - int64(record))
+		return cmp.Compare(g.Number, record)
 	})
 	if i == len(p.gens) {
 		return p.now

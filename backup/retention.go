@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,7 +13,7 @@ import (
 
 // Rules say which generations of a source are kept: those that any rule keeps.
 // Zero means that there is no such rule. Hours, days, weeks (ISO 8601), months
-// and years are those of local time.
+// and years are those of ForgetOptions.Zone.
 type Rules struct {
 	Last    int // the newest ones
 	Hourly  int // the last one of each of so many hours that have any, and so on
@@ -67,9 +68,13 @@ func (s Span) String() string {
 	return b.String()
 }
 
-// before returns the time that is a span before t.
+// before returns the time that is a span before t. A month that has no such day ends with
+// its last one.
 func (s Span) before(t time.Time) time.Time {
-	return t.AddDate(-s.Years, -s.Months, -s.Days).Add(-time.Duration(s.Hours) * time.Hour)
+	year, month, day := t.Date()
+	last := time.Date(year-s.Years, month-time.Month(s.Months)+1, 0, 0, 0, 0, 0, time.UTC).Day()
+	beyond := max(day-last, 0)
+	return t.AddDate(-s.Years, -s.Months, -s.Days-beyond).Add(-time.Duration(s.Hours) * time.Hour)
 }
 
 // Decision says what becomes of a generation, and why.

@@ -22,6 +22,51 @@ func TestParseSpan(t *testing.T) {
 	}
 }
 
+// TestSpanBefore: a month before the last day of a month ends with the month before, and
+// so a leap day has one in each year.
+func TestSpanBefore(t *testing.T) {
+	for _, c := range []struct{ span, of, want string }{
+		{"1m", "2025-03-31T03:00:00Z", "2025-02-28T03:00:00Z"},
+		{"1m", "2024-03-31T03:00:00Z", "2024-02-29T03:00:00Z"},
+		{"1m", "2025-03-28T03:00:00Z", "2025-02-28T03:00:00Z"},
+		{"1m", "2025-01-31T03:00:00Z", "2024-12-31T03:00:00Z"},
+		{"15m", "2025-12-31T03:00:00Z", "2024-09-30T03:00:00Z"},
+		{"1y", "2024-02-29T03:00:00Z", "2023-02-28T03:00:00Z"},
+		{"4y", "2024-02-29T03:00:00Z", "2020-02-29T03:00:00Z"},
+		{"1y1m1d1h", "2025-03-31T03:00:00Z", "2024-02-28T02:00:00Z"},
+		{"31d", "2025-03-31T03:00:00Z", "2025-02-28T03:00:00Z"},
+	} {
+		span, err := ParseSpan(c.span)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of, err := time.Parse(time.RFC3339, c.of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := span.before(of).Format(time.RFC3339); got != c.want {
+			t.Errorf("%s before %s: %s, want %s", c.span, c.of, got, c.want)
+		}
+	}
+}
+
+// TestWithinAMonth keeps what was made a month before, at the same time of its last day.
+func TestWithinAMonth(t *testing.T) {
+	var gens []index.Generation
+	for i, day := range []string{"2025-02-27", "2025-02-28", "2025-03-01", "2025-03-31"} {
+		when, err := time.Parse(time.DateOnly, day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gens = append(gens, index.Generation{Number: uint64(i + 1), Time: when.Add(3 * time.Hour)})
+	}
+	for _, d := range (Rules{Within: Span{Months: 1}}).decide(gens, time.UTC, gens[3].Time) {
+		if want := d.Number >= 2; d.Keep != want {
+			t.Errorf("within 1m: %+v", d)
+		}
+	}
+}
+
 // TestRules applies rules to generations of Berlin time; in UTC their days and
 // hours are others.
 func TestRules(t *testing.T) {
