@@ -194,6 +194,108 @@ func TestHangUpComesTwice(t *testing.T) {
 	}
 }
 
+// TestRunIsInterruptedAgain: hooks are run to their end, also after a second signal, and what
+// the run tells is told.
+func TestRunIsInterruptedAgain(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Data: []byte("1")}})
+	said, metrics := filepath.Join(dir, "said"), filepath.Join(dir, "backupfs.prom")
+	cmd := exec.Command("sh", "-c", `exec "$0" run --metrics "$1" "$2" 2>"$3"`, mkbackup, metrics, runToInterrupt(t, r, dir, "before"), said)
+	cmd.WaitDelay = time.Second // where it leaves its hook behind
+	b := start(t, cmd)
+	waitForFile(t, filepath.Join(dir, "waits"))
+	const heard = "hooks still run"
+	waitFor(t, time.Minute, heard, func() bool {
+		must(t, cmd.Process.Signal(syscall.SIGHUP))
+		text, err := os.ReadFile(said)
+		must(t, err)
+		return strings.Contains(string(text), heard)
+	})
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	must(t, cmd.Process.Signal(syscall.SIGINT))
+	write(t, filepath.Join(dir, "go"), "")
+	if code := b.wait(t, time.Minute); code != 129 {
+		t.Errorf("exit code %d", code)
+	}
+	for file, want := range map[string]string{filepath.Join(dir, "trace"): "before goes on\nafter 129\nfailed 129\n", said: "mkbackup: interrupted: hooks still run; kill -9 ends at once\nmkbackup: interrupted by hangup: nothing half-done remains\n"} {
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", file, got, err, want)
+		}
+	}
+	if text, err := os.ReadFile(metrics); err != nil || !strings.Contains(string(text), `last_run_exit_code{command="run"`) || !strings.Contains(string(text), "} 129\n") {
+		t.Errorf("metrics: %v\n%s", err, text)
+	}
+}
+
+// TestStepIsInterruptedAgain: a second signal ends a step at once that hangs, here because
+// nobody reads its output, but no hook. By itself such a command ends as well.
+func TestStepIsInterruptedAgain(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Data: []byte("1")}})
+	for name, cmd := range map[string]*exec.Cmd{
+		"run":    exec.Command(mkbackup, "run", runToInterrupt(t, r, dir, "create")),
+		"create": r.command("create", "--root", filepath.Join(dir, "src"), "/"),
+	} {
+		_, cmd.Stdout = fullPipe(t)
+		cmd.WaitDelay = time.Second // where it leaves its step behind
+		made := len(r.records())
+		b := start(t, cmd)
+		waitFor(t, time.Minute, name+" to commit", func() bool { return len(r.records()) > made })
+		step := cmd.Process.Pid
+		if name == "run" {
+			step = childOf(t, step)
+		}
+		waitFor(t, time.Minute, name+" to write", func() bool { return writes(t, step) })
+		waitFor(t, 20*time.Second, name+" to end", func() bool {
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+			time.Sleep(100 * time.Millisecond)      // it has been heard
+			return cmd.Process.Signal(syscall.Signal(0)) != nil
+		})
+		b.wait(t, 20*time.Second)
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if name == "create" && (!status.Signaled() || status.Signal() != syscall.SIGTERM) || name == "run" && status.ExitStatus() != 143 {
+			t.Errorf("%s: %v: %s", name, cmd.ProcessState, b.stderr.String())
+		}
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "trace"))
+	must(t, err)
+	if want := "before goes on\nafter 143\nfailed 143\n"; string(got) != want {
+		t.Errorf("the hooks wrote %q, want %q", got, want)
+	}
+}
+
+// TestInterruptedByItsLastHook: on_failure is run also where no step is behind the hook
+// that an interrupt comes in, and each of its commands knows of it, as of an interrupt that
+// follows a lesser trouble.
+func TestInterruptedByItsLastHook(t *testing.T) {
+	r, dir := newRepo(t), tempDir(t)
+	createTree(t, mkdir(t, dir, "src"), []treetest.Node{{Path: "file", Data: []byte("1")}})
+	for _, paths := range []string{`"/file"`, `"/file", "/missing"`} {
+		trace := filepath.Join(dir, "trace")
+		write(t, trace, "")
+		file := configFile(t, `
+repository = %[1]q
+[[backup]]
+root = "%[2]s/src"
+paths = [%[3]s]
+[check]
+skip = true
+[hooks]
+after = [["sh", "-c", "kill -TERM $PPID; sleep 1"]]
+on_failure = [["sh", "-c", "echo first $BACKUPFS_EXIT >>%[2]s/trace"], ["sh", "-c", "echo second $BACKUPFS_EXIT >>%[2]s/trace"]]
+`, r.dir, dir, paths)
+		res := runConfig(t, file)
+		if res.code != 143 {
+			t.Errorf("%s: exit code %d: %s", paths, res.code, res.stderr)
+		}
+		got, err := os.ReadFile(trace)
+		must(t, err)
+		if want := "first 143\nsecond 143\n"; string(got) != want {
+			t.Errorf("%s: the hooks wrote %q, want %q", paths, got, want)
+		}
+	}
+}
+
 // TestRunOutlivesItsReader: hooks are run although nobody reads what a run says.
 func TestRunOutlivesItsReader(t *testing.T) {
 	r, dir := newRepo(t), tempDir(t)

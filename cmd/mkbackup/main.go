@@ -97,23 +97,30 @@ func caught(ctx context.Context) syscall.Signal {
 }
 
 // withSignals returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, its
-// cause an interrupt. A second SIGINT or SIGTERM kills at once; not so SIGHUP, which comes
-// from the shell and from the kernel when a terminal is closed. One that our caller had
-// ignored, as nohup(1) does, stays so.
+// cause an interrupt. A second SIGINT or SIGTERM that nobody else catches kills at once; not
+// so SIGHUP, which comes from the shell and from the kernel when a terminal is closed.
 func withSignals() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
+	catch(syscall.SIGHUP)
+	signals := catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		caught, _ := (<-signals).(syscall.Signal)
+		signal.Stop(signals)
+		cancel(interrupt(caught))
+	}()
+	return ctx
+}
+
+// catch returns a channel for signals. One that our caller had ignored, as nohup(1) does,
+// stays so.
+func catch(list ...os.Signal) chan os.Signal {
 	signals := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+	for _, s := range list {
 		if !signal.Ignored(s) {
 			signal.Notify(signals, s)
 		}
 	}
-	go func() {
-		caught, _ := (<-signals).(syscall.Signal)
-		signal.Reset(syscall.SIGINT, syscall.SIGTERM)
-		cancel(interrupt(caught))
-	}()
-	return ctx
+	return signals
 }
 
 func command() *cobra.Command {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -47,8 +48,9 @@ a "/" in it is the path of another file. The steps, in this order:
 
 Hooks are programs with their arguments; no shell is between, and they have no
 terminal. They are told the exit code so far in BACKUPFS_EXIT and the repository in
-BACKUPFS_REPOSITORY. An interrupt ends the step under way, but no hook. While a run is
-under way, another one of the same file ends at once, with 1.
+BACKUPFS_REPOSITORY. An interrupt ends the step under way, but no hook; a second one has
+that step end at once. While a run is under way, another one of the same file ends at
+once, with 1.
 
 The exit code is that of the first step that failed: 1, 3 where some source files
 could not be read (the later steps are done all the same), 4 for damage,
@@ -410,6 +412,8 @@ type runner struct {
 	failed     string // that step
 	unprepared bool   // a hook before failed: there are no backups
 	skip       bool   // that, or a backup failed: what would drop old data is not done
+
+	own atomic.Pointer[os.Process] // the last step of this program, which may have ended; nil: none was started
 }
 
 func runSteps(ctx context.Context, repository string, steps []step, o *outcome) error {
@@ -418,12 +422,14 @@ func runSteps(ctx context.Context, repository string, steps []step, o *outcome) 
 		return err
 	}
 	r := &runner{repository: repository, program: program}
+	go r.passOn(catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP))
 	for _, s := range steps {
+		if err := ctx.Err(); err != nil {
+			r.code = exitCode(ctx, err) // for the hooks to come
+		}
 		switch {
 		case r.wanted(ctx, s.phase):
 			r.run(ctx, s)
-		case ctx.Err() != nil && r.code == 0:
-			r.code = exitCode(ctx, ctx.Err()) // for the hooks to come
 		case ctx.Err() == nil && s.own():
 			note(fmt.Sprintf("not done, because a step before failed: mkbackup %s", quoted(s.argv)))
 		}
@@ -436,6 +442,21 @@ func runSteps(ctx context.Context, repository string, steps []step, o *outcome) 
 		return &exitError{r.code, fmt.Sprintf("%s ended with exit code %d", r.failed, r.code)}
 	}
 	return nil
+}
+
+// passOn sends all signals but the first, which ends the context, to the step of this
+// program that is under way, which they end at once. Hooks are run all the same.
+func (r *runner) passOn(signals <-chan os.Signal) {
+	<-signals
+	for said := false; ; said = true {
+		again := <-signals
+		if step := r.own.Load(); step != nil {
+			_ = step.Signal(again) // it has ended by itself
+		}
+		if !said {
+			note("interrupted: hooks still run; kill -9 ends at once")
+		}
+	}
 }
 
 // wanted reports whether a step of a phase is still to be done. Hooks after a
@@ -480,10 +501,15 @@ func (r *runner) run(ctx context.Context, s step) {
 const patience = 30 * time.Second
 
 // execute runs a step's command to its end. A step of this program gets the
-// signal that we get; hooks are not interrupted.
+// signals that we get; hooks are not interrupted.
 func (r *runner) execute(ctx context.Context, s step) (code int, err error) {
 	cmd := r.command(ctx, s)
-	err = cmd.Run()
+	if err = cmd.Start(); err == nil {
+		if s.own() {
+			r.own.Store(cmd.Process)
+		}
+		err = cmd.Wait()
+	}
 	switch {
 	case cmd.ProcessState == nil: // it was not started
 		return exitCode(ctx, err), err
