@@ -81,6 +81,14 @@ func TestRunIsGentle(t *testing.T) {
 	}
 }
 
+// TestRunIsAsNiceAsAnyOther: 0 is a priority, too, where the run has another one.
+func TestRunIsAsNiceAsAnyOther(t *testing.T) {
+	file := configFile(t, "repository = \"/r\"\n[[backup]]\npaths = [\"/etc\"]\n[priority]\nnice = 0\n[check]\nskip = true\n")
+	if plan, want := run(t, mkbackup, "run", "--dry-run", file), "create      mkbackup create --nice=0 -- /r /etc\n"; plan != want {
+		t.Errorf("got\n%s\nwant\n%s", plan, want)
+	}
+}
+
 // TestRunQuietly: with -q a good run prints nothing, as cron wants it, and a bad one
 // its problems.
 func TestRunQuietly(t *testing.T) {
@@ -183,6 +191,12 @@ func TestRunRefusesAWrongFile(t *testing.T) {
 		{backup + "exclude_if_present = [\"a/b\"]\n", `:4: backup.exclude_if_present: "a/b": `},
 		{backup + "[forget]\nkeep_within = \"long\"\n", `:5: forget.keep_within: bad span "long"`},
 		{backup + "[compact]\nlimit = \"5EiB\"\n", `:5: compact.limit: "5EiB": give a number with a unit`},
+		{backup + "[compact]\ntime_limit = \"2h\"\n", ":5: compact.time_limit: nothing is compacted without max_dead: add max_dead = \"10%\""},
+		{backup + "[compact]\nlimit = \"1GiB\"\n", ":5: compact.limit: nothing is compacted without max_dead"},
+		{backup + "[check]\nread_data_subset = \"2%%\"\nskip = true\n", ":5: check.read_data_subset: nothing is checked with skip = true: leave one of the two out"},
+		{backup + "[forget]\nkeep_daily = 7\nkeep_weekly = 0\n", ":6: forget.keep_weekly: 0 keeps nothing: leave the line out for no such rule"},
+		{backup + "exclude_from = [\"-\"]\n", `:4: backup.exclude_from: "-": a run has no standard input`},
+		{backup + "[priority]\nthreads = 0\n", `:5: priority.threads: "0": give a number from 1 to 256`},
 		{backup + "[check]\nread_data_subset = \"0%%\"\n", `:5: check.read_data_subset: "0%" is no percentage: `},
 		{backup + "[priority]\nnice = 40\n", `:5: priority.nice: "40": give a number from -20 to 19`},
 		{backup + "[priority]\nionice = \"idl\"\n", `:5: priority.ionice: "idl": give idle`},

@@ -139,6 +139,11 @@ func checkBackups(c config.Config) error {
 }
 
 func checkForget(c config.Config) error {
+	for _, rule := range keepRules(c.Forget) {
+		if rule.n != nil && *rule.n == 0 {
+			return c.Wrong("forget."+strings.ReplaceAll(rule.flag, "-", "_"), errors.New("0 keeps nothing: leave the line out for no such rule"))
+		}
+	}
 	if c.Forget.KeepWithin == "" {
 		return nil
 	}
@@ -148,21 +153,33 @@ func checkForget(c config.Config) error {
 	return nil
 }
 
-// checkCompact checks what a size has to be besides for mkbackup compact.
+// checkCompact checks what a size has to be besides for mkbackup compact, and that there is
+// something to limit.
 func checkCompact(c config.Config) error {
-	if c.Compact.Limit == "" {
-		return nil
+	if c.Compact.Limit != "" {
+		if _, err := parseLimit(string(c.Compact.Limit)); err != nil {
+			return c.Wrong("compact.limit", err)
+		}
 	}
-	if _, err := parseLimit(string(c.Compact.Limit)); err != nil {
-		return c.Wrong("compact.limit", err)
+	needless := errors.New("nothing is compacted without max_dead: add max_dead = \"10%\", or leave this line out")
+	switch {
+	case c.Compact.MaxDead != "":
+	case c.Compact.TimeLimit != "":
+		return c.Wrong("compact.time_limit", needless)
+	case c.Compact.Limit != "":
+		return c.Wrong("compact.limit", needless)
 	}
 	return nil
 }
 
-// checkCheck checks what a percentage has to be besides for mkbackup check.
+// checkCheck checks what a percentage has to be besides for mkbackup check, and that there
+// is one.
 func checkCheck(c config.Config) error {
 	if c.Check.ReadDataSubset == "" {
 		return nil
+	}
+	if c.Check.Skip {
+		return c.Wrong("check.read_data_subset", errors.New("nothing is checked with skip = true: leave one of the two out"))
 	}
 	if _, err := backup.ParsePercentage(string(c.Check.ReadDataSubset)); err != nil {
 		return c.Wrong("check.read_data_subset", err)
@@ -193,6 +210,9 @@ func checkBackup(c config.Config, key string, b config.Backup) error {
 	}
 	if !archive.ValidSourceName(b.Source) {
 		return c.Wrong(key+".source", badSource(b.Source))
+	}
+	if slices.Contains(b.ExcludeFrom, "-") {
+		return c.Wrong(key+".exclude_from", errors.New(`"-": a run has no standard input: give a file`))
 	}
 	var f flagList
 	f.texts("exclude", b.Exclude)
@@ -289,9 +309,9 @@ func (f *flagList) texts(name string, values []string) {
 	}
 }
 
-func (f *flagList) number(name string, n uint) {
-	if n > 0 {
-		*f = append(*f, "--"+name+"="+strconv.FormatUint(uint64(n), 10))
+func (f *flagList) number(name string, n *uint) {
+	if n != nil {
+		*f = append(*f, "--"+name+"="+strconv.FormatUint(uint64(*n), 10))
 	}
 }
 
@@ -323,8 +343,8 @@ func readRateArgs(c config.Config) (f flagList) {
 
 // priorityArgs returns the flags of all commands that work for long.
 func priorityArgs(c config.Config) (f flagList) {
-	if c.Priority.Nice != 0 {
-		f.text("nice", strconv.Itoa(c.Priority.Nice))
+	if c.Priority.Nice != nil {
+		f.text("nice", strconv.Itoa(*c.Priority.Nice))
 	}
 	f.text("ionice", c.Priority.IONice)
 	f.number("threads", c.Priority.Threads)
@@ -340,15 +360,23 @@ func forgets(c config.Config) (list []config.Command) {
 	return list
 }
 
+// keepRule is a rule that keeps so many generations, and the flag that stands for it.
+type keepRule struct {
+	flag string
+	n    *uint // nil: there is no such rule
+}
+
+func keepRules(f config.Forget) []keepRule {
+	return []keepRule{{"keep-last", f.KeepLast}, {"keep-hourly", f.KeepHourly}, {"keep-daily", f.KeepDaily},
+		{"keep-weekly", f.KeepWeekly}, {"keep-monthly", f.KeepMonthly}, {"keep-yearly", f.KeepYearly}}
+}
+
 func forgetArgs(c config.Config, source string) config.Command {
-	f, r := flagList{"forget", c.Repository, "--source=" + source}, c.Forget
-	f.number("keep-last", r.KeepLast)
-	f.number("keep-hourly", r.KeepHourly)
-	f.number("keep-daily", r.KeepDaily)
-	f.number("keep-weekly", r.KeepWeekly)
-	f.number("keep-monthly", r.KeepMonthly)
-	f.number("keep-yearly", r.KeepYearly)
-	f.text("keep-within", r.KeepWithin)
+	f := flagList{"forget", c.Repository, "--source=" + source}
+	for _, rule := range keepRules(c.Forget) {
+		f.number(rule.flag, rule.n)
+	}
+	f.text("keep-within", c.Forget.KeepWithin)
 	f.text("metrics", c.Metrics)
 	return config.Command(f)
 }

@@ -53,15 +53,15 @@ type Backup struct {
 	OneFileSystem    bool     `toml:"one_file_system"`
 }
 
-// Forget holds the rules of mkbackup forget. Where all are zero nothing is
-// forgotten.
+// Forget holds the rules of mkbackup forget; nil is no such rule. Where there is none
+// nothing is forgotten.
 type Forget struct {
-	KeepLast    uint   `toml:"keep_last"`
-	KeepHourly  uint   `toml:"keep_hourly"`
-	KeepDaily   uint   `toml:"keep_daily"`
-	KeepWeekly  uint   `toml:"keep_weekly"`
-	KeepMonthly uint   `toml:"keep_monthly"`
-	KeepYearly  uint   `toml:"keep_yearly"`
+	KeepLast    *uint  `toml:"keep_last"`
+	KeepHourly  *uint  `toml:"keep_hourly"`
+	KeepDaily   *uint  `toml:"keep_daily"`
+	KeepWeekly  *uint  `toml:"keep_weekly"`
+	KeepMonthly *uint  `toml:"keep_monthly"`
+	KeepYearly  *uint  `toml:"keep_yearly"`
 	KeepWithin  string `toml:"keep_within"` // "14d"
 }
 
@@ -91,10 +91,10 @@ type Command []string
 
 // Priority says how much of the machine a run may take.
 type Priority struct {
-	Nice     int    `toml:"nice"`      // -20 to 19
+	Nice     *int   `toml:"nice"`      // -20 to 19; nil: that of the run
 	IONice   string `toml:"ionice"`    // as mkbackup create --ionice
 	ReadRate Size   `toml:"read_rate"` // bytes per second
-	Threads  uint   `toml:"threads"`
+	Threads  *uint  `toml:"threads"`   // nil: all
 }
 
 // Mount is where backupfs shows the repository.
@@ -303,6 +303,9 @@ func shapeOf(key []string) string {
 			return ""
 		}
 		t = t.Field(index).Type
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
 	}
 	switch t {
 	case reflect.TypeFor[Percent]():

@@ -107,7 +107,7 @@ cache_size = "512MiB"
 		t.Fatal(err)
 	}
 	if c.Repository != "/srv/backup" || len(c.Backup) != 2 || c.Backup[1].Source != "db" || !c.Backup[0].OneFileSystem ||
-		c.Backup[0].Exclude[0] != "*.tmp" || c.Forget.KeepDaily != 7 || c.Mount.CacheSize != "512MiB" {
+		c.Backup[0].Exclude[0] != "*.tmp" || *c.Forget.KeepDaily != 7 || c.Mount.CacheSize != "512MiB" {
 		t.Errorf("got %+v", c)
 	}
 	if b := c.Hooks.Before; len(b) != 2 || strings.Join(b[0], " ") != "systemctl stop mysql" || len(b[1]) != 1 {
