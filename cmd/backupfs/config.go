@@ -2,20 +2,19 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	conf "github.com/backupfs/backupfs/cmd/internal/config"
+	"github.com/backupfs/backupfs/cmd/internal/size"
 	"github.com/backupfs/backupfs/fs"
 	"github.com/spf13/pflag"
 )
 
 // minCache is the least cache: a frame or two.
-const minCache size = 1 << 20
+const minCache size.Bytes = 1 << 20
 
 // config is what the command line asks for.
 type config struct {
@@ -23,7 +22,7 @@ type config struct {
 	repository string // absolute
 	mountpoint string // absolute
 	foreground bool
-	cache      size
+	cache      size.Bytes
 	mount      []string // values of -o
 	metrics    string   // address and port where metrics are served; "" for none
 	file       string   // name or path of a configuration file; "" for none
@@ -37,7 +36,7 @@ func (c *config) define(flags *pflag.FlagSet) {
 	flags.StringVar(&c.Generation, "generation", "", "show only the generation `GEN`, at the root: a name, a number,\na date or time (the last one then), latest, or latest~2")
 	flags.StringVar((*string)(&c.NameFormat), "name-format", "", "call generations by their time, `FORMAT` as of strftime(3):\n@GMT-%Y.%m.%d-%H.%M.%S for Samba; local time, or UTC behind @GMT\n(default: their own names)")
 	flags.StringVar(&c.file, "config", "", "take REPO, MOUNTPOINT, and what else [mount] says, from\n/etc/backupfs/`NAME`.conf, or from a file with a \"/\" in its name")
-	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB")
+	flags.Var(&c.cache, "cache-size", "keep so much decoded data in memory, `SIZE` as in 512M or 1GiB:\n"+size.Units)
 	flags.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics by HTTP at `[ADDR]:PORT`, path /metrics;\nwithout ADDR at 127.0.0.1")
 	flags.BoolVar(&c.Private, "private", false, "let only the mounting user in")
 	flags.StringArrayVarP(&c.mount, "options", "o", nil, "mount options as in fstab, `OPT[,OPT]`: source=, generation=,\nname-format=, cache-size=, metrics-listen=, noexec, allow_other, and\nnoallow_other, which is --private; the mount is always ro, nosuid and nodev, and other\ncommon options are accepted")
@@ -170,49 +169,4 @@ func ignored(option string) bool {
 		return true
 	}
 	return false
-}
-
-// size is a number of bytes on the command line.
-type size int64
-
-// String implements pflag.Value.
-func (s *size) String() string {
-	units := []string{"", "KiB", "MiB", "GiB", "TiB"}
-	n, unit := int64(*s), 0
-	for n != 0 && n%1024 == 0 && unit < len(units)-1 {
-		n, unit = n/1024, unit+1
-	}
-	return strconv.FormatInt(n, 10) + units[unit]
-}
-
-// Set implements pflag.Value. K, M, G and T, with or without iB behind them, are
-// powers of 1024; KB, MB, GB and TB are powers of 1000.
-func (s *size) Set(text string) error {
-	number := strings.TrimRight(text, "kKMGTiB")
-	factor, ok := unitBytes(text[len(number):])
-	n, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(n >= 0 && n*factor < math.MaxInt64) {
-		return fmt.Errorf("not a size: %q; a size is a number and a unit, as in 512M or 1GiB", text)
-	}
-	*s = size(n * factor)
-	return nil
-}
-
-// Type implements pflag.Value.
-func (s *size) Type() string { return "size" }
-
-func unitBytes(unit string) (factor float64, ok bool) {
-	if unit == "" || unit == "B" {
-		return 1, true
-	}
-	base := 1024.0
-	prefix, decimal := strings.CutSuffix(unit, "B")
-	if prefix, ok = strings.CutSuffix(prefix, "i"); !ok && decimal {
-		base = 1000
-	}
-	power := strings.Index("KMGT", strings.ToUpper(prefix)) + 1
-	if len(prefix) != 1 || power == 0 || ok && !decimal {
-		return 0, false
-	}
-	return math.Pow(base, float64(power)), true
 }

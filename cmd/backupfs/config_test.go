@@ -72,7 +72,7 @@ func TestConfigErrors(t *testing.T) {
 	}
 	for _, c := range []struct{ args, want string }{
 		{"r m -o writable", `unknown mount option "writable"`},
-		{"r m -o ro,cache-size=big", `not a size: "big"`},
+		{"r m -o ro,cache-size=big", `"big" is no size`},
 		{"r m -o source=", `unknown mount option "source="`},
 		{"r m -o private,allow_other", "exclude"},
 		{"r m --cache-size 1K", "too small"},
@@ -91,27 +91,6 @@ func TestConfigErrors(t *testing.T) {
 		_, err := parse(strings.Fields(strings.ReplaceAll(c.args, "FILE", file))...)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.args, err, c.want)
-		}
-	}
-}
-
-func TestSize(t *testing.T) {
-	for text, want := range map[string]int64{
-		"0": 0, "17": 17, "17B": 17, "512M": 512 << 20, "1GiB": 1 << 30, "1.5k": 1536, "2T": 2 << 40, "3MB": 3e6, "4KiB": 4096,
-	} {
-		var s size
-		if err := s.Set(text); err != nil || int64(s) != want {
-			t.Errorf("%q = %d, %v, want %d", text, s, err, want)
-		}
-	}
-	for _, text := range []string{"", "M", "-1", "1X", "1iB", "1Mi", "1MM", "1e30T", "NaN", "Inf", "1 M"} {
-		if err := new(size).Set(text); err == nil {
-			t.Errorf("%q is taken for a size", text)
-		}
-	}
-	for want, s := range map[string]size{"256MiB": 256 << 20, "1GiB": 1 << 30, "1000": 1000, "0": 0, "1025KiB": 1025 << 10} {
-		if got := s.String(); got != want {
-			t.Errorf("%d = %q, want %q", s, got, want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/size"
 )
 
 type compactFlags struct {
@@ -57,7 +58,7 @@ Exit codes: 0 done, also when there was nothing to do; 1 failed;
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.maxDead, "max-dead", f.maxDead, "how much of the stored bytes may stay dead, in `PERCENT`; 0 reclaims all")
-	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB")
+	flags.StringVar(&f.limit, "limit", "", "begin nothing new after copying so much: a `SIZE` as 10GiB;\n"+size.Units)
 	flags.DurationVar(&f.TimeLimit, "time-limit", 0, "begin nothing new after this `TIME`, as 90m or 2h")
 	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be freed; change nothing")
 	addGentleFlags(flags, &f.gentle)
@@ -127,7 +128,7 @@ func (f *compactFlags) complete(timeLimited bool) error {
 
 // parseLimit parses how much may be copied: more than 0, at most 4 EiB.
 func parseLimit(text string) (int64, error) {
-	limit, err := humanize.ParseBytes(text)
+	limit, err := size.Parse(text)
 	if err != nil || limit == 0 || limit > 1<<62 {
 		return 0, fmt.Errorf("%q: give a number with a unit, as 10GiB", text)
 	}

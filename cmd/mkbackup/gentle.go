@@ -8,9 +8,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/cmd/internal/size"
 )
 
 // gentle are the priorities of the process, for a machine that has other work.
@@ -26,8 +27,8 @@ const maxThreads = 256
 
 // addReadRateFlag adds the flag that bounds how fast files are read.
 func addReadRateFlag(flags *pflag.FlagSet, bytesPerSecond *int64) {
-	flags.Func("read-rate", "read at most `SIZE` of the files in a second, as 20MiB", func(text string) error {
-		rate, err := humanize.ParseBytes(text)
+	flags.Func("read-rate", "read at most `SIZE` of the files in a second, as 20MiB:\n"+size.Units, func(text string) error {
+		rate, err := size.Parse(text)
 		if err != nil || rate == 0 || rate > 1<<50 {
 			return errors.New("give a number of bytes per second with a unit, as 20MiB")
 		}

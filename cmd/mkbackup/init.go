@@ -3,17 +3,17 @@ package main
 import (
 	"fmt"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/cmd/internal/cli"
+	"github.com/backupfs/backupfs/cmd/internal/size"
 )
 
 const maxPartSize = 1 << 40 // stored bytes
 
 func initCommand() *cobra.Command {
-	size := "64MiB"
+	partSize := "64MiB"
 	cmd := &cobra.Command{
 		Use:   "init REPO",
 		Short: "Make an empty repository",
@@ -27,9 +27,9 @@ cannot be changed later.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cli.Dirs,
 		RunE: func(_ *cobra.Command, args []string) error {
-			bytes, err := humanize.ParseBytes(size)
+			bytes, err := size.Parse(partSize)
 			if err != nil || bytes < archive.MinPartSize || bytes > maxPartSize {
-				return &exitError{exitUsage, fmt.Sprintf("bad --part-size %q: give a number with a unit, as 64MiB, from 64KiB to 1TiB", size)}
+				return &exitError{exitUsage, fmt.Sprintf("bad --part-size %q: give a number with a unit, as 64MiB, from 64KiB to 1TiB", partSize)}
 			}
 			repo, err := archive.Init(args[0], archive.InitOptions{PartSize: int64(bytes)})
 			if err != nil {
@@ -38,6 +38,6 @@ cannot be changed later.`,
 			return repo.Close()
 		},
 	}
-	cmd.Flags().StringVar(&size, "part-size", size, "`SIZE` of the archive files")
+	cmd.Flags().StringVar(&partSize, "part-size", partSize, "`SIZE` of the archive files;\n"+size.Units)
 	return cmd
 }

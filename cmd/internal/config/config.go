@@ -14,9 +14,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/backupfs/backupfs/cmd/internal/size"
 )
 
 // Dir is where files are looked up by name.
@@ -120,14 +121,14 @@ func (p Percent) check() error {
 	return nil
 }
 
-// Size is a text as "512MiB"; "" is not given.
+// Size is a text as "512MiB", as size.Parse takes it; "" is not given.
 type Size string
 
 func (s Size) check() error {
 	if s == "" {
 		return nil
 	}
-	if n, err := humanize.ParseBytes(string(s)); err != nil || n == 0 {
+	if n, err := size.Parse(string(s)); err != nil || n == 0 {
 		return fmt.Errorf("%q is no size: write it as \"512MiB\"", s)
 	}
 	return nil
