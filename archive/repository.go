@@ -39,8 +39,8 @@ var (
 	ErrNoConfig = errors.New("a repository that has lost its " + configName)
 	// ErrNewerFormat says that a newer version made the repository.
 	ErrNewerFormat = errors.New("newer format")
-
-	errBadConfig = errors.New("damaged")
+	// ErrBadConfig says that the repo.json of a repository is there, but makes no sense.
+	ErrBadConfig = errors.New("damaged")
 )
 
 // Config is what repo.json holds. It never changes.
@@ -257,13 +257,14 @@ func (r *Repository) writeConfig() error {
 	return r.FS().Chmod(filepath.Join(r.Dir(), configName), 0o600)
 }
 
-// Open opens the repository in dir. The error wraps ErrNoRepository or
-// ErrNewerFormat where that is the reason.
+// Open opens the repository in dir. The error wraps ErrNoRepository, ErrNoConfig,
+// ErrBadConfig or ErrNewerFormat where that is the reason.
 func Open(dir string) (*Repository, error) { return OpenOn(disk.OS{}, dir) }
 
 // OpenOn is Open by way of fsys, which must lead to the files of the machine.
 func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	text, err := ReadSmallFile(filepath.Join(dir, configName), maxConfig)
+	var odd oddFile
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && hasLog(dir):
 		return nil, noConfig(dir)
@@ -271,15 +272,14 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 		return nil, fmt.Errorf("%s: %w there; is its disk mounted? `mkbackup init` makes a new one", dir, ErrNoRepository)
 	case errors.Is(err, syscall.ENOTDIR):
 		return nil, fmt.Errorf("%s: not a directory: give that of a repository", dir)
+	case errors.As(err, &odd):
+		return nil, configError(dir, fmt.Errorf("%w: %w", ErrBadConfig, odd))
 	case err != nil:
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
 	config, err := parseConfig(text)
-	if errors.Is(err, errBadConfig) && hasLog(dir) {
-		return nil, fmt.Errorf("%s: %w: move it away, and `mkbackup check --repair %s` writes a new one", filepath.Join(dir, configName), err, dir)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, configName), err)
+		return nil, configError(dir, err)
 	}
 	store, err := newDirStoreOn(fsys, dir)
 	if err != nil {
@@ -288,16 +288,25 @@ func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	return &Repository{Config: config, store: store}, nil
 }
 
+// configError says what is wrong with the repo.json of a directory, and what to do.
+func configError(dir string, err error) error {
+	name := filepath.Join(dir, configName)
+	if errors.Is(err, ErrBadConfig) && hasLog(dir) {
+		return fmt.Errorf("%s: %w: move it away, and `mkbackup check --repair %s` writes a new one", name, err, dir)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
 func parseConfig(text []byte) (Config, error) {
 	var c Config
 	if err := json.Unmarshal(text, &c); err != nil {
-		return Config{}, fmt.Errorf("%w: %w", errBadConfig, err)
+		return Config{}, fmt.Errorf("%w: %w", ErrBadConfig, err)
 	}
 	switch {
 	case c.Format > FormatVersion:
 		return Config{}, fmt.Errorf("%w %d, this program knows up to %d: use a newer program", ErrNewerFormat, c.Format, FormatVersion)
 	case c.Format < 1 || len(c.ID) != idLen || c.PartSize < MinPartSize:
-		return Config{}, fmt.Errorf("%w: format %d, id %q, part size %d", errBadConfig, c.Format, c.ID, c.PartSize)
+		return Config{}, fmt.Errorf("%w: format %d, id %q, part size %d", ErrBadConfig, c.Format, c.ID, c.PartSize)
 	}
 	return c, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -130,30 +131,42 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := Open(t.TempDir()); !errors.Is(err, ErrNoRepository) {
 		t.Errorf("an empty directory: %v", err)
 	}
-	errBad := errors.New("any other error")
 	const good = `{"format":1,"id":"0123456789abcdef0123456789abcdef","part_size":65536}`
 	for text, want := range map[string]error{
 		good: nil,
 		strings.Replace(good, `"format":1`, `"format":2`, 1): ErrNewerFormat,
-		strings.Replace(good, `"format":1`, `"format":0`, 1): errBad,
-		strings.Replace(good, "65536", "1", 1):               errBad,
-		good[:20]:                                            errBad,
-		"":                                                   errBad,
+		strings.Replace(good, `"format":1`, `"format":0`, 1): ErrBadConfig,
+		strings.Replace(good, "65536", "1", 1):               ErrBadConfig,
+		good[:20]:                                            ErrBadConfig,
+		good + strings.Repeat(" ", maxConfig):                ErrBadConfig,
+		"":                                                   ErrBadConfig,
 	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, configName), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		r, err := Open(dir)
-		switch {
-		case want == nil && err != nil:
-			t.Errorf("%q: %v", text, err)
-		case errors.Is(want, ErrNewerFormat) && !errors.Is(err, want), want != nil && err == nil:
-			t.Errorf("%q: %v", text, err)
+		if !errors.Is(err, want) {
+			t.Errorf("%.100q: %v, want %v", text, err, want)
 		}
 		if err == nil {
 			r.Close()
 		}
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, configName), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir); !errors.Is(err, ErrBadConfig) {
+		t.Errorf("a directory: %v", err)
+	}
+	// What cannot be read now may be whole.
+	loop := t.TempDir()
+	if err := os.Symlink(configName, filepath.Join(loop, configName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(loop); !errors.Is(err, syscall.ELOOP) || errors.Is(err, ErrBadConfig) {
+		t.Errorf("what cannot be opened: %v", err)
 	}
 }
 

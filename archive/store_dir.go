@@ -136,6 +136,12 @@ func (s *DirStore) Open(name string) (Object, error) {
 	return &dirObject{f: f, name: name, stored: stored}, nil
 }
 
+// oddFile says why a file that is there cannot be what it should be.
+type oddFile string
+
+// Error implements error.
+func (o oddFile) Error() string { return string(o) }
+
 // openRegular opens a file to read and returns its length. What is no regular file
 // it refuses: a FIFO would block, a device has no end.
 func openRegular(name string) (*os.File, int64, error) {
@@ -145,7 +151,7 @@ func openRegular(name string) (*os.File, int64, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+		err = &fs.PathError{Op: "open", Path: name, Err: oddFile("not a regular file")}
 	}
 	if err != nil {
 		f.Close()
@@ -163,7 +169,7 @@ func ReadSmallFile(name string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	if stored > limit {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it has %d bytes, want at most %d", stored, limit)}
+		return nil, &fs.PathError{Op: "read", Path: name, Err: oddFile(fmt.Sprintf("it has %d bytes, want at most %d", stored, limit))}
 	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }

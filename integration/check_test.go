@@ -606,20 +606,29 @@ func TestLostConfig(t *testing.T) {
 	// A damaged one names what to do, and that works.
 	r := newRepo(t)
 	r.all(src)
-	rewrite(t, filepath.Join(r.dir, "repo.json"), "{")
+	file := filepath.Join(r.dir, "repo.json")
+	for what, damage := range map[string]func(){
+		"damaged":        func() { write(t, file, "{") },
+		"at most 65536":  func() { write(t, file, strings.Repeat(" ", 1<<20)) },
+		"not a regular ": func() { must(t, os.Mkdir(file, 0o700)) },
+	} {
+		must(t, os.Remove(file))
+		damage()
+		res := r.mkbackup("check", "--repair")
+		if res.code != 4 {
+			t.Errorf("%s: exit code %d, want 4", what, res.code)
+		}
+		wantOneLine(t, res.stderr, "repo.json: damaged", what, "move it away", "mkbackup check --repair "+r.dir)
+		if res.stdout != "DAMAGED: repo.json: see above\n" {
+			t.Errorf("%s: it says %q", what, res.stdout)
+		}
+		if c, _ := r.checkJSON(4); c.Damages != 1 || !c.DamagedConfig {
+			t.Errorf("%s: %+v", what, c)
+		}
+	}
+	must(t, os.Remove(file))
 	res := r.mkbackup("check", "--repair")
-	if res.code != 4 {
-		t.Errorf("damaged repo.json: exit code %d, want 4", res.code)
-	}
-	wantOneLine(t, res.stderr, "repo.json: damaged", "move it away", "mkbackup check --repair "+r.dir)
-	if res.stdout != "DAMAGED: repo.json: see above\n" {
-		t.Errorf("it says %q", res.stdout)
-	}
-	if c, _ := r.checkJSON(4); c.Damages != 1 || !c.DamagedConfig {
-		t.Errorf("%+v", c)
-	}
-	must(t, os.Remove(filepath.Join(r.dir, "repo.json")))
-	if res = r.mkbackup("check", "--repair"); res.code != 0 {
+	if res.code != 0 {
 		t.Errorf("check --repair: exit code %d\n%s", res.code, res.stderr)
 	}
 	// No log: no repository.

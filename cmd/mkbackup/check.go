@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -97,7 +96,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if f.Repair && errors.Is(err, archive.ErrNoConfig) {
 		repo, err = restoreConfig(dir)
 	}
-	if badConfig(dir, err) {
+	if errors.Is(err, archive.ErrBadConfig) || errors.Is(err, archive.ErrNoConfig) {
 		o.errors = 1
 		result := backup.CheckResult{Damages: 1, DamagedConfig: true, DamagedParts: []*backup.DamagedPart{}}
 		if err := f.print(cmd.OutOrStdout(), newProgress(f.progress, nil).summaryEvent(), result); err != nil {
@@ -131,16 +130,6 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		rememberSubset(repo, f.Subset)
 	}
 	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
-}
-
-// badConfig reports whether a repository cannot be opened, with err, because its
-// repo.json is lost, or is there and can be read, but makes no sense.
-func badConfig(dir string, err error) bool {
-	if err == nil || errors.Is(err, archive.ErrNewerFormat) || errors.As(err, new(syscall.Errno)) {
-		return false
-	}
-	_, missing := os.Lstat(filepath.Join(dir, "repo.json"))
-	return missing == nil || errors.Is(err, archive.ErrNoConfig)
 }
 
 // restoreConfig writes the repo.json of a repository that has lost it.
