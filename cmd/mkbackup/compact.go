@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/backupfs/backupfs/archive"
@@ -148,8 +147,6 @@ func (f *compactFlags) print(w io.Writer, event string, s backup.CompactSummary)
 	_, err := fmt.Fprintln(w, strings.Join(f.words(s), "\n"))
 	return err
 }
-
-func bytesOf(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // words says what was done.
 func (f *compactFlags) words(s backup.CompactSummary) (lines []string) {

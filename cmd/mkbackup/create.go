@@ -205,11 +205,6 @@ func (f *createFlags) events(p *progress) backup.Events {
 	return e
 }
 
-// display returns a path of a generation as it is shown.
-func display(path string) string { return backup.Printable(rooted(path)) }
-
-func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
-
 func (f *createFlags) print(w io.Writer, event string, s backup.Summary) error {
 	if f.progress.json {
 		return json.NewEncoder(w).Encode(struct {
@@ -235,20 +230,4 @@ func (f *createFlags) print(w io.Writer, event string, s backup.Summary) error {
 	_, err := fmt.Fprintf(w, "%s: %s files and directories, %s\n%s; read %s, stored %s (%s), %s\n", name, humanize.Comma(s.Files+s.Dirs), humanize.IBytes(uint64(s.RawBytes)), counts, humanize.IBytes(uint64(s.ReadBytes)),
 		humanize.IBytes(uint64(s.StoredBytes)), plural(s.Parts, "new part"), took(s.Seconds))
 	return err
-}
-
-func plural(n int64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return humanize.Comma(n) + " " + noun + "s"
-}
-
-// took says how long something took, as exactly as anybody wants to know.
-func took(seconds float64) string {
-	grain := 10 * time.Millisecond
-	if seconds >= 60 {
-		grain = time.Second
-	}
-	return time.Duration(seconds * float64(time.Second)).Round(grain).String()
 }

@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"path"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -71,22 +68,6 @@ func ls(w io.Writer, db *index.DB, g index.Generation, name string, asJSON bool)
 		err = showErr
 	}
 	return err
-}
-
-// cleanPath returns a path that a user gave as the index takes it.
-func cleanPath(name string) string {
-	if clean := strings.TrimPrefix(path.Clean("/"+name), "/"); clean != "" {
-		return clean
-	}
-	return "."
-}
-
-// rooted is the inverse of cleanPath.
-func rooted(path string) string {
-	if path == "." {
-		return "/"
-	}
-	return "/" + path
 }
 
 // attributes completes an entry: those of a directory are not in its listing.
@@ -206,11 +187,4 @@ func describeAttr(a archive.Attr, target string) attributesJSON {
 	}
 	d.Target, d.Target64 = jsonText(target)
 	return d
-}
-
-func jsonText(s string) (plain string, encoded []byte) {
-	if utf8.ValidString(s) {
-		return s, nil
-	}
-	return "", []byte(s)
 }

@@ -91,11 +91,10 @@ func (o *outcome) tryMeasure(ctx context.Context, repo *archive.Repository, dead
 }
 
 // Metrics are named by what becomes of them when the same command runs again: of
-// the last run; of the last one that succeeded, which a failed one leaves alone;
+// the last run (last_run_); of the last one that succeeded, which a failed one leaves alone;
 // of the repository, which any command may renew.
 const (
 	namePrefix       = "backupfs_"
-	runPrefix        = "last_run_"
 	successPrefix    = "last_success_"
 	repositoryPrefix = "repository_"
 )
