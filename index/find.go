@@ -29,7 +29,7 @@ func Find(gens []Generation, spec string) (Generation, error) {
 	}
 	of := OfSource(gens, source)
 	if len(of) == 0 {
-		return Generation{}, fmt.Errorf("%w: %q: %s has none", ErrNoGeneration, spec, describeSource(source))
+		return Generation{}, fmt.Errorf("%w: %q: %s has none", ErrNoGeneration, spec, DescribeSource(source))
 	}
 	if back, ok := latest(name); ok {
 		if back >= len(of) {
@@ -98,7 +98,8 @@ func OfSource(gens []Generation, source string) []Generation {
 	return of
 }
 
-func describeSource(source string) string {
+// DescribeSource returns what messages call a source.
+func DescribeSource(source string) string {
 	if source == "" {
 		return "the unnamed source"
 	}

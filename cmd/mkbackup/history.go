@@ -48,7 +48,7 @@ In a mount, .versions/PATH/ holds the same versions.`,
 					return err
 				}
 				if len(versions) == 0 {
-					return fmt.Errorf("no generation of %s has the path %s", describeSource(source), display(cleanPath(args[1])))
+					return fmt.Errorf("no generation of %s has the path %s", index.DescribeSource(source), display(cleanPath(args[1])))
 				}
 				h := history{db: db, gens: gens, versions: versions, w: cmd.OutOrStdout()}
 				if asJSON {
@@ -71,16 +71,9 @@ func generationsOf(db *index.DB, source string) ([]index.Generation, error) {
 	}
 	gens := index.OfSource(all, source)
 	if len(gens) == 0 {
-		return nil, fmt.Errorf("%s has no generation: `mkbackup list` shows those there are", describeSource(source))
+		return nil, fmt.Errorf("%s has no generation: `mkbackup list` shows those there are", index.DescribeSource(source))
 	}
 	return gens, nil
-}
-
-func describeSource(source string) string {
-	if source == "" {
-		return "the unnamed source"
-	}
-	return fmt.Sprintf("the source %q", source)
 }
 
 // history prints the versions of one path.

@@ -24,6 +24,7 @@ import (
 	"github.com/backupfs/backupfs/backup"
 	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/cmd/internal/config"
+	"github.com/backupfs/backupfs/index"
 )
 
 // exitVariable tells hooks how the run has gone so far: the exit code.
@@ -132,7 +133,7 @@ func checkBackups(c config.Config) error {
 			return err
 		}
 		if slices.ContainsFunc(c.Backup[:i], func(other config.Backup) bool { return other.Source == b.Source }) {
-			return c.Wrong(key+".source", fmt.Errorf("%s is backed up already: give this backup a name of its own, as source = \"db\"", describeSource(b.Source)))
+			return c.Wrong(key+".source", fmt.Errorf("%s is backed up already: give this backup a name of its own, as source = \"db\"", index.DescribeSource(b.Source)))
 		}
 	}
 	return nil
