@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock is a lock of a repository. The kernel releases it when the process dies.
+// Lock is a lock of a repository. The kernel releases it when the process dies. It is
+// used by one goroutine.
 type Lock struct {
 	file *os.File
 }

@@ -495,8 +495,8 @@ func (d *RecordDraft) Stored(h Header) (int64, error) {
 	return io.Copy(io.Discard, record)
 }
 
-// stored returns the bytes of the whole record: four zstd streams, one behind the
-// other.
+// stored returns the bytes of the whole record: the header, what is in both spools and the
+// counts, each in zstd streams of its own.
 func (d *RecordDraft) stored(h Header) (io.Reader, error) {
 	first, err := compressedJSON(h)
 	if err != nil {

@@ -81,7 +81,8 @@ type compaction struct {
 // that whatever ends the run, what was done stays done. The files
 // of removed parts are deleted as soon as no other run may rely on them.
 //
-// Parts with damage are reported and stay; Summary.Damaged counts them.
+// Parts with damage are reported and stay; Summary.Damaged counts them. Beside an error the
+// summary tells what was done before it.
 func Compact(ctx context.Context, repo *archive.Repository, o CompactOptions) (CompactSummary, error) {
 	if o.Progress == nil {
 		o.Progress = new(CompactProgress)

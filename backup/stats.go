@@ -24,7 +24,8 @@ type RepositoryStats struct {
 	Compression     float64 `json:"compression"`   // RawBytes / StoredBytes; 0 where there are none
 }
 
-// Stats counts what a repository holds.
+// Stats counts what a repository holds. It goes through all that the index knows, as
+// index.DB.Live does, and reads no part. The error wraps index.ErrDamaged where the index contradicts itself.
 func Stats(repo *archive.Repository, db *index.DB) (RepositoryStats, error) {
 	var s RepositoryStats
 	gens, err := db.Generations()

@@ -85,7 +85,7 @@ func appendSourceKey(b []byte, source string) []byte {
 }
 
 // appendGroupKey appends the key of a hard-link group of the tree under root.
-// Group names have any length, so their hash stands in.
+// Half of the BLAKE3 of its name stands in for that, which has up to 255 bytes.
 func appendGroupKey(b []byte, root DirID, group string) []byte {
 	sum := blake3.Sum256([]byte(group))
 	return append(appendID(b, spaceGroup, uint64(root)), sum[:16]...)
