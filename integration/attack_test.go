@@ -11,8 +11,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -47,14 +50,30 @@ type victim struct {
 	take func(args ...string) // makes a generation
 }
 
+// large is a file that is stored in chunks.
+const large = "d4/large"
+
 // newVictim makes a repository on a tmpfs, of three generations of a source and
-// one of another. size is about how many bytes of files there are.
+// one of another. size is about how many bytes of files there are. Each part has one
+// frame of data.
 func newVictim(t *testing.T, files, size int) *victim {
+	t.Helper()
+	return newVictimOf(t, "64KiB", files, size, 0)
+}
+
+// newFramedVictim makes one whose parts have several frames of data, of small files, which
+// fill 1 MiB each, and of the chunks of a large file of chunked bytes.
+func newFramedVictim(t *testing.T, files, size, chunked int) *victim {
+	t.Helper()
+	return newVictimOf(t, "4MiB", files, size, chunked)
+}
+
+func newVictimOf(t *testing.T, partSize string, files, size, chunked int) *victim {
 	t.Helper()
 	base := tmpfs(t, 512<<20)
 	src := mkdir(t, base, "src")
 	r := &repo{t: t, dir: filepath.Join(base, "repo")}
-	run(t, mkbackup, "init", r.dir, "--part-size", "64KiB")
+	run(t, mkbackup, "init", r.dir, "--part-size", partSize)
 	v := &victim{t: t, dir: r.dir, want: map[fileAt]string{}}
 	put := func(round, share int) {
 		for i := range files {
@@ -66,6 +85,11 @@ func newVictim(t *testing.T, files, size int) *victim {
 				content = bytes.Repeat([]byte(fmt.Sprintf("line %d of %d\n", i, round)), len(content)/16+1)
 			}
 			write(t, filepath.Join(mkdir(t, src, fmt.Sprint("d", i%5)), fmt.Sprintf("f%03d", i)), string(content))
+		}
+		if chunked > 0 {
+			content := treetest.Content(7, int64(chunked))
+			content[chunked/2] ^= byte(round)
+			write(t, filepath.Join(src, large), string(content))
 		}
 	}
 	take := func(args ...string) {
@@ -132,7 +156,7 @@ func (v *victim) read(what string, r *archive.Repository, l *look) {
 	if err != nil {
 		v.t.Fatalf("%s: %v", what, err)
 	}
-	reader := archive.NewReader(r.Store(), 1<<20)
+	reader := archive.NewReader(r.Store(), 8<<20)
 	defer reader.Close()
 	for _, g := range gens {
 		delete(l.gone, g.Number)
@@ -175,9 +199,16 @@ func (v *victim) walk(view index.View, dir index.DirID, path string, use func(st
 	}
 }
 
+// piece is what of a file of the repository was damaged.
+type piece struct {
+	name string // absolute
+	at   int64  // of a part: where the frame or the tail begins, or the shorter of two parts ends; of a record -1
+}
+
 // wantDamage fails the test unless the check found damage and named exactly the
-// files that cannot be read. It returns how many those are.
-func (v *victim) wantDamage(what string, l look) int {
+// files that cannot be read, and the pieces that were damaged: of parts, each with its
+// stored offset, of records, each with its number. It returns how many files those are.
+func (v *victim) wantDamage(what string, l look, pieces ...piece) int {
 	v.t.Helper()
 	if l.checked != nil {
 		v.t.Errorf("%s: check: %v", what, l.checked)
@@ -186,6 +217,7 @@ func (v *victim) wantDamage(what string, l look) int {
 	if !l.result.Damaged() || len(l.said) == 0 {
 		v.t.Errorf("%s: check finds nothing: %+v", what, l.result)
 	}
+	v.wantPieces(what, l, pieces)
 	named := map[fileAt]bool{}
 	for _, part := range l.result.DamagedParts {
 		for _, holder := range part.Files {
@@ -201,6 +233,104 @@ func (v *victim) wantDamage(what string, l look) int {
 		v.t.Errorf("%s: %d generations are not there, and check does not say so", what, len(l.gone))
 	}
 	return len(l.failed)
+}
+
+func (v *victim) wantPieces(what string, l look, pieces []piece) {
+	v.t.Helper()
+	want, records := map[string][]int64{}, 0
+	for _, p := range pieces {
+		name := filepath.Base(p.name)
+		if number, ok := strings.CutSuffix(name, ".jsonl.zst"); ok {
+			records++
+			n, err := strconv.Atoi(number)
+			must(v.t, err)
+			if !slices.ContainsFunc(l.said, func(said string) bool { return namesRecord(said, n) }) {
+				v.t.Errorf("%s: check does not name record %d: %q", what, n, l.said)
+			}
+		} else if !slices.Contains(want[name], p.at) {
+			want[name] = append(want[name], p.at)
+		}
+	}
+	// A last record that says what it said, spelled otherwise, is only found by the index.
+	if (records > 0) != (l.result.DamagedRecords+l.result.DamagedIndexes > 0) {
+		v.t.Errorf("%s: check counts %d damaged records and %d indexes, %d records were damaged: %q",
+			what, l.result.DamagedRecords, l.result.DamagedIndexes, records, l.said)
+	}
+	got := map[string][]int64{}
+	for _, part := range l.result.DamagedParts {
+		name := part.Part.String() + ".tar.zst"
+		for _, damage := range part.Damages {
+			got[name] = append(got[name], damage.StoredOffset)
+		}
+	}
+	for _, offsets := range want {
+		slices.Sort(offsets)
+	}
+	if !maps.EqualFunc(want, got, slices.Equal) {
+		v.t.Errorf("%s: check finds damage of parts at %v, it is at %v: %q", what, got, want, l.said)
+	}
+}
+
+var (
+	recordRange = regexp.MustCompile(`records? (\d+)(?: to (\d+))?`)
+	recordsLost = regexp.MustCompile(`index (\d+) was made with records up to that number, but the log ends with record (\d+)`)
+)
+
+// namesRecord reports whether a message of check is about a record, alone or in a range.
+func namesRecord(said string, n int) bool {
+	number := func(text string) int {
+		number, _ := strconv.Atoi(text)
+		return number
+	}
+	if m := recordsLost.FindStringSubmatch(said); m != nil {
+		return number(m[2]) < n && n <= number(m[1])
+	}
+	for _, m := range recordRange.FindAllStringSubmatch(said, -1) {
+		first := number(m[1])
+		if first <= n && n <= max(first, number(m[2])) {
+			return true
+		}
+	}
+	return false
+}
+
+// damaged returns the pieces of a file that are not as they were.
+func (v *victim) damaged(name string, was []byte) (list []piece) {
+	v.t.Helper()
+	now, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []piece{{name, 0}}
+	case err != nil:
+		v.t.Fatal(err)
+	case strings.HasSuffix(name, ".jsonl.zst"):
+		return []piece{{name, -1}}
+	case len(now) != len(was):
+		return []piece{{name, int64(min(len(now), len(was)))}}
+	}
+	starts := frames(was)
+	tail := starts[len(starts)-1]
+	if !bytes.Equal(now[tail:], was[tail:]) {
+		return []piece{{name, int64(tail)}} // without it, nothing is known of the frames
+	}
+	for i, start := range starts[:len(starts)-1] {
+		if end := starts[i+1]; !bytes.Equal(now[start:end], was[start:end]) {
+			list = append(list, piece{name, int64(start)})
+		}
+	}
+	return list
+}
+
+// filesOf returns, for each part, the files that have something in it.
+func (v *victim) filesOf(parts []string) map[string]map[fileAt]bool {
+	v.t.Helper()
+	files := map[string]map[fileAt]bool{}
+	for _, name := range parts {
+		mend := replace(v.t, name, nil)
+		files[name] = v.look("a part deleted").failed
+		mend()
+	}
+	return files
 }
 
 // wantWhole fails the test unless all is well: the last damage was mended.
@@ -236,83 +366,150 @@ func TestEveryBit(t *testing.T) {
 	}
 	flips, hit := 0, 0
 	for _, name := range append(v.glob("parts/*/*"), v.glob("log/*")...) {
-		for bit := int64(0); bit < 8*fileSize(t, name); bit += int64(stride) {
+		whole, err := os.ReadFile(name)
+		must(t, err)
+		for bit := int64(0); bit < 8*int64(len(whole)); bit += int64(stride) {
 			what := fmt.Sprintf("%s, bit %d", filepath.Base(name)[:14], bit)
 			flip(t, name, bit)
-			hit += v.wantDamage(what, v.look(what))
+			hit += v.wantDamage(what, v.look(what), v.damaged(name, whole)...)
 			flip(t, name, bit)
 			flips++
 		}
 	}
 	v.wantWhole()
-	// Nothing vouches for the time and the part size in repo.json, and no byte
-	// that is served depends on them.
+	t.Logf("%d flips, %d times a file could not be read", flips, hit)
+}
+
+// TestEveryBitOfTheConfig flips the bits of repo.json one by one. Nothing vouches for the time and the
+// part size, and no byte that is served depends on them.
+func TestEveryBitOfTheConfig(t *testing.T) {
+	v := newVictim(t, 6, 600)
 	name := filepath.Join(v.dir, "repo.json")
-	for bit := range 8 * fileSize(t, name) {
-		flip(t, name, bit)
-		v.look(fmt.Sprintf("repo.json, bit %d", bit))
-		flip(t, name, bit)
-		flips++
+	text, err := os.ReadFile(name)
+	must(t, err)
+	free := regexp.MustCompile(`"created": *"[^"]*"|"part_size": *\d+`).FindAllIndex(text, -1)
+	format := regexp.MustCompile(`"format": *\d`).FindIndex(text)
+	if len(free) != 2 || format == nil {
+		t.Fatalf("repo.json is %s", text)
+	}
+	codes := map[int]int{}
+	for bit := range 8 * len(text) {
+		what := fmt.Sprintf("repo.json, bit %d", bit)
+		at := bit / 8
+		flip(t, name, int64(bit))
+		l := v.look(what)
+		code := configCode(l)
+		codes[code]++
+		isFree := slices.ContainsFunc(free, func(r []int) bool { return r[0] <= at && at < r[1] })
+		otherCase := bit%8 == 5 && (text[at]|0x20 >= 'a' && text[at]|0x20 <= 'z') // of a field's name, which is the same to Go
+		switch {
+		case code == 4:
+		case code == 0 && (isFree || otherCase):
+		case code == 1 && at == format[1]-1: // a greater version
+		default:
+			t.Errorf("%s: check would end with %d: %+v, %v", what, code, l.result, l.checked)
+		}
+		if l.checked == nil && len(l.failed)+len(l.gone) > 0 {
+			t.Errorf("%s: %d files cannot be read, %d generations are not there", what, len(l.failed), len(l.gone))
+		}
+		if soak() || bit%11 == 0 {
+			if res := runCmd(t, exec.Command(mkbackup, "check", "--read-data", v.dir)); res.code != code {
+				t.Errorf("%s: check ends with %d, want %d: %s", what, res.code, code, res.stderr)
+			}
+		}
+		flip(t, name, int64(bit))
 	}
 	v.wantWhole()
-	t.Logf("%d flips, %d times a file could not be read", flips, hit)
+	if codes[0] == 0 || codes[1] == 0 || codes[4] == 0 {
+		t.Errorf("exit codes %v", codes)
+	}
+	t.Logf("exit codes of check, and how often: %v", codes)
+}
+
+// configCode returns the exit code that check has for what a look saw.
+func configCode(l look) int {
+	switch {
+	case errors.Is(l.checked, archive.ErrNewerFormat):
+		return 1
+	case l.checked != nil || l.result.Damaged():
+		return 4
+	}
+	return 0
 }
 
 // TestRandomFlips flips random bits of a larger repository, one at a time.
 func TestRandomFlips(t *testing.T) {
-	v := newVictim(t, 60, 200_000)
+	v := newFramedVictim(t, 60, 200_000, 5<<18)
 	rng := rand.New(rand.NewPCG(1, 2))
-	names := append(v.glob("parts/*/*"), v.glob("log/*")...)
-	flips, hit := 2000, 0
-	if soak() {
-		flips = 20_000
-	}
+	parts := v.glob("parts/*/*")
+	names := append(slices.Clone(parts), v.glob("log/*")...)
+	filesOf := v.filesOf(parts)
+	hit, partly := 0, 0
+	flips := scale(2000, 20_000)
 	for range flips {
 		name := names[rng.IntN(len(names))]
-		bit := rng.Int64N(8 * fileSize(t, name))
+		was, err := os.ReadFile(name)
+		must(t, err)
+		bit := rng.Int64N(8 * int64(len(was)))
 		what := fmt.Sprintf("%s, bit %d", filepath.Base(name)[:14], bit)
 		flip(t, name, bit)
-		hit += v.wantDamage(what, v.look(what))
+		l := v.look(what)
+		hit += v.wantDamage(what, l, v.damaged(name, was)...)
+		if n := len(l.failed); n > 0 && n < len(filesOf[name]) {
+			partly++
+		}
 		flip(t, name, bit)
 	}
 	v.wantWhole()
-	t.Logf("%d flips in %d files, %d times a file could not be read", flips, len(names), hit)
+	if partly == 0 {
+		t.Error("no flip left files of the same part readable")
+	}
+	t.Logf("%d flips in %d files, %d times a file could not be read; %d times another one of the same part could", flips, len(names), hit, partly)
 }
 
 // TestManyFlips flips many random bits of the parts of a large repository at a time: check
-// finds every part that was hit.
+// finds every piece that was hit.
 func TestManyFlips(t *testing.T) {
-	v := newVictim(t, scale(60, 2000), scale(2<<20, 105<<20))
+	v := newFramedVictim(t, scale(60, 2000), scale(2<<20, 105<<20), 5<<20)
 	rng := rand.New(rand.NewPCG(9, 10))
+	was, stored := map[string][]byte{}, 0
 	parts := v.glob("parts/*/*")
-	stored := int64(0)
 	for _, name := range parts {
-		stored += fileSize(t, name)
+		b, err := os.ReadFile(name)
+		must(t, err)
+		was[name] = b
+		stored += len(b)
 	}
-	rounds, hit := scale(4, 100), 0
-	const flips = 200 // a round
+	rounds, hit, hitPieces := scale(8, 100), 0, 0
+	flips := scale(100, 200) // a round
 	for round := range rounds {
 		what := fmt.Sprintf("round %d", round)
-		var bits []func()
-		damaged := map[string]int{}
+		hits := map[string]map[int64]bool{}
 		for range flips {
 			name := parts[rng.IntN(len(parts))]
-			bit := rng.Int64N(8 * fileSize(t, name))
-			flip(t, name, bit)
-			bits = append(bits, func() { flip(t, name, bit) })
-			damaged[name]++
+			bit := rng.Int64N(8 * int64(len(was[name])))
+			if hits[name] == nil {
+				hits[name] = map[int64]bool{}
+			}
+			if !hits[name][bit] {
+				hits[name][bit] = true
+				flip(t, name, bit)
+			}
 		}
-		l := v.look(what)
-		hit += v.wantDamage(what, l)
-		if len(l.result.DamagedParts) != len(damaged) {
-			t.Errorf("%s: %d parts were hit, check names %d", what, len(damaged), len(l.result.DamagedParts))
+		var list []piece
+		for name := range hits {
+			list = append(list, v.damaged(name, was[name])...)
 		}
-		for _, mend := range bits {
-			mend()
+		hitPieces += len(list)
+		hit += v.wantDamage(what, v.look(what), list...)
+		for name, bits := range hits {
+			for bit := range bits {
+				flip(t, name, bit)
+			}
 		}
 	}
 	v.wantWhole()
-	t.Logf("%d flips in %d parts of %d MB, %d times a file could not be read", rounds*flips, len(parts), stored>>20, hit)
+	t.Logf("%d flips in %d pieces of %d parts of %d MB, %d times a file could not be read", rounds*flips, hitPieces, len(parts), stored>>20, hit)
 }
 
 // replace gives a file other bytes, or takes it away where those are nil, and
@@ -347,7 +544,7 @@ func TestTruncation(t *testing.T) {
 		for n := 0; n < len(whole); n += stride {
 			mend := replace(t, name, whole[:n])
 			what := fmt.Sprintf("%s cut to %d bytes", filepath.Base(name)[:14], n)
-			v.wantDamage(what, v.look(what))
+			v.wantDamage(what, v.look(what), v.damaged(name, whole)...)
 			mend()
 			cuts++
 		}
@@ -371,12 +568,71 @@ func frames(part []byte) []int {
 	return starts
 }
 
+// attack is what is done to files of a repository.
+type attack struct {
+	kind  string
+	files map[string][]byte // their new bytes; nil for one that is removed
+}
+
+// attacksOnPart returns an attack of each kind on a part. Those that move frames need two of data.
+func attacksOnPart(name string, part []byte) []attack {
+	zeroed := bytes.Clone(part)
+	clear(zeroed[len(part)/3 : min(len(part)/3+4096, len(part))])
+	on := func(kind string, pieces ...[]byte) attack {
+		return attack{kind, map[string][]byte{name: slices.Concat(pieces...)}}
+	}
+	list := []attack{on("4 KiB zeroed", zeroed), {"a part deleted", map[string][]byte{name: nil}}}
+	at := frames(part)
+	if len(at) < 4 {
+		return list
+	}
+	end := at[len(at)-2] // of the frames of data
+	first, second, last, rest := part[:at[1]], part[at[1]:at[2]], part[at[2]:end], part[end:]
+	data := part[:end]
+	return append(list,
+		on("a frame dropped", first, last, rest),
+		on("a frame doubled", first, first, second, last, rest),
+		on("frames reordered", second, first, last, rest),
+		on("a frame dropped, zeros behind the others", first, last, make([]byte, len(second)), rest),
+		on("a frame doubled over the next", append(slices.Concat(first, first), data[min(2*len(first), end):]...)[:end], rest))
+}
+
+// frameAttacks is how many attacks on frames a part of several allows.
+const frameAttacks = 5
+
+// try attacks, looks, and mends. wantDamage judges what is seen.
+func (v *victim) try(a attack) look {
+	v.t.Helper()
+	mend, damaged := v.attack(a)
+	l := v.look(a.kind)
+	v.wantDamage(a.kind, l, damaged...)
+	mend()
+	return l
+}
+
+// attack returns how to undo it, and what it damaged.
+func (v *victim) attack(a attack) (mend func(), damaged []piece) {
+	v.t.Helper()
+	var mends []func()
+	for name, content := range a.files {
+		was, err := os.ReadFile(name)
+		must(v.t, err)
+		mends = append(mends, replace(v.t, name, content))
+		damaged = append(damaged, v.damaged(name, was)...)
+	}
+	return func() {
+		for _, mend := range mends {
+			mend()
+		}
+	}, damaged
+}
+
 // TestMisplaced moves, doubles, swaps and removes whole pieces: 4 KiB of zeros,
 // frames, parts, records.
 func TestMisplaced(t *testing.T) {
-	v := newVictim(t, 60, 3<<20)
+	v := newFramedVictim(t, 60, 3<<20, 5<<20)
 	parts, records := v.glob("parts/*/*"), v.glob("log/*")
-	if len(parts) < 5 || len(records) != 4 {
+	if len(parts) < 3 || len(records) != 4 {
 		t.Fatalf("%d parts, %d records", len(parts), len(records))
 	}
 	read := func(name string) []byte {
@@ -384,50 +640,53 @@ func TestMisplaced(t *testing.T) {
 		must(t, err)
 		return b
 	}
-	try := func(what string, mends ...func()) int {
-		t.Helper()
-		n := v.wantDamage(what, v.look(what))
-		for _, mend := range mends {
-			mend()
-		}
-		return n
-	}
+	filesOf := v.filesOf(parts)
+	tried, partly := map[string]int{}, map[string]int{}
+	framed := 0
 	for _, name := range parts {
-		part := read(name)
-		zeroed := bytes.Clone(part)
-		clear(zeroed[len(part)/3 : min(len(part)/3+4096, len(part))])
-		if n := try("4 KiB zeroed", replace(t, name, zeroed)); n == 0 {
-			t.Errorf("4 KiB of zeros in %s hit no file", filepath.Base(name))
+		list := attacksOnPart(name, read(name))
+		if len(list) > 2 {
+			framed++
 		}
-		try("a part deleted", replace(t, name, nil))
-		at := frames(part)
-		if len(at) < 4 {
-			continue
+		for _, a := range list {
+			l := v.try(a)
+			tried[a.kind]++
+			if len(l.failed) == 0 {
+				t.Errorf("%s in %s: every file can be read", a.kind, filepath.Base(name))
+			}
+			for f := range l.failed {
+				if !filesOf[name][f] {
+					t.Errorf("%s in %s: %v cannot be read, which has nothing in there", a.kind, filepath.Base(name), f)
+				}
+			}
+			if len(l.failed) < len(filesOf[name]) {
+				partly[a.kind]++
+			}
 		}
-		first, second, rest := part[:at[1]], part[at[1]:at[2]], part[at[2]:]
-		try("a frame dropped", replace(t, name, slices.Concat(first, rest)))
-		try("a frame doubled", replace(t, name, slices.Concat(first, first, second, rest)))
-		try("frames reordered", replace(t, name, slices.Concat(second, first, rest)))
 	}
-	try("two parts swapped", replace(t, parts[0], read(parts[1])), replace(t, parts[1], read(parts[0])))
+	v.try(attack{"two parts swapped", map[string][]byte{parts[0]: read(parts[1]), parts[1]: read(parts[0])}})
 	for i, name := range records {
-		try("a record removed", replace(t, name, nil))
+		v.try(attack{"a record removed", map[string][]byte{name: nil}})
 		if i > 0 {
-			try("a record replaced by the one before", replace(t, name, read(records[i-1])))
+			v.try(attack{"a record replaced by the one before", map[string][]byte{name: read(records[i-1])}})
 		}
 	}
 	v.wantWhole()
+	if framed < 2 || len(tried) != 2+frameAttacks {
+		t.Errorf("%d parts of several frames; tried: %v", framed, tried)
+	}
+	for _, kind := range []string{"4 KiB zeroed", "frames reordered", "a frame dropped, zeros behind the others", "a frame doubled over the next"} {
+		if partly[kind] == 0 {
+			t.Errorf("%s: other files of the part were never readable", kind)
+		}
+	}
+	t.Logf("%d parts, %d of them of several frames; attacks: %v; other files of the part stayed readable: %v", len(parts), framed, tried, partly)
 
 	// The last two records, and the index with them, as a copy from before has them: all of
 	// that is a whole repository. Only with the newer index the loss shows.
-	mends := []func(){replace(t, records[2], nil), replace(t, records[3], nil)}
-	l := v.look("the end of the log lost")
-	v.wantDamage("the end of the log lost", l)
+	l := v.try(attack{"the end of the log lost", map[string][]byte{records[2]: nil, records[3]: nil}})
 	if len(l.gone) != 2 || l.result.Generations != 2 {
 		t.Errorf("the end of the log lost: %d generations gone, %d there", len(l.gone), l.result.Generations)
-	}
-	for _, mend := range mends {
-		mend()
 	}
 	v.wantWhole()
 }
@@ -556,50 +815,113 @@ func TestIndexDamage(t *testing.T) {
 	try("restored", false)
 }
 
-// TestDamageInTheMount lets the real program serve damaged parts: what check
+// TestDamageInTheMount lets the real program serve damage of each kind: what check
 // names gives EIO, everything else the right bytes.
 func TestDamageInTheMount(t *testing.T) {
-	v := newVictim(t, 60, 600_000)
+	v := newFramedVictim(t, 60, 3<<20, 5<<20)
 	r := &repo{t: t, dir: v.dir}
+	names := v.generationNames(r)
+	parts, records := v.glob("parts/*/*"), v.glob("log/*")
+	read := func(name string) []byte {
+		b, err := os.ReadFile(name)
+		must(t, err)
+		return b
+	}
+	attacks := []attack{
+		{"two parts swapped", map[string][]byte{parts[0]: read(parts[1]), parts[1]: read(parts[0])}},
+		{"a record removed", map[string][]byte{records[1]: nil}},
+	}
 	rng := rand.New(rand.NewPCG(5, 6))
-	parts := v.glob("parts/*/*")
 	for range 8 {
 		name := parts[rng.IntN(len(parts))]
-		bit := rng.Int64N(8 * fileSize(t, name))
-		flip(t, name, bit)
-		res := r.mkbackup("check", "--read-data", "-v")
-		if res.code != 4 || !strings.HasPrefix(res.stdout, "DAMAGED: 1 part") {
-			t.Errorf("check --read-data: exit code %d: %s%s", res.code, res.stdout, res.stderr)
+		part := read(name)
+		bit := rng.IntN(8 * len(part))
+		part[bit/8] ^= 1 << (bit % 8)
+		attacks = append(attacks, attack{fmt.Sprintf("%s, bit %d", filepath.Base(name)[:14], bit), map[string][]byte{name: part}})
+	}
+	for _, name := range parts {
+		if list := attacksOnPart(name, read(name)); len(list) == 2+frameAttacks {
+			attacks = append(attacks, list...)
+			break
 		}
-		l := v.look("mount")
-		m := r.mount()
-		broken := map[fileAt]bool{}
-		for n, dir := range map[uint64]string{1: r.generations()[0], 2: r.generations()[1], 4: "latest"} {
-			for f, want := range v.want {
-				if f.number != n {
-					continue
-				}
-				got, err := os.ReadFile(m.path(dir, f.path))
-				switch {
-				case err != nil:
-					wantErrno(t, f.path, unix.EIO, err)
-					broken[f] = true
-				case string(got) != want:
-					t.Errorf("%s in the mount: wrong bytes and no error", f.path)
-				}
-				if l.failed[f] != broken[f] {
-					t.Errorf("generation %d, %s: error in the mount %v, in process %v", n, f.path, broken[f], l.failed[f])
-				}
-				if l.failed[f] && !strings.Contains(res.stderr, "  /"+f.path+" (") {
-					t.Errorf("check does not name %s:\n%s", f.path, res.stderr)
-				}
-			}
+	}
+	if len(attacks) != 2+8+2+frameAttacks {
+		t.Fatalf("%d attacks", len(attacks))
+	}
+	for _, a := range attacks {
+		mend, damaged := v.attack(a)
+		l := v.look(a.kind)
+		v.wantDamage(a.kind, l, damaged...)
+		broken := v.inMount(a.kind, r.mount(), names, l)
+		if !maps.Equal(broken, l.failed) {
+			t.Errorf("%s: %d files give errors in the mount, %d in process\n%v\n%v", a.kind, len(broken), len(l.failed), broken, l.failed)
 		}
-		if len(broken) == 0 {
-			t.Log("the bit hit no file of the unnamed source")
+		if len(broken) == 0 && a.kind != "a record removed" {
+			t.Errorf("%s: nothing broke", a.kind)
 		}
-		m.stop()
-		flip(t, name, bit)
+		if named := v.namedByCheck(r, names); !maps.Equal(named, broken) {
+			t.Errorf("%s: check names %d files, %d give errors in the mount\n%v\n%v", a.kind, len(named), len(broken), named, broken)
+		}
+		t.Logf("%s: %d of %d files", a.kind, len(broken), len(v.want))
+		mend()
 	}
 	v.wantWhole()
+}
+
+// generationNames returns where each generation lies in a mount, by its number.
+func (v *victim) generationNames(r *repo) map[uint64]string {
+	v.t.Helper()
+	var list []struct {
+		Number             uint64
+		Source, Generation string
+	}
+	must(v.t, json.Unmarshal([]byte(run(v.t, mkbackup, "list", r.dir, "--json")), &list))
+	names := map[uint64]string{}
+	for _, g := range list {
+		names[g.Number] = filepath.Join(g.Source, g.Generation)
+	}
+	if len(names) != v.gens {
+		v.t.Fatalf("generations %v", names)
+	}
+	return names
+}
+
+// inMount reads all files in a mount, which shows the generations that are there for l, unmounts, and
+// returns those that give EIO. Any other error, and wrong bytes, fail the test.
+func (v *victim) inMount(what string, m *fuseMount, names map[uint64]string, l look) map[fileAt]bool {
+	v.t.Helper()
+	defer m.stop()
+	broken := map[fileAt]bool{}
+	for f, want := range v.want {
+		got, err := os.ReadFile(m.path(names[f.number], f.path))
+		switch {
+		case l.gone[f.number]:
+			wantErrno(v.t, fmt.Sprintf("%s: %v of a lost generation", what, f), unix.ENOENT, err)
+		case err != nil:
+			wantErrno(v.t, fmt.Sprintf("%s: %v", what, f), unix.EIO, err)
+			broken[f] = true
+		case string(got) != want:
+			v.t.Errorf("%s: %v in the mount: wrong bytes and no error", what, f)
+		}
+	}
+	return broken
+}
+
+// namedByCheck returns the files that the real check names as hit. It must find damage.
+func (v *victim) namedByCheck(r *repo, names map[uint64]string) map[fileAt]bool {
+	v.t.Helper()
+	numbers := map[string]uint64{}
+	for number, name := range names {
+		numbers[name] = number
+	}
+	named := map[fileAt]bool{}
+	c, _ := r.checkJSON(4, "--read-data")
+	for _, part := range c.DamagedParts {
+		for _, f := range part.Files {
+			for _, g := range f.Generations {
+				named[fileAt{numbers[filepath.Join(f.Source, g)], strings.TrimPrefix(f.Path, "/")}] = true
+			}
+		}
+	}
+	return named
 }

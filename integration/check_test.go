@@ -28,6 +28,7 @@ type checkResult struct {
 	DamagedParts []struct {
 		Part  string
 		Files []struct {
+			Source      string
 			Path        string
 			Generations []string
 		}
