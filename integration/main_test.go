@@ -16,7 +16,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/backupfs/backupfs/integration/internal/sandbox"
+	"github.com/backupfs/backupfs/internal/sandbox"
 	"golang.org/x/sys/unix"
 )
 

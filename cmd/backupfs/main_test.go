@@ -18,6 +18,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/internal/measure"
+	"github.com/backupfs/backupfs/internal/sandbox"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(beMain) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(sandbox.Tests(m))
 }
 
 // program returns a command that runs the program.

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/backupfs/backupfs/integration/internal/programs"
-	"github.com/backupfs/backupfs/integration/internal/sandbox"
 	"github.com/backupfs/backupfs/internal/measure"
+	"github.com/backupfs/backupfs/internal/sandbox"
 )
 
 // linuxSource is what Debian's package linux-source-6.1 installs.

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/integration/internal/programs"
-	"github.com/backupfs/backupfs/integration/internal/sandbox"
 	"github.com/backupfs/backupfs/internal/measure"
+	"github.com/backupfs/backupfs/internal/sandbox"
 	"golang.org/x/sys/unix"
 )
 

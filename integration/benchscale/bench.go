@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/integration/internal/programs"
-	"github.com/backupfs/backupfs/integration/internal/sandbox"
 	"github.com/backupfs/backupfs/internal/measure"
+	"github.com/backupfs/backupfs/internal/sandbox"
 )
 
 // bench measures one tree. Everything lies on a tmpfs, the tree on an ext4 in it.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/integration/internal/programs"
-	"github.com/backupfs/backupfs/integration/internal/sandbox"
+	"github.com/backupfs/backupfs/internal/sandbox"
 )
 
 const (

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -45,6 +46,17 @@ func Main(inside func() int) int {
 		return 1
 	}
 	return code
+}
+
+// Tests runs the tests of a package, for its TestMain, in a sandbox: a panic or a time
+// limit leaves no mount and no daemon behind. Without root they run as they are, and those that mount
+// skip themselves; so do the workers of fuzzing, which talk to the process that
+// started them, in a sandbox, by descriptors of their own.
+func Tests(m interface{ Run() int }) int {
+	if os.Geteuid() != 0 || slices.Contains(os.Args, "-test.fuzzworker") {
+		return m.Run()
+	}
+	return Main(m.Run)
 }
 
 // outside starts process 1 of the sandbox, which dies with this process.
