@@ -15,7 +15,7 @@ VULNDB        ?= https://vuln.go.dev
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
-FUZZTIME    ?= 20s
+FUZZTIME    ?= 5s
 FUZZJOBS    ?= 1
 FUZZWORKERS ?= $(shell nproc)
 # What make soak runs in full: damage of every kind; kills, power cuts; faults; a year.
@@ -112,10 +112,14 @@ race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
 
 # FUZZJOBS targets run at a time, with FUZZWORKERS each.
-fuzz: ## every fuzz target for FUZZTIME (20s)
-	@for package in $(UNITS); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do echo "$$package $$target"; done; \
-	done | GO='$(GO)' xargs -L 1 -P $(FUZZJOBS) integration/fuzz.sh $(FUZZTIME) $(FUZZWORKERS)
+fuzz: ## every fuzz target for FUZZTIME (5s)
+	@set -eu; targets=; \
+	for package in $(UNITS); do \
+		list=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$list" >&2; exit 1; }; \
+		for target in $$(echo "$$list" | grep '^Fuzz' || true); do targets="$$targets$$package $$target\n"; done; \
+	done; \
+	[ -n "$$targets" ] || { echo 'no fuzz target found' >&2; exit 1; }; \
+	printf "$$targets" | GO='$(GO)' xargs -L 1 -P $(FUZZJOBS) integration/fuzz.sh $(FUZZTIME) $(FUZZWORKERS)
 
 lint: ## golangci-lint: .golangci.yml, the layers of imports included
 	$(GO) run $(GOLANGCI_LINT) run ./...

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/backupfs/backupfs/internal/watchdog"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -221,7 +222,7 @@ func (memoryObject) Close() error { return nil }
 
 func compressed(t testing.TB, text string) memoryObject {
 	t.Helper()
-	encoder, err := zstd.NewWriter(nil)
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<16))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -634,6 +635,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1) + checkpointBody + checkpointEnd)
 	f.Add(goodHeader + `{"gone64":"YS//"}` + "\n" + `{"forget":7}` + "\n" + `{"more":[[1,2,"00"]]}` + "\n")
 	f.Fuzz(func(t *testing.T, text string) {
+		defer watchdog.Start()()
 		_ = read(compressed(t, text)) // an error or not, but no panic
 		_ = read(compressed(t, strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1)+text))
 		r, err := newRecordReader(1, compressed(t, goodHeader+text))
@@ -664,6 +666,7 @@ func FuzzLine(f *testing.F) {
 		f.Add([]byte(line))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
+		defer watchdog.Start()()
 		var j jsonLine
 		if j.parse(text) != nil {
 			return
@@ -694,6 +697,7 @@ func FuzzLine(f *testing.F) {
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"format":1,"id":"0123456789abcdef0123456789abcdef","created":"2026-11-22T03:00:00Z","part_size":67108864}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		defer watchdog.Start()()
 		c, err := parseConfig(text)
 		if err == nil && (c.Format != FormatVersion || c.PartSize < MinPartSize) {
 			t.Errorf("accepted %+v", c)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/backupfs/backupfs/internal/watchdog"
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
 )
@@ -120,6 +121,7 @@ func FuzzScanPart(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watchdog.Start()()
 		s := newMemStore()
 		name := Digest(sha256.Sum256(b))
 		s.objects[PartStoreName(name)] = b

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/backupfs/backupfs/internal/watchdog"
 	"github.com/zeebo/blake3"
 )
 
@@ -215,6 +216,7 @@ func FuzzTail(f *testing.F) {
 	f.Add(tinyTail[:len(tinyTail)-1])
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watchdog.Start()()
 		frames, err := parseTail(b)
 		if err != nil {
 			return

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"github.com/backupfs/backupfs/internal/watchdog"
 )
 
 // block joins the fields of a header block, each padded with NULs to its width.
@@ -300,6 +302,7 @@ func FuzzTarMember(f *testing.F) {
 		f.Add(m.Name, m.Mode, m.UID, m.GID, m.Mtime.Sec, []byte("content"))
 	}
 	f.Fuzz(func(t *testing.T, name string, mode, uid, gid uint32, sec int64, content []byte) {
+		defer watchdog.Start()()
 		m := Member{Name: name, Mode: mode & 0o7777, UID: uid, GID: gid, Mtime: Timespec{Sec: sec}}
 		w := newTarWalker(func(got Member, c Content) error {
 			if got != m || c.RawLen != int64(len(content)) || c.Hash != HashOf(content) {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/watchdog"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/y"
@@ -514,6 +515,7 @@ func FuzzTable(f *testing.F) {
 	f.Add(table, uint16(len(table)-5), byte(1))
 	f.Add([]byte{}, uint16(0), byte(0))
 	f.Fuzz(func(t *testing.T, data []byte, at uint16, flip byte) {
+		defer watchdog.Start()()
 		data = bytes.Clone(data)
 		if int(at) < len(data) {
 			data[at] ^= flip

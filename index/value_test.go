@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/watchdog"
 )
 
 // TestValues gives the bytes of every value, written by hand.
@@ -96,6 +97,7 @@ func FuzzValue(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watchdog.Start()()
 		again(t, b, decodeDirent, func(e dirent) []byte { return appendDirent(nil, e) })
 		again(t, b, decodePlace, func(p place) []byte { return appendPlace(nil, p) })
 		again(t, b, decodePart, func(p archive.Part) []byte { return appendPart(nil, p) })
@@ -157,6 +159,7 @@ func FuzzSeal(f *testing.F) {
 	f.Add([]byte(`{"tables":[{"id":1,"level":31,"stored":5},{"id":1,"level":30,"stored":5}]}`))
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		defer watchdog.Start()()
 		s, err := parseSeal(text)
 		if err != nil {
 			return

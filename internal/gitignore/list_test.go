@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/backupfs/backupfs/internal/watchdog"
 )
 
 // TestManual has the rules of gitignore(5), one by one.
@@ -108,6 +110,7 @@ func TestManyStars(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("!/a[[:alpha:]-z]**/x\\ \n# c\n*?/", "a/b")
 	f.Fuzz(func(t *testing.T, file, path string) {
+		defer watchdog.Start()()
 		list, err := ParseLines("file", []byte(file))
 		if err != nil {
 			return
