@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -166,6 +169,77 @@ func TestSwappedForOutside(t *testing.T) {
 	}
 	t.Logf("%d swaps during %d runs, exit codes %v: %d files and %d symlinks stored, none of them from outside; %d lines on stderr",
 		e.swaps.Load(), codes[0]+codes[3], codes, stored, links, replaced)
+}
+
+// TestNeverBlocks swaps files for FIFOs, terminals and devices that never end while they are backed
+// up: by a trace, no call on the source took a second.
+func TestNeverBlocks(t *testing.T) {
+	src, beside := tempDir(t), tempDir(t)
+	special := []func(name string) error{
+		func(name string) error { return unix.Mkfifo(name, 0o644) },
+		func(name string) error { return unix.Mknod(name, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, // /dev/zero
+		func(name string) error { return unix.Mknod(name, unix.S_IFCHR|0o644, int(unix.Mkdev(5, 2))) }, // /dev/ptmx
+	}
+	var pairs [][2]string
+	for i := range 60 {
+		name := fmt.Sprintf("f%02d", i)
+		pair := [2]string{filepath.Join(src, name), filepath.Join(beside, name)}
+		write(t, pair[0], "inside")
+		must(t, special[i%len(special)](pair[1]))
+		pairs = append(pairs, pair)
+	}
+	r := newRepo(t)
+	trace := filepath.Join(tempDir(t), "trace")
+	calls, caught, slowest := 0, 0, 0.0
+	e := exchange(pairs)
+	defer e.stop(t)
+	for runs := 0; caught < 20; runs++ {
+		if runs == 50 {
+			t.Fatalf("only %d files were caught when they were replaced", caught)
+		}
+		res := runCmd(t, exec.Command("timeout", "-s", "KILL", "60", "strace", "-f", "-qq", "-T", "-o", trace,
+			"-e", "trace=openat2,openat,statx,fstat,read,pread64,lseek,readlinkat,flistxattr,llistxattr,ioctl",
+			mkbackup, "create", "-q", "--checksum", r.dir, "--root", src, "/"))
+		n, longest, call := longestCall(t, trace)
+		if n == 0 || longest >= 1 || res.code != 0 && res.code != 3 {
+			t.Fatalf("exit code %d; of %d calls, this one took %v s: %s\n%s", res.code, n, longest, call, tail(res.stderr))
+		}
+		calls += n
+		slowest = max(slowest, longest)
+		caught += strings.Count(res.stderr, "replaced by something that is no file")
+	}
+	t.Logf("%d calls, the longest took %v s; %d times a file was caught when it was replaced, %d swaps", calls, slowest, caught, e.swaps.Load())
+}
+
+// longestCall returns how many calls a trace of strace -f -T has, and the one that took longest, in
+// seconds: for ever, where it did not end.
+func longestCall(t *testing.T, trace string) (calls int, longest float64, call string) {
+	t.Helper()
+	text, err := os.ReadFile(trace)
+	must(t, err)
+	took := regexp.MustCompile(`<(\d+\.\d+)>$`)
+	unfinished := map[string]string{} // by thread
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		thread, _, _ := strings.Cut(line, " ")
+		if strings.HasSuffix(line, "<unfinished ...>") {
+			unfinished[thread] = line
+		} else if strings.Contains(line, " resumed>") || strings.Contains(line, "+++ exited with ") {
+			delete(unfinished, thread)
+		}
+		if m := took.FindStringSubmatch(line); m != nil {
+			calls++
+			seconds, err := strconv.ParseFloat(m[1], 64)
+			must(t, err)
+			if seconds > longest {
+				longest, call = seconds, line
+			}
+		}
+	}
+	for _, line := range unfinished {
+		return calls + 1, math.Inf(1), line
+	}
+	return calls, longest, call
 }
 
 // isOpen reports whether a process has a file open.
