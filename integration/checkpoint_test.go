@@ -194,41 +194,39 @@ func TestDamagedCheckpoint(t *testing.T) {
 	damages := 0
 	// A bit that means nothing to a decoder (the unused one in the header of a zstd frame)
 	// leaves the checkpoint readable: only the record behind it does not follow it then.
-	attack := func(what string, gone int, mends ...func()) {
+	attack := func(what, record string, gone int, mend func()) {
 		t.Helper()
 		l := v.look(what)
-		v.wantDamage(what, l)
+		v.wantDamage(what, l, piece{record, -1})
 		readable := slices.ContainsFunc(l.said, func(text string) bool { return strings.Contains(text, "one of the two was replaced") })
 		if len(l.gone) != gone && (!readable || len(l.gone) != 1) {
 			t.Errorf("%s: %d generations are gone, want %d: %v", what, len(l.gone), gone, l.said)
 		}
-		for _, mend := range mends {
-			mend()
-		}
+		mend()
 		damages++
 	}
 	flips := func(what string, stride int64, gone int) {
 		t.Helper()
 		for bit := int64(0); bit < 8*fileSize(t, checkpoint[0]); bit += stride {
 			flip(t, checkpoint[0], bit)
-			attack(fmt.Sprintf("%s, bit %d", what, bit), gone, func() { flip(t, checkpoint[0], bit) })
+			attack(fmt.Sprintf("%s, bit %d", what, bit), checkpoint[0], gone, func() { flip(t, checkpoint[0], bit) })
 		}
 	}
 	flips("with the index", int64(scale(33, 1)), 0)
-	attack("the checkpoint removed", 0, replace(t, checkpoint[0], nil))
-	attack("the checkpoint replaced by the record behind it", 0, replace(t, checkpoint[0], read(next)))
-	attack("the record behind it removed", 1, replace(t, next, nil))
-	attack("the record behind it replaced by the checkpoint", 0, replace(t, next, read(checkpoint[0])))
+	attack("the checkpoint removed", checkpoint[0], 0, replace(t, checkpoint[0], nil))
+	attack("the checkpoint replaced by the record behind it", checkpoint[0], 0, replace(t, checkpoint[0], read(next)))
+	attack("the record behind it removed", next, 1, replace(t, next, nil))
+	attack("the record behind it replaced by the checkpoint", next, 0, replace(t, next, read(checkpoint[0])))
 	v.wantWhole()
 
 	index := filepath.Join(filepath.Dir(v.dir), "index")
 	must(t, os.Rename(filepath.Join(v.dir, "index"), index))
 	flips("without an index", int64(scale(101, 3)), v.gens)
 	for n := 0; n < len(read(checkpoint[0])); n += scale(29, 1) {
-		attack(fmt.Sprintf("cut to %d bytes", n), v.gens, replace(t, checkpoint[0], read(checkpoint[0])[:n]))
+		attack(fmt.Sprintf("cut to %d bytes", n), checkpoint[0], v.gens, replace(t, checkpoint[0], read(checkpoint[0])[:n]))
 	}
-	attack("the checkpoint removed, no index", v.gens, replace(t, checkpoint[0], nil))
-	attack("the checkpoint replaced, no index", v.gens, replace(t, checkpoint[0], read(next)))
+	attack("the checkpoint removed, no index", checkpoint[0], v.gens, replace(t, checkpoint[0], nil))
+	attack("the checkpoint replaced, no index", checkpoint[0], v.gens, replace(t, checkpoint[0], read(next)))
 	res := runCmd(t, exec.Command(mkbackup, "check", v.dir))
 	if res.code != 0 {
 		t.Errorf("check of what was mended: %s", res.stderr)
