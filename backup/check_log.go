@@ -107,7 +107,7 @@ func (c *checking) takeFirst(records []uint64) (uint64, error) {
 		}
 		c.result.DamagedRecords++
 		c.log.whole = false
-		c.damagef("log records 1 to %d are missing, and no checkpoint that can be read stands for them", first-1)
+		c.damagef("%s, and no checkpoint can be read instead", missingRecords(1, first-1))
 	}
 	f := c.readRecord(first)
 	return first, c.takeRecord(&f)
@@ -265,12 +265,15 @@ func (c *checking) missing(number uint64) error {
 	}
 	c.log.last = next - 1
 	c.result.DamagedRecords += int(c.log.last - number + 1)
-	if c.log.last == number {
-		c.damagef("log record %d is missing", number)
-	} else {
-		c.damagef("log records %d to %d are missing", number, c.log.last)
-	}
+	c.damagef("%s", missingRecords(number, c.log.last))
 	return nil
+}
+
+func missingRecords(first, last uint64) string {
+	if first == last {
+		return fmt.Sprintf("log record %d is missing", first)
+	}
+	return fmt.Sprintf("log records %d to %d are missing", first, last)
 }
 
 // removedMeanwhile reports whether a part was removed since the log was read: a
