@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/internal/watchdog"
 )
 
 // An ACL as the kernel gives it, and as acl_to_text(3) shows it.
@@ -47,6 +48,7 @@ func FuzzACLText(f *testing.F) {
 	f.Add([]byte(binaryACL))
 	f.Add([]byte{2, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		defer watchdog.Start()()
 		text, err := aclText(b)
 		if err == nil && strings.Count(text, ":") != (len(b)-4)/8*2 {
 			t.Errorf("%q gives %q", b, text)
