@@ -15,7 +15,7 @@ VULNDB        ?= https://vuln.go.dev
 # Packages of the product; the integration tests run the built programs, so the
 # race detector has nothing to see there.
 UNITS     = $(shell $(GO) list ./... | grep -v /integration)
-FUZZTIME    ?= 5s
+FUZZTIME    ?= 12s
 FUZZJOBS    ?= 1
 FUZZWORKERS ?= $(shell nproc)
 # What make soak runs in full: damage of every kind; kills, power cuts; faults; a year.
@@ -112,7 +112,7 @@ race: ## tests of the packages under the race detector
 	CGO_ENABLED=1 $(GO) test -race $(UNITS)
 
 # FUZZJOBS targets run at a time, with FUZZWORKERS each.
-fuzz: ## every fuzz target for FUZZTIME (5s)
+fuzz: ## every fuzz target for FUZZTIME (12s)
 	@set -eu; targets=; \
 	for package in $(UNITS); do \
 		list=$$($(GO) test -list '^Fuzz' $$package) || { echo "$$list" >&2; exit 1; }; \

@@ -9,7 +9,7 @@ import (
 
 // limit is some hundred times what an input takes, and less than the shortest time
 // for which a target is fuzzed.
-const limit = 3 * time.Second
+const limit = 10 * time.Second
 
 // Start panics, which ends the process, unless stop is called within the limit.
 func Start() (stop func()) {
