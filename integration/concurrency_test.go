@@ -141,7 +141,9 @@ func TestNewGenerationsAppear(t *testing.T) {
 	waitFor(t, 2*time.Second, "a new source", func() bool { _, err := os.Lstat(m.path("web", "latest", "file")); return err == nil })
 	web := r.mount("--source", "web")
 	second := r.all(src, "--source", "web")
-	wantContent(t, web.at(second.Generation, "file"), "5")
+	shown := web.path(second.Generation, "file")
+	waitFor(t, 2*time.Second, "a new generation of the source alone", func() bool { _, err := os.Lstat(shown); return err == nil })
+	wantContent(t, shown, "5")
 	b := make([]byte, 1)
 	if _, err := held.ReadAt(b, 0); err != nil || b[0] != '0' {
 		t.Errorf("a file that is open since the start: %q, %v", b, err)
@@ -191,7 +193,6 @@ func TestReindexAndRunsWhileMounted(t *testing.T) {
 			t.Errorf("reindex and create while mounted took %v: does the mount block them?", took)
 		}
 		path := m.at(s.Generation)
-		waitFor(t, 2*time.Second, path, func() bool { _, err := os.Lstat(path); return err == nil })
 		wantTree(t, path, readTree(t, src), path, treetest.Options{})
 	}
 	must(t, os.RemoveAll(filepath.Join(r.dir, "index")))

@@ -443,12 +443,12 @@ func (m *fuseMount) path(parts ...string) string {
 	return filepath.Join(append([]string{m.dir}, parts...)...)
 }
 
-// at returns a path in a generation, which may have been made a moment ago:
-// the mount has two seconds to show it.
+// at returns a path in a generation, which may have been made a moment ago. How soon
+// the mount must show it on a machine with nothing else to do, TestNewGenerationsAppear says.
 func (m *fuseMount) at(generation string, parts ...string) string {
 	m.t.Helper()
 	root := m.path(generation)
-	waitFor(m.t, 2*time.Second, root, func() bool { _, err := os.Lstat(root); return err == nil })
+	waitFor(m.t, 30*time.Second, root, func() bool { _, err := os.Lstat(root); return err == nil })
 	return filepath.Join(append([]string{root}, parts...)...)
 }
 
