@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,11 +76,16 @@ func TestPowerCutBeforeSync(t *testing.T) {
 			name, args := s.next()
 			before := len(s.records())
 			cmd := s.command("create", args...)
-			b := start(t, exec.Command("strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync",
-				"-e", "inject=fsync:delay_enter=500000"}, cmd.Args...)...)) // microseconds
+			const hour = 3_600_000_000 // in microseconds
+			b := start(t, exec.Command("strace", append([]string{"-D", "-f", "-qq", "-o", "/dev/null", "-P", filepath.Join(s.dir, "log"), "-e", "trace=fsync",
+				"-e", fmt.Sprintf("inject=fsync:delay_enter=%d", hour)}, cmd.Args...)...))
 			waitFor(t, commandLimit, "the record", func() bool { return len(s.records()) > before })
 			cutPower(t, d.dir)
+			must(t, unix.Kill(tracerOf(t, b.cmd.Process.Pid), unix.SIGKILL)) // the sync goes on
 			code := b.wait(t, commandLimit)
+			if code != 1 {
+				t.Errorf("exit code %d\n%s", code, b.stderr.String())
+			}
 			d.again()
 			if s.survived("a cut before the sync", name, code, true) {
 				t.Error("the generation is there: the power was not cut before the sync")
@@ -87,6 +93,17 @@ func TestPowerCutBeforeSync(t *testing.T) {
 			s.whole()
 		})
 	}
+}
+
+// tracerOf returns the process that traces one.
+func tracerOf(t *testing.T, pid int) (tracer int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(t, err)
+	_, field, _ := strings.Cut(string(status), "\nTracerPid:")
+	_, err = fmt.Sscan(field, &tracer)
+	must(t, err)
+	return tracer
 }
 
 func powerCuts(t *testing.T, d *disk, cuts int) {
