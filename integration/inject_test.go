@@ -22,8 +22,9 @@ var changing = []struct {
 // injection is a fault at the n-th system call of a kind.
 type injection struct {
 	call  string
-	fault string // as strace(1) has it: "signal=KILL", "error=EIO"
-	when  string // the format of its "when", of n: "%d", "%d+"
+	fault string   // as strace(1) has it: "signal=KILL", "error=EIO"
+	when  string   // the format of its "when", of n: "%d", "%d+"
+	paths []string // only calls on these count; none: all do
 }
 
 // inject runs a command of a survivor with a fault at the n-th call, which strace
@@ -33,7 +34,11 @@ func (s *survivor) inject(i injection, n int, command string, args ...string) (r
 	trace := filepath.Join(filepath.Dir(s.dir), "trace")
 	words := []string{"-f", "-q", "-y", "-o", trace, "-e", "trace=" + i.call,
 		"-e", fmt.Sprintf("inject=%s:%s:when="+i.when, i.call, i.fault, n), mkbackup, command, s.dir}
-	cmd := exec.Command("strace", append(words, args...)...)
+	words = append(words, args...)
+	for _, path := range i.paths {
+		words = append([]string{"-P", path}, words...)
+	}
+	cmd := exec.Command("strace", words...)
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1") // hardly a call is made by another thread
 	res = runCmd(s.t, cmd)
 	text, err := os.ReadFile(trace)
@@ -177,7 +182,7 @@ func TestKilledAtEveryCall(t *testing.T) {
 		points, committed := tally{}, 0
 		for range scale(1, 5) { // threads share the calls otherwise each time
 			for _, c := range changing {
-				points.add(sweep(template, injection{c.call, "signal=KILL", "%d"}, 1, scale(c.stride, 1), kind, func(s *survivor, what, created string, res result) {
+				points.add(sweep(template, injection{call: c.call, fault: "signal=KILL", when: "%d"}, 1, scale(c.stride, 1), kind, func(s *survivor, what, created string, res result) {
 					if res.code != 128+9 {
 						t.Errorf("%s: exit code %d\n%s", what, res.code, tail(res.stderr))
 					}
@@ -201,7 +206,7 @@ func TestAdoptedPartIsSynced(t *testing.T) {
 	before := s.parts()
 	for n := 1; len(s.parts()) == len(before); n++ {
 		name, args := s.next()
-		res, point := s.inject(injection{"fsync", "signal=KILL", "%d"}, n, "create", args...)
+		res, point := s.inject(injection{call: "fsync", fault: "signal=KILL", when: "%d"}, n, "create", args...)
 		if point == "" {
 			t.Fatalf("no fsync %d behind the publication of a part: exit code %d", n, res.code)
 		}
