@@ -29,6 +29,7 @@ type result struct {
 	stdout string
 	stderr string
 	usage  *syscall.Rusage
+	trace  string // what strace wrote, where the test let it
 }
 
 // runCmd runs a command to its end. It fails the test only where the command

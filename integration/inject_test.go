@@ -36,6 +36,9 @@ func (s *survivor) inject(i injection, n int, command string, args ...string) (r
 		"-e", fmt.Sprintf("inject=%s:%s:when="+i.when, i.call, i.fault, n), mkbackup, command, s.dir}
 	words = append(words, args...)
 	for _, path := range i.paths {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(s.dir, path)
+		}
 		words = append([]string{"-P", path}, words...)
 	}
 	cmd := exec.Command("strace", words...)
@@ -43,7 +46,8 @@ func (s *survivor) inject(i injection, n int, command string, args ...string) (r
 	res = runCmd(s.t, cmd)
 	text, err := os.ReadFile(trace)
 	must(s.t, err)
-	return res, s.pointOf(string(text), i.call)
+	res.trace = string(text)
+	return res, s.pointOf(res.trace, i.call)
 }
 
 // random are the parts of names that differ from run to run.
