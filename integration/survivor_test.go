@@ -333,9 +333,9 @@ type watcher struct {
 	m       *fuseMount
 	stopped chan struct{}
 	ended   sync.WaitGroup
-	trees   int // read and right, since the start
 
 	reading sync.Mutex // held while a tree is read, and while there is no daemon
+	trees   int        // see read; with reading
 	dying   bool       // the daemon is being killed; with mu
 }
 
@@ -349,23 +349,29 @@ func (s *survivor) watch() *watcher {
 			select {
 			case <-w.stopped:
 				return
-			default:
+			case <-time.After(10 * time.Millisecond): // the commands want to run, too
 				w.look(rng)
 			}
 		}
 	})
-	s.t.Cleanup(func() { w.stop() })
+	s.t.Cleanup(w.stop)
 	return w
 }
 
-// stop ends the reading and returns how many trees were read.
-func (w *watcher) stop() int {
+// stop ends the reading.
+func (w *watcher) stop() {
 	select {
 	case <-w.stopped:
 	default:
 		close(w.stopped)
 	}
 	w.ended.Wait()
+}
+
+// read returns how many trees were read and right, since the start.
+func (w *watcher) read() int {
+	w.reading.Lock()
+	defer w.reading.Unlock()
 	return w.trees
 }
 
