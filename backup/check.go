@@ -288,10 +288,17 @@ func (c *checking) rejectedIndex(number uint64, err error) {
 		return
 	}
 	c.rejected[number] = true
-	if errors.Is(err, index.ErrBeyondLog) {
+	switch {
+	case errors.Is(err, index.ErrBeyondLog):
 		c.result.DamagedRecords++
 		c.beyond++
 		c.damagef("index %d was made with records up to that number, but the log ends with record %d: the last records are missing, and the generations they made", number, c.log.last)
+		return
+	case errors.Is(err, index.ErrOtherEnd):
+		c.result.DamagedRecords++
+		c.beyond++
+		c.damagef("index %d was made with another record %d than the log has: one of the two was replaced", number, number)
+		c.notef("only index/%012d knows what the other record said: do not remove it; its seal.json has the SHA-256 of that record", number)
 		return
 	}
 	if c.result.DamagedRecords > 0 { // it may be the log that is wrong
@@ -387,7 +394,7 @@ func (c *checking) repair() error {
 	if c.result.DamagedRecords > 0 {
 		switch {
 		case c.beyond > 0:
-			c.notef("the log is not written again: its last records are missing, and a new one would take the number of one that may be found")
+			c.notef("the log is not written again: its last records are missing or replaced, and a new one would take the number of one that may be found")
 			return nil
 		case c.db != nil && c.indexHasAll:
 			return c.repairLog()

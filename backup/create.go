@@ -226,33 +226,44 @@ func (c *creation) prepare() (err error) {
 
 // openIndex opens the index, and reports if it says that the log was longer.
 func (c *creation) openIndex() (err error) {
-	var beyond uint64
-	if c.db, beyond, err = openNewest(c.ctx, c.repo, c.notef); err != nil {
+	var lost lostEnd
+	if c.db, lost, err = openNewest(c.ctx, c.repo, c.notef); err != nil {
 		return err
 	}
-	if beyond > c.db.Number() {
-		c.lostRecords = beyond - c.db.Number()
-		c.damagef("%s; this run goes on from there", lostEnd(beyond, c.db.Number()))
+	if lost.records > 0 {
+		c.lostRecords = lost.records
+		c.damagef("%s; this run goes on from there", lost.text)
 	}
 	return nil
 }
 
-// openNewest opens the index of a repository. beyond is the number of the greatest record
-// of which an index knows that the log does not have.
-func openNewest(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (db *index.DB, beyond uint64, err error) {
+// lostEnd is what indexes know of records that the log has lost from its end.
+type lostEnd struct {
+	records uint64 // how many
+	text    string // says so
+}
+
+// openNewest opens the index of a repository, and tells what the log has lost.
+func openNewest(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (db *index.DB, lost lostEnd, err error) {
+	beyond, other := uint64(0), uint64(0)
 	db, err = index.Open(repo, index.Options{Log: notef, Interrupted: ctx.Err, Damaged: func(number uint64, err error) {
-		if errors.Is(err, index.ErrBeyondLog) {
+		switch {
+		case errors.Is(err, index.ErrBeyondLog):
 			beyond = max(beyond, number)
-		} else {
+		case errors.Is(err, index.ErrOtherEnd):
+			other = number
+		default:
 			notef("index %d is not used: %v", number, err)
 		}
 	}})
-	return db, beyond, err
-}
-
-// lostEnd says that the log has lost its last records.
-func lostEnd(beyond, last uint64) string {
-	return fmt.Sprintf("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", beyond, last)
+	switch {
+	case err != nil:
+	case beyond > db.Number():
+		lost = lostEnd{beyond - db.Number(), fmt.Sprintf("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", beyond, db.Number())}
+	case other > 0 && other == db.Number():
+		lost = lostEnd{1, fmt.Sprintf("index %d was made with another record %d than the log has: one of the two was replaced", other, other)}
+	}
+	return db, lost, err
 }
 
 // countMissing reports the records that the index was derived from and that are missing.

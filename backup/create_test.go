@@ -660,7 +660,8 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 }
 
-// TestLostRecords: a run that finds that the log has lost its end goes on, and says so.
+// TestLostRecords: a run that finds that the log has lost its end goes on, and says so. What
+// indexes know of it stays until it is repaired.
 func TestLostRecords(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()
 	for range 3 {
@@ -677,10 +678,17 @@ func TestLostRecords(t *testing.T) {
 	if s := create(t, r, o); s.Number != 2 || s.LostRecords != 2 || len(damages) != 1 || !strings.Contains(damages[0], "records up to 3, but the log ends with record 1") {
 		t.Errorf("%+v, %q", s, damages)
 	}
-	create(t, r, o) // the index of record 3 as it was is exchanged now
+	create(t, r, o)
 	damages = nil
-	if s := create(t, r, o); s.Number != 4 || s.LostRecords != 0 || len(damages) != 0 {
+	if s := create(t, r, o); s.Number != 4 || s.LostRecords != 1 || len(damages) != 1 || !strings.Contains(damages[0], "index 3 was made with another record 3") {
+		t.Errorf("at the end that was: %+v, %q", s, damages)
+	}
+	damages = nil
+	if s := create(t, r, o); s.Number != 5 || s.LostRecords != 0 || len(damages) != 0 {
 		t.Errorf("later: %+v, %q", s, damages)
+	}
+	if result, err := Check(t.Context(), r, CheckOptions{Repair: true}); err != nil || result.DamagedIndexes != 2 || !result.Repaired || result.Damaged() {
+		t.Errorf("repaired: %+v, %v", result, err)
 	}
 }
 

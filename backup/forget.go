@@ -109,15 +109,15 @@ func (f *forgetting) try() (Forgotten, error) {
 }
 
 // openWhole opens the index for a command that drops something, which it must not where
-// the log has lost its last records: what they said is not known, and the next record
-// would take the number of one that may still be found.
+// the log has lost its last records, or has another one in the place of the last: what they
+// said is not known, and the next record would take the number of one that may still be found.
 func openWhole(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (*index.DB, error) {
-	db, beyond, err := openNewest(ctx, repo, notef)
-	if err != nil || beyond <= db.Number() {
+	db, lost, err := openNewest(ctx, repo, notef)
+	if err != nil || lost.records == 0 {
 		return db, err
 	}
 	_ = db.Close() // of what was only read
-	return nil, fmt.Errorf("%s; nothing is dropped: `mkbackup check` says what to do", lostEnd(beyond, db.Number()))
+	return nil, fmt.Errorf("%s; nothing is dropped: `mkbackup check` says what to do", lost.text)
 }
 
 func (f *forgetting) notef(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }

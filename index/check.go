@@ -26,6 +26,15 @@ var errOutdated = errors.New("the log does not go back so far")
 // records are missing at its end, or the index is of another repository's log.
 var ErrBeyondLog = errors.New("it goes beyond the log")
 
+// ErrOtherEnd says that a sealed index was made with another record than the one that
+// the log ends with: one of the two was replaced. Only the index knows what the other
+// record said, so it stays.
+var ErrOtherEnd = errors.New("the log ends with another record than it was made with")
+
+// errOtherLog says that a sealed index was made with another record than one in the midst
+// of the log.
+var errOtherLog = errors.New("it is of another log")
+
 // Check verifies every sealed index of a repository as Open does, and reports
 // each that must not be used, with the reason. It changes nothing. An index of
 // another version of the program is no damage.

@@ -144,6 +144,7 @@ type opener struct {
 	r        *archive.Repository
 	owners   owners
 	bad      map[uint64]bool // sealed indexes that must not be used
+	disputed bool            // one of them says that the log ended with another record: it stays
 	witness  *sealed         // the newest sealed index that is sound, of a record that cannot be read
 	verified *verified
 	records  []uint64 // of the log, ascending
@@ -174,10 +175,13 @@ func (p *opener) try() (*DB, error) {
 	}
 	last := records[len(records)-1]
 	var base *sealed
-	if !p.rebuild {
-		if base, err = p.newest(numbers, last); err != nil {
-			return nil, err
-		}
+	if p.rebuild {
+		err = p.mayReplace(numbers, last)
+	} else {
+		base, err = p.newest(numbers, last)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if base != nil {
 		behind, _ := slices.BinarySearch(records, base.Record+1)
@@ -253,9 +257,22 @@ func (p *opener) newest(numbers []uint64, last uint64) (*sealed, error) {
 			p.bad[n] = true
 			continue
 		}
+		p.disputed = p.disputed || errors.Is(err, ErrOtherEnd)
 		p.reject(n, err)
 	}
 	return nil, nil
+}
+
+// mayReplace refuses to replace the index of the last record where it says that this was
+// another one.
+func (p *opener) mayReplace(numbers []uint64, last uint64) error {
+	if p.Temporary || !slices.Contains(numbers, last) {
+		return nil
+	}
+	if _, err := p.verify(last, last); errors.Is(err, ErrOtherEnd) {
+		return fmt.Errorf("index %d: %w", last, err)
+	}
+	return nil
 }
 
 // starved reports whether an error only says that there are too many open files, or too
@@ -300,7 +317,7 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	found := &sealed{seal: *s, dir: p.dir(n)}
 	err = digestErr
 	if err == nil && digest != s.Digest {
-		err = fmt.Errorf("it is of another log: its record %d has the digest %s, not %s", n, s.Digest, digest)
+		err = p.otherRecord(found, last, digest)
 	}
 	if err != nil {
 		if p.witness == nil && !p.ofAnotherLog(s) {
@@ -309,6 +326,24 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 		return nil, err
 	}
 	return found, nil
+}
+
+// otherRecord says that the log has another record, of that digest, than a sound index
+// was made with.
+func (p *opener) otherRecord(found *sealed, last uint64, digest archive.Digest) error {
+	db, err := newDB(found.dir, found.Tables, found.Record)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if db.meta.digest != found.Digest {
+		return fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
+	}
+	digests := fmt.Sprintf("its record %d has the digest %s, not %s", found.Record, found.Digest, digest)
+	if found.Record == last && p.ofAnotherLog(&found.seal) {
+		return fmt.Errorf("%w: %s: `mkbackup check` says what to do", ErrOtherEnd, digests)
+	}
+	return fmt.Errorf("%w: %s", errOtherLog, digests)
 }
 
 // ofAnotherLog reports whether what can be read of the log says that its record is
@@ -394,7 +429,7 @@ func (p *opener) buildPublic(base *sealed, last uint64) (*DB, error) {
 	}
 	b, problem, err := p.buildAt(dir, base, last)
 	published := false
-	if err == nil && problem == nil && !p.Temporary {
+	if err == nil && problem == nil && !p.Temporary && !p.disputed {
 		published, err = p.publish(b)
 	}
 	if err == nil && !published {
@@ -767,7 +802,8 @@ func (p *opener) exchange(dir string, number uint64) error {
 
 // setOldAside sets indexes aside: all but the newest two; of those before number the ones
 // that are known to be bad, or all where number's was built anew because they may be; and
-// those before the checkpoint that the log begins with, which nobody can go on with.
+// those before the checkpoint that the log begins with, which nobody can go on with. What
+// tells of other records than the log has stays, unless all is built anew.
 // Whoever has one open goes on reading. It is a courtesy: what cannot be moved stays.
 func (p *opener) setOldAside(number, begins uint64) {
 	numbers, err := p.list()
@@ -782,10 +818,10 @@ func (p *opener) setOldAside(number, begins uint64) {
 			return false
 		case p.rebuild:
 			return n >= number
-		case p.bad[n]:
-			return n > number
+		case p.bad[n] && n > number || !p.bad[n] && kept <= 2:
+			return true
 		}
-		return kept <= 2
+		return p.tellsOther(n, number)
 	}
 	for _, n := range numbers {
 		if !p.bad[n] {
@@ -805,6 +841,17 @@ func (p *opener) setOldAside(number, begins uint64) {
 			p.Log("index %d stays: %v", n, err)
 		}
 	}
+}
+
+// tellsOther reports whether the seal of an index names another record than the log has,
+// which goes up to last.
+func (p *opener) tellsOther(n, last uint64) bool {
+	s, err := readSeal(filepath.Join(p.dir(n), sealName), p.owners)
+	if err != nil || n >= last || s.Schema != schema || s.Repository != p.r.ID {
+		return false
+	}
+	digest, err := p.recordDigest(n, last)
+	return err == nil && digest != s.Digest
 }
 
 // setAside takes a sealed index away: all of it at once for whoever looks. Its files

@@ -392,7 +392,7 @@ func readEverything(dir string, files []tableFile, number uint64) (generation ui
 func TestForeignLog(t *testing.T) {
 	t.Parallel()
 	r := newRepository(t)
-	h, other := newHistory(7, 6), newHistory(8, 6)
+	h, other := newHistory(7, 6), newHistory(8, 8)
 	for n := uint64(1); n <= 6; n++ {
 		h.commit(t, r, n)
 		mustClose(t, mustOpen(t, r, Options{}))
@@ -426,10 +426,32 @@ func TestForeignLog(t *testing.T) {
 	db = mustOpen(t, r, Options{Log: said.log})
 	other.check(t, db)
 	mustClose(t, db)
-	if len(said) != 2 || !strings.Contains(said[0], "index 6 is not used: it is of another log") {
+	if len(said) != 2 || !strings.Contains(said[0], "index 6 is not used: the log ends with another record") || !strings.Contains(said[1], "index 5 is not used: it is of another log") {
 		t.Errorf("another log: %q", said)
 	}
-	mustClose(t, mustOpen(t, r, Options{}))
+	if got := sealedIndexes(t, r); db.Kept() || !slices.Equal(got, []string{dirName(5), dirName(6)}) { // it may be all that is left of the other record
+		t.Errorf("another log: kept %t, indexes %v", db.Kept(), got)
+	}
+	if _, err := Rebuild(r, Options{}); !errors.Is(err, ErrOtherEnd) {
+		t.Errorf("another log, rebuilt: %v", err)
+	}
+	for n := uint64(7); n <= 8; n++ { // it goes on
+		other.commit(t, r, n)
+		db = mustOpen(t, r, Options{Log: said.log})
+		other.check(t, db)
+		mustClose(t, db)
+		if got := sealedIndexes(t, r); !db.Kept() || !slices.Contains(got, dirName(6)) || !slices.Contains(got, dirName(n)) {
+			t.Errorf("record %d of another log: kept %t, indexes %v", n, db.Kept(), got)
+		}
+	}
+	db, err := Rebuild(r, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, db)
+	if got := sealedIndexes(t, r); !slices.Equal(got, []string{dirName(8)}) {
+		t.Errorf("another log, rebuilt: indexes %v", got)
+	}
 }
 
 // TestForeignDamagedLog: the index of another log does not stand in for a damaged one,

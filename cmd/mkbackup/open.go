@@ -35,13 +35,13 @@ func withRepository(ctx context.Context, dir string, read func(repo *archive.Rep
 	case db.Problem() != nil:
 		return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
 	case lost:
-		return &exitError{exitDamage, "the log has lost its last records, and this is what can be read: `mkbackup check` says what to do"}
+		return &exitError{exitDamage, "the log has lost its last records, or has others in their place, and this is what can be read: `mkbackup check` says what to do"}
 	}
 	return nil
 }
 
 // openPartial opens what there is of an index, unless ctx ends, and reports whether an
-// index has more records than the log.
+// index has more records than the log, or another last one.
 func openPartial(ctx context.Context, repo *archive.Repository) (db *index.DB, lost bool, err error) {
 	log := func(format string, a ...any) {
 		if ctx.Err() == nil { // what is said of an interrupt would be taken for damage
@@ -49,7 +49,7 @@ func openPartial(ctx context.Context, repo *archive.Repository) (db *index.DB, l
 		}
 	}
 	damaged := func(number uint64, err error) {
-		lost = lost || errors.Is(err, index.ErrBeyondLog)
+		lost = lost || errors.Is(err, index.ErrBeyondLog) || errors.Is(err, index.ErrOtherEnd)
 		log("index %d is not used: %v", number, err)
 	}
 	db, err = index.Open(repo, index.Options{Log: log, Damaged: damaged, Partial: true, Interrupted: ctx.Err})
