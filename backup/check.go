@@ -248,10 +248,15 @@ func (c *checking) openIndex() error {
 		return err
 	}
 	db, err := index.Open(c.repo, index.Options{Partial: true, Temporary: true, Interrupted: c.ctx.Err, Log: c.notef, Damaged: c.rejectedIndex})
+	var broken index.LogError
+	if c.result.DamagedRecords == 0 && errors.As(err, &broken) {
+		c.result.DamagedRecords++
+		c.damagef("%v", broken.Problem)
+	}
 	if err != nil && (c.result.DamagedRecords == 0 || c.ctx.Err() != nil) {
 		return err
 	}
-	if err != nil { // the log's damage was reported
+	if err != nil {
 		c.notef("no generation can be read")
 		c.lost(0)
 		return nil
@@ -455,6 +460,10 @@ func (c *checking) repairLog() error {
 	}
 	return db.Close()
 }
+
+// Logless reports whether there are parts, but no log: those of a first run that is under
+// way or was interrupted, or of a log that is lost.
+func (r CheckResult) Logless() bool { return r.Records == 0 && r.Generations == 0 && r.Unnamed > 0 }
 
 // Damaged reports whether there is damage, other than what was repaired.
 func (r CheckResult) Damaged() bool { return r.Damages > r.repairs || r.Differ > 0 }

@@ -81,7 +81,7 @@ func (c *checking) unnamed(named map[archive.Digest]archive.Part) error {
 	if c.result.Undeleted > 0 {
 		c.notef("%s removed by a compaction while another run was under way; the next run deletes the files", count(c.result.Undeleted, "part was", "parts were"))
 	}
-	if c.result.Unnamed > 0 {
+	if c.result.Unnamed > 0 && !c.result.Logless() {
 		c.notef("%s named by no record: a run is under way, or was interrupted; the next run uses them", count(c.result.Unnamed, "part is", "parts are"))
 	}
 	return nil

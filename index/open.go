@@ -516,12 +516,23 @@ func (p *opener) buildAt(dir string, base *sealed, last uint64) (b *builder, pro
 	return b, problem, err
 }
 
+// LogError says that the log cannot be understood, and what to do about it.
+type LogError struct{ Problem error }
+
+// Error implements error.
+func (e LogError) Error() string {
+	return fmt.Sprintf("%v: `mkbackup check` says what is lost, and what to do", e.Problem)
+}
+
+// Unwrap returns the problem.
+func (e LogError) Unwrap() error { return e.Problem }
+
 // withRemedy adds to the damage of a log what to do about it.
 func withRemedy(problem error) error {
 	if unwritable(problem) {
 		return problem
 	}
-	return fmt.Errorf("%w: `mkbackup check` says what is lost, and what to do", problem)
+	return LogError{problem}
 }
 
 // clone returns a builder in dir that has the tables of a sealed index: the same files

@@ -54,8 +54,8 @@ it; of a file that is hit, "mkbackup history" and .versions in a mount name othe
 versions, which may be whole.
 The page "Check your backups" (checking.md) has more, case by case.
 
-Exit codes: 0 all is well; 1 it could not be checked, or not all of it; 2 wrong
-usage; 4 there is damage, a repo.json that is gone or damaged included; 129, 130, 143
+Exit codes: 0 all is well; 1 it could not be checked, or not all of it, or there are
+parts but no log; 2 wrong usage; 4 there is damage, a repo.json that is gone or damaged included; 129, 130, 143
 interrupted.`,
 		Example: `  mkbackup check /srv/backup
   mkbackup check /srv/backup --read-data-subset 5%
@@ -259,6 +259,8 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 		return &exitError{exitDamage, "what to do now: see \"When there is damage\" in `mkbackup check --help`"}
 	case r.Uncompared > 0:
 		return &exitError{exitFailed, uncompared(r) + ", named above"}
+	case r.Logless():
+		return &exitError{exitFailed, logless(r) + ": if there were backups, get the files of log/ from a copy of the repository; if not, run create, which uses the parts"}
 	}
 	return err
 }
@@ -302,6 +304,8 @@ func verdict(r backup.CheckResult, o backup.CheckOptions) string {
 		return damages(r)
 	case r.Uncompared > 0:
 		return "INCOMPLETE: " + uncompared(r) + "; " + extent(r, o)
+	case r.Logless():
+		return "INCOMPLETE: " + logless(r)
 	case r.Repaired:
 		what := "the index was rebuilt"
 		if r.DamagedRecords > 0 {
@@ -314,6 +318,11 @@ func verdict(r backup.CheckResult, o backup.CheckOptions) string {
 
 func uncompared(r backup.CheckResult) string {
 	return plural(r.Uncompared, "path") + " could not be compared"
+}
+
+// logless says what it may mean that there is no log.
+func logless(r backup.CheckResult) string {
+	return fmt.Sprintf("there is no log record, but %s: a first run is under way or was interrupted, or the log is lost", plural(int64(r.Unnamed), "part"))
 }
 
 func damages(r backup.CheckResult) string {
