@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -128,19 +130,41 @@ func (r *jsonReader) unquote(quoted []byte) []byte {
 		r.failf("a string that is not UTF-8")
 	} else if err := json.Unmarshal(quoted, &s); err != nil {
 		r.failf("%v", err)
+	} else if strings.Count(s, "\ufffd") != bytes.Count(quoted, []byte("\ufffd")) { // what half a surrogate pair becomes
+		r.failf("an escape that is half a character, or U+FFFD")
 	}
 	return []byte(s)
 }
 
 func (r *jsonReader) string() string { return string(r.bytes()) }
 
-// base64 reads bytes that travel as base64 (RFC 4648, with padding).
+// base64 reads bytes that travel as base64 (RFC 4648, with padding), because they are not
+// UTF-8: nothing has two spellings.
 func (r *jsonReader) base64() string {
-	value, err := base64.StdEncoding.Strict().DecodeString(r.string())
-	if err != nil {
+	text := r.string()
+	value, err := base64.StdEncoding.Strict().DecodeString(text)
+	switch {
+	case err != nil:
 		r.failf("%v", err)
+	case utf8.Valid(value):
+		r.failf("base64 of what is UTF-8")
+	case len(text) != base64.StdEncoding.EncodedLen(len(value)):
+		r.failf("base64 with line ends")
 	}
 	return string(value)
+}
+
+// moment reads a time of RFC 3339 as it is written: in UTC, with Z, and no zeros behind
+// its fraction of at most nine digits.
+func (r *jsonReader) moment() time.Time {
+	text := r.string()
+	t, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		r.failf("%v", err)
+	} else if t.UTC().Format(time.RFC3339Nano) != text {
+		r.failf("the time %q is not spelled as in a log", text)
+	}
+	return t
 }
 
 // hex reads a digest.
@@ -244,8 +268,8 @@ func (r *jsonReader) mode() uint32 {
 	return mode
 }
 
-// extents reads [[offset, length, "hash"], …] and appends them to list.
-func (r *jsonReader) extents(list []Extent) []Extent {
+// extents reads [[offset, length, "hash"], …] of one line.
+func (r *jsonReader) extents() (list []Extent) {
 	r.array(func() {
 		var e Extent
 		r.expect('[')
@@ -257,6 +281,9 @@ func (r *jsonReader) extents(list []Extent) []Extent {
 		r.expect(']')
 		list = append(list, e)
 	})
+	if len(list) == 0 || len(list) > extentsPerLine {
+		r.failf("%d extents in one line, want 1 to %d", len(list), extentsPerLine)
+	}
 	return list
 }
 
@@ -284,6 +311,9 @@ func (r *jsonReader) xattrs() (list []Xattr) {
 		}
 		list = append(list, x)
 	})
+	if len(list) == 0 {
+		r.failf("an empty list of extended attributes")
+	}
 	return list
 }
 
@@ -332,7 +362,11 @@ const (
 	fieldTime
 	fieldSource
 	fieldBase
+	fieldKind
+	fieldPrevious
+	fieldProgram
 
+	headerFields  = fieldKind | fieldNumber | fieldTime | fieldSource | fieldBase | fieldPrevious | fieldProgram
 	partFields    = fieldPart | fieldStored | fieldRaw | fieldTail | fieldTailDigest
 	contentFields = fieldContent | fieldPart | fieldOffset | fieldLength
 	givenFields   = fieldDirectories | fieldInodes
@@ -457,9 +491,11 @@ func (j *jsonLine) field(r *jsonReader, name []byte) {
 		e.Xattrs = r.xattrs()
 	case "data":
 		j.seen.add(r, fieldData)
-		e.Data = r.extents(nil)
+		e.Data = r.extents()
 	case "group":
-		e.Group = j.seen.string(r, fieldGroup)
+		if e.Group = j.seen.string(r, fieldGroup); e.Group == "" {
+			r.failf("an empty name of a hard-link group")
+		}
 	case "changed":
 		j.seen.add(r, fieldChanged)
 		e.Changed = r.yes()
@@ -472,7 +508,7 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	switch string(name) {
 	case "more":
 		j.seen.add(r, fieldMore)
-		j.more = r.extents(nil)
+		j.more = r.extents()
 	case "gone":
 		j.gone = j.seen.string(r, fieldGone)
 	case "gone64":
@@ -503,9 +539,7 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 		j.header.Number = r.uint(math.MaxInt64)
 	case "time":
 		j.seen.add(r, fieldTime)
-		if err := j.header.Time.UnmarshalText(r.bytes()); err != nil {
-			r.failf("%v", err)
-		}
+		j.header.Time = r.moment()
 	case "source":
 		j.header.Source = j.seen.string(r, fieldSource)
 	case "name":
@@ -519,6 +553,42 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	default:
 		r.failf("unknown field %q: written by a newer program?", name)
 	}
+}
+
+// parseHeader reads the first line of a record.
+func parseHeader(text []byte) (h Header, err error) {
+	r := jsonReader{text: bytes.TrimSuffix(text, []byte("\n"))}
+	seen := fields(0)
+	r.object(func(name []byte) {
+		switch string(name) {
+		case "kind":
+			h.Kind = Kind(seen.string(&r, fieldKind))
+		case "number":
+			seen.add(&r, fieldNumber)
+			h.Number = r.uint(math.MaxInt64)
+		case "time":
+			seen.add(&r, fieldTime)
+			h.Time = r.moment()
+		case "source":
+			h.Source = seen.string(&r, fieldSource)
+		case "name":
+			h.Name = seen.string(&r, fieldName)
+		case "base":
+			seen.add(&r, fieldBase)
+			h.Base = r.uint(math.MaxInt64)
+		case "previous":
+			seen.add(&r, fieldPrevious)
+			r.hex((*[32]byte)(&h.Previous))
+		case "program":
+			h.Program = seen.string(&r, fieldProgram)
+		default:
+			r.failf("unknown field %q: written by a newer program?", name)
+		}
+	})
+	if seen&headerFields != headerFields {
+		r.failf("a header with too few fields")
+	}
+	return h, r.end()
 }
 
 // counts reads the value of an "end" line. The counts of removed parts and of
@@ -557,6 +627,9 @@ func (j *jsonLine) line() (Line, error) {
 		return Line{Content: &Placement{Part: j.part.Name, Content: j.content, Record: j.record}}, nil
 	case j.seen&entryFields == entryFields && j.seen&^(entryFields|entryOptional) == 0:
 		e := j.entry
+		if device := e.Attr.Type == TypeChar || e.Attr.Type == TypeBlock; device != (j.seen&fieldRdev != 0) {
+			return Line{}, fmt.Errorf("%.300q: a %s with a device number or without one", e.Path, e.Attr.Type)
+		}
 		return Line{Entry: &e}, nil
 	case j.seen == fieldGone:
 		return Line{Gone: j.gone}, validatePath(j.gone)

@@ -228,9 +228,7 @@ func (rr *RecordReader) readHeader() error {
 	if err != nil {
 		return err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&rr.header); err != nil {
+	if rr.header, err = parseHeader(text); err != nil {
 		return rr.fail(err)
 	}
 	if rr.header.Number != rr.number {
@@ -293,7 +291,7 @@ func (rr *RecordReader) next() error {
 // line are checked before the next one is read: lines that repeat each other would take
 // next to no stored bytes, and memory without end.
 func (rr *RecordReader) completeEntry(e *Entry) error {
-	for checked := 0; len(e.Data) >= extentsPerLine; {
+	for checked := 0; len(e.Data) == checked+extentsPerLine; {
 		if err := e.validateExtents(checked); err != nil {
 			return rr.fail(err)
 		}
@@ -498,6 +496,7 @@ func (d *RecordDraft) Stored(h Header) (int64, error) {
 // stored returns the bytes of the whole record: the header, what is in both spools and the
 // counts, each in zstd streams of its own.
 func (d *RecordDraft) stored(h Header) (io.Reader, error) {
+	h.Time = h.Time.UTC()
 	first, err := compressedJSON(h)
 	if err != nil {
 		return nil, err

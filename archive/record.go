@@ -78,6 +78,9 @@ func (h Header) validate() error {
 			return fmt.Errorf("record %d: bad generation name %q", h.Number, h.Name)
 		}
 	case KindForget, KindCompaction, KindCheckpoint:
+		if h.Source != "" || h.Name != "" || h.Base != 0 {
+			return fmt.Errorf("record %d: a %s with source, name or base", h.Number, h.Kind)
+		}
 	default:
 		return fmt.Errorf("record %d: unknown kind %q: written by a newer program?", h.Number, h.Kind)
 	}
@@ -195,12 +198,16 @@ func (c *Counts) add(l Line) {
 func (k Kind) allows(l Line) error {
 	checkpoint := k == KindCheckpoint
 	switch {
+	case (l.Part != nil || l.Content != nil) && k == KindForget:
+		return errors.New("a part or a content in a record that is a forget")
+	case (l.Entry != nil || l.Gone != "") && k != KindGeneration && !checkpoint:
+		return fmt.Errorf("a path in a record that is a %s", k)
+	case l.Forget != 0 && k != KindForget:
+		return fmt.Errorf("a forgotten generation in a record that is a %s", k)
 	case l.Removed != nil && k != KindCompaction && !checkpoint:
 		return fmt.Errorf("a removed part in a record that is a %s", k)
 	case (l.Given != nil || l.Generation != nil) && !checkpoint:
 		return fmt.Errorf("a line of a checkpoint in a record that is a %s", k)
-	case l.Forget != 0 && checkpoint:
-		return errors.New("a checkpoint that forgets something")
 	case l.Content != nil && (l.Content.Record != 0) != checkpoint:
 		return fmt.Errorf("content %s: with a record or without one, in a record that is a %s", l.Content.Hash, k)
 	case l.Entry != nil && (l.Entry.Number != 0) != checkpoint:

@@ -290,6 +290,28 @@ func TestHostileRecords(t *testing.T) {
 		"huge extent":       entry(`"nlink":1`, `"nlink":1,"data":[[9223372036854775807,9223372036854775807,"`+strings.Repeat("0", 64)+`"]]`),
 		"short hash":        entry(`"nlink":1`, `"nlink":1,"data":[[0,1,"00"]]`),
 		"given twice":       entry(`"uid":0`, `"uid":0,"uid":0`),
+		"no rdev":           entry(`"file"`, `"block"`),
+		"a file's rdev":     entry(`"nlink":1`, `"nlink":1,"rdev":[0,0]`),
+		"empty data":        entry(`"nlink":1`, `"nlink":1,"data":[]`),
+		"empty xattrs":      entry(`"nlink":1`, `"nlink":1,"xattrs":[]`),
+		"empty group":       entry(`"nlink":1`, `"nlink":1,"group":""`),
+		"base64 of UTF-8":   entry(`"path":"a"`, `"path64":"YQ=="`),
+		"base64, line end":  entry(`"path":"a"`, `"path64":"/w\n=="`),
+		"half a character":  entry(`"a"`, `"a\ud800"`),
+		"header, no time":   strings.Replace(goodHeader, `"time":"2026-11-22T03:00:00Z",`, ``, 1) + goodEntry + goodEnd,
+		"header, no source": strings.Replace(goodHeader, `"source":"",`, ``, 1) + goodEntry + goodEnd,
+		"header, no base":   strings.Replace(goodHeader, `"base":0,`, ``, 1) + goodEntry + goodEnd,
+		"header, a field":   strings.Replace(goodHeader, `"base":0,`, `"base":0,"to":1,`, 1) + goodEntry + goodEnd,
+		"header, twice":     strings.Replace(goodHeader, `"base":0,`, `"base":0,"base":0,`, 1) + goodEntry + goodEnd,
+		"header, capitals":  strings.Replace(goodHeader, `"base"`, `"Base"`, 1) + goodEntry + goodEnd,
+		"header, spaces":    strings.Replace(goodHeader, `"base":0,`, `"base": 0,`, 1) + goodEntry + goodEnd,
+		"previous, capital": strings.Replace(goodHeader, `"0000`, `"A000`, 1) + goodEntry + goodEnd,
+		"time, zone":        strings.Replace(goodHeader, `:00Z"`, `:00+00:00"`, 1) + goodEntry + goodEnd,
+		"time, 12 digits":   strings.Replace(goodHeader, `:00Z"`, `:00.000000000001Z"`, 1) + goodEntry + goodEnd,
+		"time, zeros":       strings.Replace(goodHeader, `:00Z"`, `:00.500Z"`, 1) + goodEntry + goodEnd,
+		"a forget of paths": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``).Replace(goodHeader) + goodEntry + goodEnd,
+		"a forget's source": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``, `"source":""`, `"source":"web1"`).Replace(goodHeader) + strings.Replace(goodEnd, `"entries":1`, `"entries":0`, 1),
+		"a forget, in it":   goodHeader + `{"forget":1}` + "\n" + strings.NewReplacer(`"entries":1`, `"entries":0`, `"forgets":0`, `"forgets":1`).Replace(goodEnd),
 		"leading zero":      entry(`"uid":0`, `"uid":00`),
 		"a fraction":        entry(`"uid":0`, `"uid":0.5`),
 		"no uid":            entry(`"uid":0,`, ``),
@@ -328,6 +350,16 @@ func TestRepeatedExtents(t *testing.T) {
 		err := read(compressed(t, goodHeader+entry+text)) // what follows is never looked at
 		if err == nil || !strings.Contains(err.Error(), "line 3: ") || !strings.Contains(err.Error(), "impossible extent") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	end := strings.Replace(goodEnd, `"extents":0`, `"extents":1001`, 1)
+	for name, text := range map[string]string{
+		"too many in a line":      strings.Replace(goodEntry, `"size":0`, `"size":2001,"data":`+extents(0, extentsPerLine+1), 1),
+		"more behind a part list": strings.Replace(goodEntry, `"size":0`, `"size":2001,"data":`+extents(0, 1), 1) + more(extents(1, extentsPerLine)),
+		"an empty list":           entry + more(extents(extentsPerLine, 1)) + more("[]"),
+	} {
+		if err := read(compressed(t, goodHeader+text+end)); err == nil {
+			t.Errorf("%s: no error", name)
 		}
 	}
 }

@@ -8,8 +8,10 @@
 package archive
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -49,6 +51,9 @@ func (d *Digest) UnmarshalText(text []byte) error { return unhex(d[:], text) }
 func unhex(dst, text []byte) error {
 	if len(text) != hex.EncodedLen(len(dst)) {
 		return fmt.Errorf("digest of %d characters, want %d", len(text), hex.EncodedLen(len(dst)))
+	}
+	if bytes.ContainsAny(text, "ABCDEF") {
+		return errors.New("digest in capitals")
 	}
 	_, err := hex.Decode(dst, text)
 	return err

@@ -214,8 +214,12 @@ func (a *applier) put(key, value []byte) error {
 	return a.b.put(key, value)
 }
 
-// start prepares a generation: its base must be the newest one of its source.
+// start prepares a generation: its base must be the newest one of its source, and its
+// name must be free.
 func (a *applier) start() error {
+	if err := a.b.checkName(a.header); err != nil {
+		return err
+	}
 	h, err := a.head()
 	switch {
 	case err == nil && a.header.Base == h.number:
@@ -418,8 +422,34 @@ func (a *applier) forget(number uint64) error {
 	if g.gone {
 		return errors.New("no such generation, or forgotten already")
 	}
+	delete(a.b.names, generationName{g.Source, g.Name})
 	a.value = appendForgotten(a.value[:0], a.header.Time)
 	return a.put(key, a.value)
+}
+
+// generationName is what nothing but one generation may be called, unless that was
+// forgotten.
+type generationName struct{ source, name string }
+
+// checkName refuses a name that another generation has.
+func (b *builder) checkName(h archive.Header) error {
+	if b.names == nil {
+		b.names = make(map[generationName]uint64)
+		err := b.scan([]byte{spaceGeneration}, func(key, value []byte) error {
+			g, err := decodeGeneration(keyID(key), value)
+			if err == nil && !g.gone {
+				b.names[generationName{g.Source, g.Name}] = g.Number
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if other := b.names[generationName{h.Source, h.Name}]; other != 0 {
+		return fmt.Errorf("its name %q is that of generation %d", h.Name, other)
+	}
+	return nil
 }
 
 // advance checks that path comes behind the one before, and remembers it.
@@ -600,6 +630,7 @@ func (a *applier) finish() error {
 	if err := a.put(appendID(a.key[:0], spaceGeneration, h.Number), a.value); err != nil {
 		return err
 	}
+	a.b.names[generationName{h.Source, h.Name}] = h.Number
 	a.value = appendHead(a.value[:0], head{number: h.Number, tree: a.tree})
 	return a.put(appendSourceKey(a.key[:0], h.Source), a.value)
 }

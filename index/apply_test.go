@@ -686,3 +686,30 @@ func TestLongValues(t *testing.T) {
 		t.Error("a long name of a group was taken")
 	}
 }
+
+// TestNameTwice: no two generations of a source have one name, unless the first was
+// forgotten.
+func TestNameTwice(t *testing.T) {
+	b := newTestBuilder(t)
+	named := func(number uint64, source string) error {
+		h := header(archive.KindGeneration, number, 0)
+		h.Source, h.Name = source, "2026-11-22T03-00-00Z"
+		r := newRecord(h, slices.Values([]archive.Line{entryLine(".", dirAttr())}))
+		defer r.stop()
+		return b.apply(r)
+	}
+	if err := errors.Join(named(1, ""), named(2, "web1"), applyLines(t, b, archive.KindForget, 0, archive.Line{Forget: 1}), named(4, "")); err != nil {
+		t.Fatal(err)
+	}
+	finished(t, b)
+	again, err := newBuilder(disk.OS{}, b.dir, b.tables, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.close()
+	for _, b = range []*builder{b, again} {
+		if err := named(5, "web1"); err == nil || !strings.Contains(err.Error(), `its name "2026-11-22T03-00-00Z" is that of generation 2`) {
+			t.Errorf("%v", err)
+		}
+	}
+}

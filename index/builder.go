@@ -35,9 +35,10 @@ type builder struct {
 	raw    int    // bytes of keys and values in memory
 	limit  int64  // bytes of memory; it doubles whenever they are full, up to maxMemory
 
-	number   uint64   // of the newest record applied
-	meta     meta     // after it
-	manifest fileSeal // of the last MANIFEST written
+	number   uint64                    // of the newest record applied
+	meta     meta                      // after it
+	manifest fileSeal                  // of the last MANIFEST written
+	names    map[generationName]uint64 // of the generations that were not forgotten; nil before one is added
 
 	value, versioned, found []byte // scratch
 }

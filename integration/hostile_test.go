@@ -69,7 +69,7 @@ func hostileNames() []hostile {
 	list := []hostile{
 		{"a root that is a file", badLog, "the root is a file", generationOf(entry(".", "file"))},
 		{"gone is ..", badLog, `bad path ".."`, generationOf(`{"gone":".."}`)},
-		{"a path in base64", badLog, `bad path ".."`, generationOf(strings.Replace(entry("x", "file"), `"path":"x"`, `"path64":"Li4="`, 1))},
+		{"a path in base64", badLog, "base64 of what is UTF-8", generationOf(strings.Replace(entry("x", "file"), `"path":"x"`, `"path64":"Li4="`, 1))},
 		{"a source with ..", badLog, `bad source name "../x"`, headerOf("generation", `"source":""`, `"source":"../x"`)},
 		{"a source called latest", badLog, `bad source name "latest"`, headerOf("generation", `"source":""`, `"source":"latest"`)},
 		{"a generation with ..", badLog, `bad generation name "../`, headerOf("generation", `"name":"`, `"name":"../`)},
