@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -311,7 +312,6 @@ func TestHostileRecords(t *testing.T) {
 		"time, zeros":       strings.Replace(goodHeader, `:00Z"`, `:00.500Z"`, 1) + goodEntry + goodEnd,
 		"a forget of paths": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``).Replace(goodHeader) + goodEntry + goodEnd,
 		"a forget's source": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``, `"source":""`, `"source":"web1"`).Replace(goodHeader) + strings.Replace(goodEnd, `"entries":1`, `"entries":0`, 1),
-		"a forget, in it":   goodHeader + `{"forget":1}` + "\n" + strings.NewReplacer(`"entries":1`, `"entries":0`, `"forgets":0`, `"forgets":1`).Replace(goodEnd),
 		"leading zero":      entry(`"uid":0`, `"uid":00`),
 		"a fraction":        entry(`"uid":0`, `"uid":0.5`),
 		"no uid":            entry(`"uid":0,`, ``),
@@ -322,6 +322,32 @@ func TestHostileRecords(t *testing.T) {
 	} {
 		if err := read(compressed(t, text)); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// TestLinesOfKinds: a record has the lines of its kind.
+func TestLinesOfKinds(t *testing.T) {
+	lines := map[string]Line{"part": {Part: &Part{}}, "content": {Content: &Placement{}}, "entry": {Entry: &Entry{}}, "gone": {Gone: "a"},
+		"forget": {Forget: 1}, "removed": {Removed: &Digest{}}, "given": {Given: &Given{}}, "generation": {Generation: &Header{}}}
+	stated := map[string]Line{"content": {Content: &Placement{Record: 1}}, "entry": {Entry: &Entry{Number: 1}}}
+	for kind, want := range map[Kind]string{
+		KindGeneration: "content entry gone part",
+		KindForget:     "forget",
+		KindCompaction: "content part removed",
+		KindCheckpoint: "content entry generation given gone part removed",
+	} {
+		var got []string
+		for name, l := range lines {
+			if of, ok := stated[name]; ok && kind == KindCheckpoint {
+				l = of
+			}
+			if kind.allows(l) == nil {
+				got = append(got, name)
+			}
+		}
+		if slices.Sort(got); strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, want %q", kind, got, want)
 		}
 	}
 }

@@ -656,12 +656,38 @@ func (p *opener) catchUp(b *builder, last uint64) error {
 	p.Progress.total.Store(int64(last))
 	for b.number < last {
 		p.Progress.done.Store(int64(b.number))
+		if p.Partial {
+			if err := p.refuseReplaced(b.number + 1); err != nil {
+				return err
+			}
+		}
 		if err := p.applyRecord(b, b.number+1); err != nil {
 			return err
 		}
 	}
 	p.Progress.done.Store(int64(last))
 	return nil
+}
+
+// refuseReplaced refuses a record of which the next one says that it was another, unless
+// its own index was made with it. Without Partial the next one is refused.
+func (p *opener) refuseReplaced(number uint64) error {
+	next, err := p.r.OpenRecord(number + 1)
+	if err != nil {
+		return nil // there is none, or its turn will come
+	}
+	defer next.Close()
+	digest, err := p.r.RecordDigest(number)
+	if err != nil || digest == next.Header().Previous {
+		return nil
+	}
+	if _, err := p.r.ReadRecord(number); err != nil {
+		return err
+	}
+	if s, err := readSeal(filepath.Join(p.dir(number), sealName), p.owners); err == nil && s.Digest == digest {
+		return nil
+	}
+	return fmt.Errorf("log record %d: record %d follows one with the digest %s, this has %s: one of the two was replaced", number, number+1, next.Header().Previous, digest)
 }
 
 // applyRecord applies a record. The error is errAgain where it was deleted since

@@ -156,3 +156,24 @@ func TestOtherEndIsMended(t *testing.T) {
 		})
 	}
 }
+
+// TestReplacedRecord: of a record of which the next one says that it was another, without an
+// index, nothing is shown.
+func TestReplacedRecord(t *testing.T) {
+	o := newOtherEnd(t)
+	other := readFile(t, o.record)
+	rewrite(t, o.record, o.right)
+	o.all(tempDir(t))
+	rewrite(t, o.record, other)
+	must(t, os.RemoveAll(filepath.Join(o.dir, "index")))
+	res := o.mkbackup("list", "--json")
+	if res.code != 4 || strings.Count(res.stdout, `"generation"`) != 3 || !strings.Contains(res.stderr, "log record 4: record 5 follows one with the digest") {
+		t.Errorf("exit code %d: %s%s", res.code, res.stdout, res.stderr)
+	}
+	res = o.mkbackup("check", "-q")
+	if res.code != 4 || !strings.HasPrefix(res.stdout, "DAMAGED: 1 log record, 2 lost generations") {
+		t.Errorf("check: exit code %d: %s%s", res.code, res.stdout, res.stderr)
+	}
+	rewrite(t, o.record, o.right)
+	o.checkJSON(0)
+}
