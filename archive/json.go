@@ -185,6 +185,9 @@ func (r *jsonReader) int(least, most int64) int64 {
 	if negative {
 		n = -n
 	}
+	if negative && n == 0 {
+		r.failf("a negative zero")
+	}
 	if n < least || n > most {
 		r.failf("%d is not in %d to %d", n, least, most)
 		return 0

@@ -312,6 +312,8 @@ func TestHostileRecords(t *testing.T) {
 		"time, zeros":       strings.Replace(goodHeader, `:00Z"`, `:00.500Z"`, 1) + goodEntry + goodEnd,
 		"a forget of paths": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``).Replace(goodHeader) + goodEntry + goodEnd,
 		"a forget's source": strings.NewReplacer(`"generation"`, `"forget"`, `"name":"2026-11-22T03-00-00Z",`, ``, `"source":""`, `"source":"web1"`).Replace(goodHeader) + strings.Replace(goodEnd, `"entries":1`, `"entries":0`, 1),
+		"negative zero":     entry(`"mtime":[0,0]`, `"mtime":[-0,0]`),
+		"null":              entry(`"uid":0`, `"uid":null`),
 		"leading zero":      entry(`"uid":0`, `"uid":00`),
 		"a fraction":        entry(`"uid":0`, `"uid":0.5`),
 		"no uid":            entry(`"uid":0,`, ``),
