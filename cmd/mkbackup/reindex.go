@@ -30,8 +30,9 @@ func reindexCommand() *cobra.Command {
 		Short: "Rebuild the index from the log",
 		Long: `Rebuild the index from the log, and put it in the place of the one that is there.
 Mounts and other commands go on meanwhile. The index holds nothing that the log
-does not: this can be done at any time. A log that is damaged gives no index: the
-one that is there stays, and "mkbackup check" says what is lost.
+does not: this can be done at any time. A log that is damaged, or ends with another
+record than the index was made with, gives no index: the one that is there stays,
+and "mkbackup check" says what is lost.
 
 Exit codes: 0 done; 1 failed, the index stays as it was; 4 rebuilt, but the log has
 lost its last records; 129, 130, 143 interrupted, the index stays as it was.`,
