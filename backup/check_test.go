@@ -394,8 +394,8 @@ func TestAgainstAnother(t *testing.T) {
 }
 
 // TestRecordsMovedAway follows the advice of docs/checking.md: where the end of
-// the log is damaged, it is moved away, and the next run goes on from there with the
-// parts that are there.
+// the log is damaged, it is moved away, and its index, and the next run goes on from there
+// with the parts that are there.
 func TestRecordsMovedAway(t *testing.T) {
 	r, source := spoiled(t)
 	write(t, source+"/file", []byte("one"))
@@ -410,6 +410,9 @@ func TestRecordsMovedAway(t *testing.T) {
 	c := check(t, r, CheckOptions{})
 	if c.DamagedRecords != 1 || c.Generations != 1 || !c.Damaged() {
 		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+	if err := os.Rename(filepath.Join(r.IndexDir(), "000000000002"), filepath.Join(t.TempDir(), "2")); err != nil {
+		t.Fatal(err)
 	}
 	s := create(t, r, optionsFor(source))
 	var stored int64
