@@ -23,7 +23,7 @@ type Metrics struct {
 	Pushes          int64 // files stored in the kernel's page cache ahead of who reads
 	PushedRaw       int64 // raw bytes of those
 	Failures        int64 // requests of any kind answered with EIO
-	RefreshFailures int64 // times that new generations could not be shown, each tried again
+	RefreshFailures int64 // times that new generations could not be shown, each tried again, or that the log had lost its end
 	Frames          archive.ReaderCounts
 	Sources         []SourceMetrics // those shown, in no order
 }

@@ -47,7 +47,7 @@ func (m *Mount) openSnapshot(partial bool) (*snapshot, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	s := &snapshot{catalog: c, db: db}
+	s := &snapshot{catalog: c, db: db, opened: time.Now()}
 	s.refs.Store(1)
 	return s, nil
 }
@@ -209,12 +209,12 @@ func (m *Mount) openBehind(newest *snapshot) (*snapshot, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	last, err := m.repository.Last()
+	records, err := m.repository.Records()
 	if err != nil {
 		return nil, err
 	}
-	if last <= shown {
-		return nil, m.checkEnd(newest.catalog, last)
+	if len(records) == 0 || records[len(records)-1] <= shown {
+		return nil, m.checkEnd(newest, records)
 	}
 	s, err := m.openSnapshot(false)
 	if err == nil && !s.follows(newest.catalog) {
@@ -242,24 +242,34 @@ func (m *Mount) checkShown(newest *snapshot, stamp archive.RecordStamp) error {
 	return nil
 }
 
-// checkEnd is told that the log ends before what is shown. That stays, for somebody may
-// need it, until a record behind that end is another one than it was: lost ones may be
-// put back one after the other. Where the log is empty, its disk may not be mounted for
-// the moment.
-func (m *Mount) checkEnd(shown *catalog, last uint64) error {
-	end := m.refreshes.end
+// checkEnd is given the records of a log that ends before what is shown. That stays, for
+// somebody may need it, until a record behind that end is another one than it was: lost
+// ones may be put back one after the other. Where the log is empty, its disk may not be
+// mounted for the moment.
+func (m *Mount) checkEnd(shown *snapshot, records []uint64) error {
+	end, last := m.refreshes.end, uint64(0)
+	if len(records) > 0 {
+		last = records[len(records)-1]
+	}
 	if last != end && last > 0 && !m.sameRepository() {
 		return errOtherHistory
 	}
-	for number := end + 1; number <= last; number++ {
+	for _, number := range records {
+		if number <= end {
+			continue
+		}
 		h, err := m.headerOf(number)
 		if err != nil {
 			return err
 		}
-		g, known := shown.generations[number]
-		if known && (h.Kind != archive.KindGeneration || h.Source != g.Source || !h.Time.Equal(g.Time)) {
+		if shown.lacks(h) {
 			return errOtherHistory
 		}
+	}
+	if last < end {
+		m.counters.refreshFailures.Add(1)
+		m.log.print("the log of %s ends with record %d, before record %d, which is shown (is its disk mounted?): that stays, without "+
+			"anything newer, until the lost records are back; or unmount, and mount it anew", m.repository.Dir(), last, shown.last)
 	}
 	m.refreshes.end = last
 	return nil

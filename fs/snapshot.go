@@ -4,7 +4,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -26,8 +28,19 @@ func newLineage() *lineage { return &lineage{marks: newMarks()} }
 // its last reference.
 type snapshot struct {
 	*catalog
-	db   *index.DB
-	refs atomic.Int64
+	db     *index.DB
+	opened time.Time
+	refs   atomic.Int64
+}
+
+// lacks reports whether a record, whose number is not above that of the snapshot, is
+// another one than the snapshot was made from. Of what is no generation, or of one that
+// was dropped, only the time tells that, unless it lies in the future: then somebody gave it.
+func (s *snapshot) lacks(h archive.Header) bool {
+	if g, known := s.generations[h.Number]; known {
+		return h.Kind != archive.KindGeneration || h.Source != g.Source || !h.Time.Equal(g.Time)
+	}
+	return h.Time.After(s.opened) && h.Time.Before(time.Now())
 }
 
 // release gives a reference back.
