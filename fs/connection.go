@@ -250,7 +250,9 @@ func (s *server) has(fd int) bool {
 // if that is what one sees at path, and is not unmounted meanwhile. There is
 // always one of them to see: the new one comes beneath the old one, which is
 // then taken away. The old one is named by a descriptor in both steps, so
-// nothing else can be hit by them, whatever others mount and unmount there.
+// nothing else can be hit by them, whatever others mount and unmount there, but
+// for what is mounted inside of the old one: it would go with it. So that one
+// stays as long as there is something.
 func (s *server) giveWay(path string, root int) error {
 	old, err := openMount(path)
 	if err != nil {
@@ -259,6 +261,11 @@ func (s *server) giveWay(path string, root int) error {
 	defer unix.Close(old)
 	if !s.has(old) {
 		return errEnded
+	}
+	if inside, err := mountedBelow(old); err != nil {
+		return err
+	} else if inside != "" {
+		return fmt.Errorf("%s is mounted inside of it: unmount that, and mount it anew afterwards", inside)
 	}
 	if err := moveBeneath(root, old); err != nil {
 		return err

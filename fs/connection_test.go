@@ -329,3 +329,34 @@ func unmountSomehow(t *testing.T, i int, m *fs.Mount, mnt string) {
 		}
 	}
 }
+
+// What others have mounted inside of a mount is not unmounted with it: it is replaced only
+// once that is gone.
+func TestXattrsAppearAroundAnotherMount(t *testing.T) {
+	canReplace(t)
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("d")
+	name := d.commit("2026-11-21T03:00:00Z")
+	mnt, log, m := mounted(t, r, fs.Options{})
+	inside := filepath.Join(mnt, name, "d")
+	if err := unix.Mount("inside", inside, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(inside, unix.MNT_DETACH) }() // if the test did not
+	commitXattr(r, "x", "2026-11-21T04:00:00Z")
+	eventually(t, "it is not tried twice", func() bool { return m.Metrics().RefreshFailures == 2 })
+	if mountsAt(t, inside) != 1 || mountsAt(t, mnt) != 1 {
+		t.Errorf("%d mounts at the mount point, and %d inside", mountsAt(t, mnt), mountsAt(t, inside))
+	}
+	if said := log.all(); len(said) != 1 || !strings.Contains(said[0], inside+" is mounted inside of it: unmount that") {
+		t.Errorf("logged %q", said)
+	}
+	if err := unix.Unmount(inside, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the attribute is not shown", func() bool {
+		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
+		return err == nil
+	})
+}

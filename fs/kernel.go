@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -270,30 +269,64 @@ func within(path, dir string) bool {
 // isMounted reports whether a mount of ours is what one sees at a path, which
 // has no symlinks.
 func isMounted(path string) (mounted bool, err error) {
-	table, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return false, err
-	}
-	defer table.Close()
-	lines := bufio.NewScanner(table)
-	for lines.Scan() {
-		if at, fstype, ok := parseMount(lines.Text()); ok && at == path {
-			mounted = fstype == "fuse."+typeName
+	table, err := mounts()
+	for _, e := range table {
+		if e.at == path {
+			mounted = e.fstype == "fuse."+typeName
 		}
 	}
-	return mounted, lines.Err()
+	return mounted, err
 }
 
-// parseMount returns the mount point and the type of a line of mountinfo.
-func parseMount(line string) (at, fstype string, ok bool) {
+// mountedBelow returns a mount point that lies in the mount of which root is an O_PATH
+// descriptor, or over it; "" where there is none.
+func mountedBelow(root int) (at string, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(root, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return "", os.NewSyscallError("statx", err)
+	}
+	table, err := mounts()
+	for _, e := range table {
+		if e.parent == st.Mnt_id {
+			return e.at, nil
+		}
+	}
+	return "", err
+}
+
+// mountEntry is a line of /proc/self/mountinfo.
+type mountEntry struct {
+	parent uint64 // the number of the mount that it lies in
+	at     string
+	fstype string
+}
+
+// mounts returns the mounts that can be seen, those on top behind those below.
+func mounts() ([]mountEntry, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var table []mountEntry
+	for line := range strings.Lines(string(text)) {
+		if e, ok := parseMount(line); ok {
+			table = append(table, e)
+		}
+	}
+	return table, nil
+}
+
+func parseMount(line string) (e mountEntry, ok bool) {
 	front, back, ok := strings.Cut(line, " - ")
 	fields := strings.Fields(front)
 	if !ok || len(fields) < 5 {
-		return "", "", false
+		return mountEntry{}, false
 	}
-	fstype, _, _ = strings.Cut(back, " ")
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	return unescape.Replace(fields[4]), fstype, true
+	e.at = unescape.Replace(fields[4])
+	e.fstype, _, _ = strings.Cut(back, " ")
+	e.parent, _ = strconv.ParseUint(fields[1], 10, 64) // 0 is no mount
+	return e, true
 }
 
 // mountError explains why a mount failed. fusermount3 has said why itself.

@@ -7,12 +7,12 @@ import (
 
 func TestParseMount(t *testing.T) {
 	const line = `98 20 0:44 / /mnt/a\040b\134c ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0`
-	at, fstype, ok := parseMount(line)
-	if !ok || at != `/mnt/a b\c` || fstype != "fuse.backupfs" {
-		t.Errorf("%q, %q, %t", at, fstype, ok)
+	want := mountEntry{parent: 20, at: `/mnt/a b\c`, fstype: "fuse.backupfs"}
+	if got, ok := parseMount(line); !ok || got != want {
+		t.Errorf("%+v, %t", got, ok)
 	}
 	for _, bad := range []string{"", "1 2 3", "98 20 0:44 / - ext4 /dev/sda"} {
-		if _, _, ok := parseMount(bad); ok {
+		if _, ok := parseMount(bad); ok {
 			t.Errorf("%q is taken for a mount", bad)
 		}
 	}
