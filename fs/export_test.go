@@ -23,7 +23,20 @@ func (m *Mount) LimitPaths(n int) {
 func CanReconnect() bool { return canReconnect(&fuse.MountOptions{Name: typeName, FsName: "test"}) }
 
 // Refresh shows what was committed, and reports whether there was something.
-func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.number.Load(), true) }
+func (m *Mount) Refresh() bool { return m.refresh(m.refreshes.shows.Load(), true) }
+
+// ReopenDuring opens the index of what is shown anew, once calls have begun that may
+// wait for that.
+func (m *Mount) ReopenDuring(calls func()) error {
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	calls()
+	s, err := m.openSnapshot(true)
+	if err == nil {
+		m.show(s)
+	}
+	return err
+}
 
 // FailRefresh makes the mount leave the log alone, as it does after many failures.
 func (m *Mount) FailRefresh() {

@@ -88,8 +88,8 @@ type Mount struct {
 // refreshes is the state of bringing the mount up to the log's end.
 type refreshes struct {
 	mu      sync.Mutex
-	number  atomic.Uint64       // of the newest log record that is shown; changed under mu
-	stamp   archive.RecordStamp // of that record
+	shows   atomic.Uint64       // how often something was shown; changed under mu
+	stamp   archive.RecordStamp // of the newest log record that is shown
 	end     uint64              // least number with which the log ended since
 	retry   backoff             // after a failure
 	failed  time.Time           // when the last one was

@@ -1156,15 +1156,9 @@ func TestDamagedRecordIsLoggedOnce(t *testing.T) {
 	wantContent(t, mnt+"/latest/f", "x")
 }
 
-// An index that is damaged under a mount is replaced without a new generation.
-func TestDamagedIndexIsOpenedAnew(t *testing.T) {
-	r := newRepo(t)
-	d := r.begin("")
-	d.dir("d")
-	d.file("d/f", "x")
-	name := d.commit("2026-11-21T03:00:00Z")
-	mnt, log, _ := mounted(t, r, fs.Options{})
-	path := filepath.Join(mnt, name, "d/f")
+// damageIndex damages the index of a mounted repository, so that requests find it.
+func damageIndex(t *testing.T, r *repo) {
+	t.Helper()
 	tables, err := filepath.Glob(r.IndexDir() + "/*/*.sst")
 	if err != nil || len(tables) == 0 {
 		t.Fatalf("tables: %q, %v", tables, err)
@@ -1175,7 +1169,46 @@ func TestDamagedIndexIsOpenedAnew(t *testing.T) {
 		}
 	}
 	time.Sleep(1200 * time.Millisecond) // what was decoded of it is let go
-	_, err = os.ReadFile(path)
+}
+
+// A READ that waits while a damaged index is opened anew is answered from that one.
+func TestReadDuringReopen(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.file("f", "x")
+	d.commit("2026-11-21T03:00:00Z")
+	mnt, _, m := mounted(t, r, fs.Options{})
+	f := stat(t, mnt+"/latest/f").Ino
+	damageIndex(t, r)
+	var reader sync.WaitGroup
+	err := m.ReopenDuring(func() {
+		reader.Go(func() {
+			if got, status := readNode(m, f, 1); got != "x" || !status.Ok() {
+				t.Errorf("%q, %v", got, status)
+			}
+		})
+		time.Sleep(200 * time.Millisecond) // it waits
+	})
+	reader.Wait()
+	if err != nil {
+		t.Error(err)
+	}
+	if n := m.Metrics().Failures; n != 0 {
+		t.Errorf("%d failures", n)
+	}
+}
+
+// An index that is damaged under a mount is replaced without a new generation.
+func TestDamagedIndexIsOpenedAnew(t *testing.T) {
+	r := newRepo(t)
+	d := r.begin("")
+	d.dir("d")
+	d.file("d/f", "x")
+	name := d.commit("2026-11-21T03:00:00Z")
+	mnt, log, _ := mounted(t, r, fs.Options{})
+	path := filepath.Join(mnt, name, "d/f")
+	damageIndex(t, r)
+	_, err := os.ReadFile(path)
 	wantErrno(t, "while the index is damaged", err, unix.EIO)
 	within(t, "the index made anew", func() bool { return exists(path) })
 	wantContent(t, path, "x")

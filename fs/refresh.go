@@ -78,7 +78,7 @@ func (m *Mount) announce(s *snapshot) {
 	r := &m.refreshes
 	r.stamp, _ = m.repository.RecordStamp(s.db.Number()) // without one the record is looked at again
 	r.end = s.db.Number()
-	r.number.Store(s.db.Number())
+	r.shows.Add(1)
 }
 
 // replaced is a catalog whose generations are still found for a moment: until
@@ -102,14 +102,14 @@ func (s *server) justDropped(node uint64, name string) (listed, bool) {
 	return e, ok && e.mode == syscall.S_IFDIR && e.generation.Number != 0
 }
 
-// refresh shows what was committed since the last time, and reports whether more is
-// shown then than was up to the record seen. Readers in flight go on with what they
+// refresh shows what was committed since the last time, and reports whether something
+// was shown since so many times were counted. Readers in flight go on with what they
 // have. A failure changes nothing and is logged once. pressing is set where a request
 // fails without something newer.
 func (m *Mount) refresh(seen uint64, pressing bool) bool {
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
-	if m.refreshes.number.Load() > seen {
+	if m.refreshes.shows.Load() > seen {
 		return true // somebody else was faster
 	}
 	if m.refreshes.retry.lasts() && (!pressing || !m.mayPress()) {
@@ -153,9 +153,9 @@ func (m *Mount) reopen() {
 	}
 	newest := m.lineage.Load().snapshots.at(0)
 	defer newest.release()
-	r.damaged.Store(false)
 	r.reopen.begin()
 	s, err := m.openSnapshot(true)
+	r.damaged.Store(false)
 	switch {
 	case err != nil:
 		m.log.once("the index, which is damaged, cannot be opened anew: %v", err)
@@ -338,7 +338,7 @@ func (m *Mount) poll() {
 		case <-tick.C:
 		}
 		m.lineage.Load().snapshots.forget()
-		m.refresh(m.refreshes.number.Load(), false)
+		m.refresh(m.refreshes.shows.Load(), false)
 		m.reopen()
 		if m.server.Load().outdated.Load() {
 			m.reconnect()

@@ -324,11 +324,12 @@ func (s *server) Read(_ <-chan struct{}, in *fuse.ReadIn, b []byte) (fuse.ReadRe
 		return nil, fuse.EISDIR
 	}
 	r := s.m.parts.passage()
-	seen := s.m.refreshes.number.Load()
+	seen := s.m.refreshes.shows.Load()
 	err := s.readAt(r, ino, b, int64(in.Offset))
 	for err != nil && s.m.refresh(seen, errors.Is(err, fs.ErrNotExist)) {
-		// What the file's contents lay in was compacted away a moment ago.
-		seen = s.m.refreshes.number.Load()
+		// What the file's contents lay in was compacted away a moment ago, or a
+		// damaged index was opened anew.
+		seen = s.m.refreshes.shows.Load()
 		err = s.readAt(r, ino, b, int64(in.Offset))
 	}
 	if err != nil {
