@@ -195,7 +195,18 @@ func (m *Mount) openNewer() (*snapshot, error) {
 			return nil, nil
 		}
 	}
-	return m.openSnapshot(false)
+	return m.openAbove(shown)
+}
+
+// openAbove opens the index at the end of the log, which must have a record above that
+// number: one that has vanished again must not make generations vanish from the mount.
+func (m *Mount) openAbove(number uint64) (*snapshot, error) {
+	s, err := m.openSnapshot(false)
+	if err == nil && s.db.Number() <= number {
+		s.release()
+		return nil, fmt.Errorf("the log of %s has just lost its last records: is its disk mounted?", m.repository.Dir())
+	}
+	return s, err
 }
 
 // openBehind is openNewer where the record behind the newest snapshot is not there. The
@@ -216,7 +227,7 @@ func (m *Mount) openBehind(newest *snapshot) (*snapshot, error) {
 	if len(records) == 0 || records[len(records)-1] <= shown {
 		return nil, m.checkEnd(newest, records)
 	}
-	s, err := m.openSnapshot(false)
+	s, err := m.openAbove(shown)
 	if err == nil && !s.follows(newest.catalog) {
 		s.release()
 		return nil, errOtherHistory
@@ -282,7 +293,7 @@ func (m *Mount) startOver(why error) error {
 	if m.pinned.Number != 0 || !canReconnect(m.mountOptions()) || !m.sameRepository() {
 		return fmt.Errorf("%w: unmount, and mount it anew", why)
 	}
-	s, err := m.openSnapshot(false)
+	s, err := m.openAbove(0)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,19 +32,38 @@ func TestEndedServerIsNowhere(t *testing.T) {
 	}
 }
 
-// A failure to replace the mount is counted, and not repeated at once.
-func TestReconnectBacksOff(t *testing.T) {
+// notMounted returns the state of a mount of an empty repository, without a connection.
+func notMounted(t *testing.T) *Mount {
+	t.Helper()
 	r, err := archive.Init(filepath.Join(t.TempDir(), "repo"), archive.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	t.Cleanup(func() { r.Close() })
 	m := &Mount{repository: r, mountpoint: t.TempDir(), log: newLogger(nil)}
 	m.connections.ended = make(chan struct{})
 	if err := m.openFirst(); err != nil {
 		t.Fatal(err)
 	}
-	defer m.closeLineages()
+	t.Cleanup(m.closeLineages)
+	return m
+}
+
+// Where the log vanishes in the moment in which it is opened, its generations stay.
+func TestVanishedLogIsNotShown(t *testing.T) {
+	m := notMounted(t)
+	s, err := m.openAbove(0)
+	if err == nil {
+		s.release()
+		t.Error("an index of nothing is shown")
+	} else if !strings.Contains(err.Error(), "is its disk mounted?") {
+		t.Error(err)
+	}
+}
+
+// A failure to replace the mount is counted, and not repeated at once.
+func TestReconnectBacksOff(t *testing.T) {
+	m := notMounted(t)
 	root, err := openMount(m.mountpoint)
 	if err != nil {
 		t.Fatal(err)
