@@ -49,9 +49,10 @@ func (c *connections) interrupted() error {
 	}
 }
 
-// newServer returns a server that shows the newest snapshot.
+// newServer returns a server that shows the newest snapshot. It uses its lineage until
+// its end.
 func (m *Mount) newServer() *server {
-	l := m.lineage.Load()
+	l := m.useLineage()
 	snap := l.snapshots.at(0)
 	defer snap.release()
 	s := &server{
@@ -108,6 +109,7 @@ func (m *Mount) connect() (*server, error) {
 	s := m.newServer()
 	var err error
 	if s.fuse, err = fuse.NewServer(s, m.mountpoint, m.mountOptions()); err != nil {
+		s.leave()
 		return nil, err
 	}
 	m.connections.add()
@@ -173,9 +175,10 @@ func (m *Mount) use(s *server) {
 	m.server.Store(s)
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
-	snap := s.snapshots.at(0)
-	defer snap.release()
-	s.show(snap)
+	if snap := s.snapshots.at(0); snap != nil { // it has not ended
+		defer snap.release()
+		s.show(snap)
+	}
 }
 
 // connectDetached opens a connection whose mount is nowhere in the file tree.
@@ -190,9 +193,11 @@ func (m *Mount) connectDetached() (s *server, root int, err error) {
 	s = m.newServer()
 	options.DirectMountStrict = false // it is mounted
 	if s.fuse, err = fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", device), options); err != nil {
+		s.leave()
 		return nil, 0, errors.Join(err, unix.Close(root))
 	}
 	if !m.connections.add() {
+		s.leave()
 		return nil, 0, errors.Join(errEnded, unix.Close(root))
 	}
 	go s.serve()
@@ -210,6 +215,7 @@ func (s *server) serve() {
 	s.fuse.Serve()
 	s.pusher.close()
 	close(s.ended)
+	s.leave()
 	s.m.connections.done()
 }
 

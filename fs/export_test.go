@@ -51,11 +51,13 @@ func (m *Mount) FailRefresh() {
 func LastShown(r *archive.Repository, meanwhile func(refresh func() bool)) (uint64, error) {
 	m := &Mount{repository: r, log: newLogger(nil)}
 	m.connections.ended = make(chan struct{})
-	defer m.closeLineages()
-	if err := m.openFirst(); err != nil {
+	err := m.openFirst()
+	defer m.lineage.Load().leave()
+	if err != nil {
 		return 0, err
 	}
 	s := m.newServer()
+	defer s.leave()
 	meanwhile(m.Refresh)
 	m.use(s)
 	return s.catalog.Load().last, nil

@@ -75,6 +75,7 @@ type Mount struct {
 	found      atomic.Pointer[foundVersions]
 
 	lineage     atomic.Pointer[lineage] // of the log as it is; changed under refreshes.mu
+	lineageMu   sync.Mutex              // held while it changes, and while a connection begins to use it
 	past        []*lineage              // those before it, which old connections show; guarded by refreshes.mu
 	refreshes   refreshes
 	reconnects  backoff // after a failure; used by poll
@@ -123,7 +124,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 	}
 	m.connections.ended = make(chan struct{})
 	if err := m.openFirst(); err != nil {
-		m.closeLineages()
+		m.lineage.Load().leave()
 		return nil, err
 	}
 	m.parts = newParts(r.Store(), o)
@@ -178,16 +179,8 @@ func (m *Mount) run() {
 }
 
 func (m *Mount) release() {
-	m.closeLineages()
+	m.lineage.Load().leave()
 	_ = m.parts.Close() // it was only read from
-}
-
-func (m *Mount) closeLineages() {
-	m.refreshes.mu.Lock()
-	defer m.refreshes.mu.Unlock()
-	for _, l := range append(m.past, m.lineage.Load()) {
-		l.snapshots.close()
-	}
 }
 
 // Wait returns when the mount has ended, by Unmount or from outside.

@@ -114,8 +114,12 @@ func TestAnotherHistory(t *testing.T) {
 			if len(said) != 1 || !strings.Contains(said[0], "the mount was replaced") {
 				t.Errorf("logged %q", said)
 			}
+			if !deletedIndexIsMapped(t, r) {
+				t.Error("no deleted index is mapped")
+			}
 			unix.Close(dir)
 			unix.Close(file)
+			eventually(t, "the old index stays open", func() bool { return !deletedIndexIsMapped(t, r) })
 		})
 	}
 }
@@ -174,6 +178,22 @@ func TestAnotherHistoryBehindACheckpoint(t *testing.T) {
 	if n := m.Metrics().RefreshFailures; n != 1 {
 		t.Errorf("%d failures once records are back", n)
 	}
+}
+
+// deletedIndexIsMapped reports whether this process has a deleted index of a repository in
+// its memory.
+func deletedIndexIsMapped(t *testing.T, r *repo) bool {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(maps)) {
+		if strings.Contains(line, r.Dir()) && strings.HasSuffix(line, "(deleted)\n") {
+			return true
+		}
+	}
+	return false
 }
 
 // Where the mount cannot show what the log says now, it goes on with what it shows, and

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"syscall"
 	"time"
 
@@ -299,9 +300,33 @@ func (m *Mount) startOver(why error) error {
 	}
 	l := newLineage()
 	l.snapshots.push(s)
-	m.past = append(m.past, m.lineage.Swap(l))
+	m.lineageMu.Lock()
+	old := m.lineage.Swap(l)
+	m.lineageMu.Unlock()
+	m.past = append(m.past, old)
+	old.leave()
 	m.announce(s)
 	return nil
+}
+
+// useLineage returns the current lineage for a connection, which leaves it at its end.
+func (m *Mount) useLineage() *lineage {
+	m.lineageMu.Lock()
+	defer m.lineageMu.Unlock()
+	l := m.lineage.Load()
+	l.users.Add(1)
+	return l
+}
+
+// forget gives the memory of what was read of the indexes back to the kernel.
+func (m *Mount) forget() {
+	m.refreshes.mu.Lock()
+	defer m.refreshes.mu.Unlock()
+	m.past = slices.DeleteFunc(m.past, (*lineage).isClosed)
+	for _, l := range m.past {
+		l.snapshots.forget()
+	}
+	m.lineage.Load().snapshots.forget()
 }
 
 // sameRepository reports whether the repository is still the one that was mounted.
@@ -348,7 +373,7 @@ func (m *Mount) poll() {
 			continue
 		case <-tick.C:
 		}
-		m.lineage.Load().snapshots.forget()
+		m.forget()
 		m.refresh(m.refreshes.shows.Load(), false)
 		m.reopen()
 		if m.server.Load().outdated.Load() {

@@ -45,7 +45,7 @@ func notMounted(t *testing.T) *Mount {
 	if err := m.openFirst(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(m.closeLineages)
+	t.Cleanup(m.lineage.Load().leave)
 	return m
 }
 
@@ -70,6 +70,7 @@ func TestReconnectBacksOff(t *testing.T) {
 	}
 	defer unix.Close(root)
 	s := m.newServer()
+	defer s.leave()
 	s.device = deviceOf(root) // of what is no mount, and so cannot be replaced
 	m.server.Store(s)
 	m.connections.add()

@@ -20,9 +20,24 @@ const keptSnapshots = 3
 type lineage struct {
 	snapshots snapshots
 	marks     *marks
+	users     atomic.Int64 // the connections that show it, and the mount where it is the current one
 }
 
-func newLineage() *lineage { return &lineage{marks: newMarks()} }
+// newLineage returns a lineage that the mount uses.
+func newLineage() *lineage {
+	l := &lineage{marks: newMarks()}
+	l.users.Store(1)
+	return l
+}
+
+// leave ends a use. The last one closes the indexes.
+func (l *lineage) leave() {
+	if l.users.Add(-1) == 0 {
+		l.snapshots.close()
+	}
+}
+
+func (l *lineage) isClosed() bool { return l.users.Load() == 0 }
 
 // snapshot is an index and the catalog that belongs to it. It is closed with
 // its last reference.
