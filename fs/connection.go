@@ -144,20 +144,31 @@ func (m *Mount) reconnect() {
 	m.log.once("new generations are not shown: mount over the old connection: %v", err)
 }
 
+// tryReconnect leaves the mount to others before it waits for what is being opened.
 func (m *Mount) tryReconnect() error {
+	s, err := m.replaceServer()
+	if s != nil {
+		m.update(s)
+	}
+	return err
+}
+
+// replaceServer puts a new server in the place of the one that is mounted. It returns nil
+// where that is not there.
+func (m *Mount) replaceServer() (*server, error) {
 	m.mountMu.Lock()
 	defer m.mountMu.Unlock()
 	old := m.server.Load()
 	if !old.isAt(m.mountpoint) {
-		return nil
+		return nil, nil
 	}
 	s, root, err := m.connectDetached()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unix.Close(root)
 	if err := old.giveWay(m.mountpoint, root); err != nil {
-		return err
+		return nil, err
 	}
 	why := "there are extended attributes now"
 	if s.lineage != old.lineage {
@@ -165,14 +176,12 @@ func (m *Mount) tryReconnect() error {
 	}
 	m.log.once("%s: the mount was replaced; copies of it elsewhere (bind mounts, "+
 		"containers) show no new generations until they are made anew", why)
-	m.use(s)
-	return nil
+	m.server.Store(s)
+	return s, nil
 }
 
-// use makes a connection the one that is mounted, and shows in it what became the
-// newest since the connection was made.
-func (m *Mount) use(s *server) {
-	m.server.Store(s)
+// update shows in the server that is mounted what became the newest since it was made.
+func (m *Mount) update(s *server) {
 	m.refreshes.mu.Lock()
 	defer m.refreshes.mu.Unlock()
 	if snap := s.snapshots.at(0); snap != nil { // it has not ended

@@ -360,3 +360,37 @@ func TestXattrsAppearAroundAnotherMount(t *testing.T) {
 		return err == nil
 	})
 }
+
+// A mount can be unmounted when it was just replaced, and something is being opened that
+// takes a while.
+func TestUnmountDuringRefresh(t *testing.T) {
+	canReplace(t)
+	m, mnt, _ := mountSmall(t)
+	device := stat(t, mnt).Dev
+	var reconnect sync.WaitGroup
+	err := m.ReopenDuring(func() {
+		reconnect.Go(func() {
+			if err := m.Reconnect(); err != nil {
+				t.Error(err)
+			}
+		})
+		eventually(t, "the mount is not replaced", func() bool { return stat(t, mnt).Dev != device })
+		unmounted := make(chan struct{})
+		go func() {
+			defer close(unmounted)
+			if busy, err := m.Unmount(); busy || err != nil {
+				t.Errorf("unmount: busy %t, %v", busy, err)
+			}
+		}()
+		select {
+		case <-unmounted:
+		case <-time.After(10 * time.Second):
+			t.Error("it waits for what is being opened")
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	reconnect.Wait()
+	m.Wait()
+}

@@ -38,6 +38,9 @@ func (m *Mount) ReopenDuring(calls func()) error {
 	return err
 }
 
+// Reconnect replaces the connection that is mounted.
+func (m *Mount) Reconnect() error { return m.tryReconnect() }
+
 // FailRefresh makes the mount leave the log alone, as it does after many failures.
 func (m *Mount) FailRefresh() {
 	m.refreshes.mu.Lock()
@@ -59,7 +62,8 @@ func LastShown(r *archive.Repository, meanwhile func(refresh func() bool)) (uint
 	s := m.newServer()
 	defer s.leave()
 	meanwhile(m.Refresh)
-	m.use(s)
+	m.server.Store(s)
+	m.update(s)
 	return s.catalog.Load().last, nil
 }
 

@@ -165,7 +165,8 @@ func (m *Mount) serve() error {
 	if err != nil {
 		return mountError(m.mountpoint, err)
 	}
-	m.use(s)
+	m.server.Store(s)
+	m.update(s)
 	go m.run()
 	return nil
 }
@@ -179,7 +180,9 @@ func (m *Mount) run() {
 }
 
 func (m *Mount) release() {
+	m.refreshes.mu.Lock() // nobody adds to it afterwards
 	m.lineage.Load().leave()
+	m.refreshes.mu.Unlock()
 	_ = m.parts.Close() // it was only read from
 }
 
