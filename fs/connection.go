@@ -135,13 +135,18 @@ func (m *Mount) reconnect() {
 		return
 	}
 	err := m.tryReconnect()
-	if err == nil {
+	switch {
+	case err == nil:
 		m.reconnects = backoff{}
+		return
+	case !m.server.Load().isAt(m.mountpoint): // it was unmounted meanwhile, or is not there for the moment
 		return
 	}
 	m.counters.refreshFailures.Add(1)
+	if m.reconnects.isNews(err) {
+		m.log.print("new generations are not shown, the mount must be replaced for that, which fails: %v (tried again; or unmount, and mount it anew)", err)
+	}
 	m.reconnects.begin()
-	m.log.once("new generations are not shown: mount over the old connection: %v", err)
 }
 
 // tryReconnect leaves the mount to others before it waits for what is being opened.
@@ -174,7 +179,7 @@ func (m *Mount) replaceServer() (*server, error) {
 	if s.lineage != old.lineage {
 		why = "the log has lost records, and has others by their numbers"
 	}
-	m.log.once("%s: the mount was replaced; copies of it elsewhere (bind mounts, "+
+	m.log.print("%s: the mount was replaced; copies of it elsewhere (bind mounts, "+
 		"containers) show no new generations until they are made anew", why)
 	m.server.Store(s)
 	return s, nil
@@ -280,7 +285,7 @@ func (s *server) giveWay(path string, root int) error {
 	if inside, err := mountedBelow(old); err != nil {
 		return err
 	} else if inside != "" {
-		return fmt.Errorf("%s is mounted inside of it: unmount that, and mount it anew afterwards", inside)
+		return fmt.Errorf("%s is mounted inside of it: unmount that", inside)
 	}
 	if err := moveBeneath(root, old); err != nil {
 		return err

@@ -303,6 +303,9 @@ func TestUnmountWhileXattrsAppear(t *testing.T) {
 			if exists(mnt + "/latest") {
 				t.Error("still mounted")
 			}
+			if n := m.Metrics().RefreshFailures; n != 0 {
+				t.Errorf("%d failures", n)
+			}
 		})
 	}
 	wg.Wait()

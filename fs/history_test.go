@@ -202,11 +202,19 @@ func TestAnotherHistoryIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		o       fs.Options
 		rewrite func(r *repo)
+		said    string
 	}{
 		"a single generation": {fs.Options{Generation: "latest"}, func(r *repo) {
 			r.lose(1)
 			version(r, "other", "2026-11-21T06:00:00Z")
-		}},
+		}, "the log has lost records that are shown, and has others by their numbers: unmount, and mount it anew"},
+		"a repository that cannot be opened": {fs.Options{}, func(r *repo) {
+			if err := os.Remove(filepath.Join(r.Dir(), "repo.json")); err != nil {
+				t.Fatal(err)
+			}
+			r.lose(1)
+			version(r, "other", "2026-11-21T06:00:00Z")
+		}, "has lost its repo.json"},
 		"another repository": {fs.Options{}, func(r *repo) {
 			for _, old := range []string{"repo.json", "log", "index"} {
 				if err := os.RemoveAll(filepath.Join(r.Dir(), old)); err != nil {
@@ -220,7 +228,7 @@ func TestAnotherHistoryIsRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-		}},
+		}, "is another repository than the one that was mounted: unmount, and mount it anew"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRepo(t)
@@ -229,7 +237,7 @@ func TestAnotherHistoryIsRefused(t *testing.T) {
 			mnt, log, m := mounted(t, r, c.o)
 			c.rewrite(r)
 			eventually(t, "the failures are not counted", func() bool { return m.Metrics().RefreshFailures >= 2 })
-			if said := log.all(); len(said) != 1 || !strings.Contains(said[0], "mount it anew") {
+			if said := log.all(); len(said) != 1 || !strings.Contains(said[0], c.said) {
 				t.Errorf("logged %q", said)
 			}
 			at := mnt
@@ -238,6 +246,29 @@ func TestAnotherHistoryIsRefused(t *testing.T) {
 			}
 			wantContent(t, at+"/dir-two/f", "two")
 		})
+	}
+}
+
+// Each replacement of the mount is told.
+func TestAnotherHistoryTwice(t *testing.T) {
+	canReplace(t)
+	r := newRepo(t)
+	version(r, "one", "2026-11-21T03:00:00Z")
+	version(r, "two", "2026-11-21T04:00:00Z")
+	mnt, log, _ := mounted(t, r, fs.Options{})
+	for n, data := range []string{"three", "four"} {
+		r.lose(1)
+		version(r, data, fmt.Sprintf("2026-11-21T0%d:00:00Z", 5+n))
+		within(t, "the other history", func() bool { return exists(mnt + "/latest/dir-" + data + "/f") })
+	}
+	replaced := 0
+	for _, text := range log.all() {
+		if strings.Contains(text, "the mount was replaced") {
+			replaced++
+		}
+	}
+	if replaced != 2 {
+		t.Errorf("logged %q", log.all())
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 type backoff struct {
 	pause time.Duration // since the last attempt
 	until time.Time     // when it is over
+	why   string        // the last failure
 }
 
 const (
@@ -29,6 +30,13 @@ const (
 func (b *backoff) begin() {
 	b.pause = min(max(2*b.pause, minRetry), maxRetry)
 	b.until = time.Now().Add(b.pause)
+}
+
+// isNews reports whether a failure is another one than the last one.
+func (b *backoff) isNews(err error) bool {
+	before := b.why
+	b.why = err.Error()
+	return b.why != before
 }
 
 // lasts reports whether the pause is not over.
@@ -105,7 +113,7 @@ func (s *server) justDropped(node uint64, name string) (listed, bool) {
 
 // refresh shows what was committed since the last time, and reports whether something
 // was shown since so many times were counted. Readers in flight go on with what they
-// have. A failure changes nothing and is logged once. pressing is set where a request
+// have. A failure changes nothing and is logged once, unless another one follows. pressing is set where a request
 // fails without something newer.
 func (m *Mount) refresh(seen uint64, pressing bool) bool {
 	m.refreshes.mu.Lock()
@@ -158,6 +166,7 @@ func (m *Mount) reopen() {
 	s, err := m.openSnapshot(true)
 	r.damaged.Store(false)
 	switch {
+	case errors.Is(err, errEnded):
 	case err != nil:
 		m.log.once("the index, which is damaged, cannot be opened anew: %v", err)
 	case s.db.RecordDigest() != newest.db.RecordDigest(): // refresh shows it, if it may
@@ -188,8 +197,13 @@ func (m *Mount) openNewer() (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if next.Previous != newest.db.RecordDigest() || shown == 0 && !m.sameRepository() {
+	if next.Previous != newest.db.RecordDigest() {
 		return nil, errOtherHistory
+	}
+	if shown == 0 {
+		if err := m.checkRepository(); err != nil {
+			return nil, err
+		}
 	}
 	if next.Kind == archive.KindCheckpoint && !index.Published(m.repository, shown+1) {
 		if _, err := m.headerOf(shown + 2); errors.Is(err, fs.ErrNotExist) {
@@ -263,8 +277,10 @@ func (m *Mount) checkEnd(shown *snapshot, records []uint64) error {
 	if len(records) > 0 {
 		last = records[len(records)-1]
 	}
-	if last != end && last > 0 && !m.sameRepository() {
-		return errOtherHistory
+	if last != end && last > 0 {
+		if err := m.checkRepository(); err != nil {
+			return err
+		}
 	}
 	for _, number := range records {
 		if number <= end {
@@ -291,7 +307,10 @@ func (m *Mount) checkEnd(shown *snapshot, records []uint64) error {
 // the place of the mounted one. Where that cannot be, the mount goes on with what it
 // shows, and the error says so.
 func (m *Mount) startOver(why error) error {
-	if m.pinned.Number != 0 || !canReconnect(m.mountOptions()) || !m.sameRepository() {
+	if err := m.checkRepository(); err != nil {
+		return err
+	}
+	if m.pinned.Number != 0 || !canReconnect(m.mountOptions()) {
 		return fmt.Errorf("%w: unmount, and mount it anew", why)
 	}
 	s, err := m.openAbove(0)
@@ -329,14 +348,18 @@ func (m *Mount) forget() {
 	m.lineage.Load().snapshots.forget()
 }
 
-// sameRepository reports whether the repository is still the one that was mounted.
-func (m *Mount) sameRepository() bool {
+// checkRepository returns an error unless the repository is known to be the one that was
+// mounted.
+func (m *Mount) checkRepository() error {
 	now, err := archive.Open(m.repository.Dir())
 	if err != nil {
-		return false
+		return err
 	}
 	defer now.Close()
-	return now.ID == m.repository.ID
+	if now.ID != m.repository.ID {
+		return fmt.Errorf("%s is another repository than the one that was mounted: unmount, and mount it anew", m.repository.Dir())
+	}
+	return nil
 }
 
 func (m *Mount) headerOf(number uint64) (archive.Header, error) {
@@ -350,7 +373,7 @@ func (m *Mount) headerOf(number uint64) (archive.Header, error) {
 func (m *Mount) failRefresh(err error) {
 	m.counters.refreshFailures.Add(1)
 	r := &m.refreshes
-	if r.retry.pause == 0 {
+	if r.retry.isNews(err) {
 		m.log.print("new generations are not shown: %v", err)
 	}
 	if !r.retry.lasts() {

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -129,7 +130,11 @@ func (s *server) withInode(f func(db *index.DB) error) error {
 // fail logs an error and returns what the kernel is told.
 func (s *server) fail(op string, node uint64, err error) fuse.Status {
 	s.countFailure(err)
-	s.m.log.once("%s of inode %d failed: %v (find %s -inum %d: its names)", op, node, err, s.m.mountpoint, node)
+	names := fmt.Sprintf("find %s -inum %d: its names", s.m.mountpoint, node)
+	if s.lineage != s.m.lineage.Load() { // the numbers in the mount are others
+		names = "in the mount as it was before it was replaced"
+	}
+	s.m.log.once("%s of inode %d failed: %v (%s)", op, node, err, names)
 	return fuse.EIO
 }
 

@@ -2,7 +2,9 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +77,12 @@ func TestReconnectBacksOff(t *testing.T) {
 	m.server.Store(s)
 	m.connections.add()
 	defer m.connections.done()
+	said := 0
+	m.log.print = func(format string, _ ...any) {
+		if strings.HasPrefix(format, "new generations are not shown") { // go-fuse has something to say, too
+			said++
+		}
+	}
 	for range 3 {
 		m.reconnect()
 	}
@@ -85,5 +93,39 @@ func TestReconnectBacksOff(t *testing.T) {
 	m.reconnect()
 	if n := m.counters.refreshFailures.Load(); n != 2 || m.reconnects.pause != 2*minRetry {
 		t.Errorf("%d failures are counted, and the pause is %s", n, m.reconnects.pause)
+	}
+	m.reconnects = backoff{} // a success
+	m.reconnect()
+	if said != 2 {
+		t.Errorf("%d messages, want one for each streak", said)
+	}
+}
+
+// Of a streak of failures each kind is logged once.
+func TestFailuresAreLoggedOnce(t *testing.T) {
+	m := notMounted(t)
+	var said []string
+	m.log.print = func(format string, a ...any) { said = append(said, fmt.Sprintf(format, a...)) }
+	for _, why := range []string{"one", "one", "two", "two"} {
+		m.failRefresh(errors.New(why))
+	}
+	want := []string{"new generations are not shown: one", "new generations are not shown: two"}
+	if !slices.Equal(said, want) {
+		t.Errorf("logged %q, want %q", said, want)
+	}
+}
+
+// What fails in a connection that was replaced is not to be found in the mount.
+func TestFailureInAnOldConnection(t *testing.T) {
+	m := notMounted(t)
+	var said []string
+	m.log.print = func(_ string, a ...any) { said = append(said, fmt.Sprint(a...)) }
+	s := m.newServer()
+	defer s.leave()
+	s.fail("read", 7, errors.New("a failure of the test"))
+	m.lineage.Store(newLineage())
+	s.fail("read", 8, errors.New("a failure of the test"))
+	if len(said) != 2 || !strings.Contains(said[0], "-inum 7") || strings.Contains(said[1], "-inum") {
+		t.Errorf("logged %q", said)
 	}
 }
