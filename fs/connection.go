@@ -257,12 +257,14 @@ func (s *server) isAt(path string) bool {
 
 // has reports whether what is open belongs to the server's mount. The kernel gives the
 // device of a server that has ended to others.
-func (s *server) has(fd int) bool {
+func (s *server) has(fd int) bool { return !s.hasEnded() && deviceOf(fd) == s.device }
+
+func (s *server) hasEnded() bool {
 	select {
 	case <-s.ended:
-		return false
+		return true
 	default:
-		return deviceOf(fd) == s.device
+		return false
 	}
 }
 

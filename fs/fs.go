@@ -193,35 +193,47 @@ func (m *Mount) Wait() { <-m.done }
 // it is taken out of the file tree all the same, and busy is true. It lives on
 // for those programs, out of everybody else's sight, until they let it go or
 // the process ends, after which they get errors. busy is true, too, where the
-// mount lives on in another mount namespace, or somewhere out of sight: what
-// others have mounted at the mount point since is theirs and stays.
+// mount lives on in another mount namespace. What others have mounted over it
+// is theirs and stays, and the mount with it: then the error says so.
 func (m *Mount) Unmount() (busy bool, err error) {
 	m.mountMu.Lock()
 	defer m.mountMu.Unlock()
 	s := m.server.Load()
-	for range unmountTries {
-		if !s.isAt(m.mountpoint) || unmount(m.mountpoint, false) == nil {
-			return m.lives(), nil
+	for try := range unmountTries {
+		if !s.isAt(m.mountpoint) {
+			return m.lives(), s.checkHidden(m.mountpoint)
+		}
+		lazily := try == unmountTries-1
+		if err = unmount(m.mountpoint, lazily); err == nil {
+			return lazily || m.lives(), nil
 		}
 		closed(s.ended, unmountPause)
 	}
-	if !s.isAt(m.mountpoint) {
-		return m.lives(), nil
+	return true, fmt.Errorf("unmount %s: %w", m.mountpoint, err)
+}
+
+// checkHidden returns an error where the server's mount, which one does not see at the
+// mount point, is mounted all the same.
+func (s *server) checkHidden(mountpoint string) error {
+	if s.hasEnded() {
+		return nil
 	}
-	if err := unmount(m.mountpoint, true); err != nil {
-		return true, fmt.Errorf("unmount %s: %w", m.mountpoint, err)
+	at, err := mountedAt(s.device)
+	if err != nil || at == "" {
+		return err
 	}
-	return true, nil
+	return fmt.Errorf("unmount %s: something else lies over it, or it was moved: it is still mounted at %s, where nothing answers any more: "+
+		"unmount what lies over that, and then it", mountpoint, at)
 }
 
 // lives reports whether a connection goes on although its mount was taken away. It
 // gives the kernel a while to end it.
 func (m *Mount) lives() bool { return !closed(m.connections.ended, unmountPatience) }
 
-// How long Unmount tries before it takes the mount for busy, and how long it
+// How often Unmount tries, the last time although the mount is busy, and how long it
 // waits for the kernel to let go.
 const (
-	unmountTries    = 5
+	unmountTries    = 6
 	unmountPause    = 30 * time.Millisecond
 	unmountPatience = 2 * time.Second
 )

@@ -294,9 +294,23 @@ func mountedBelow(root int) (at string, err error) {
 	return "", err
 }
 
+// mountedAt returns where a device is mounted, as far as that can be seen; "" where it is
+// nowhere.
+func mountedAt(device uint64) (at string, err error) {
+	table, err := mounts()
+	name := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	for _, e := range table {
+		if e.device == name {
+			return e.at, nil
+		}
+	}
+	return "", err
+}
+
 // mountEntry is a line of /proc/self/mountinfo.
 type mountEntry struct {
 	parent uint64 // the number of the mount that it lies in
+	device string // as "major:minor"
 	at     string
 	fstype string
 }
@@ -323,7 +337,7 @@ func parseMount(line string) (e mountEntry, ok bool) {
 		return mountEntry{}, false
 	}
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	e.at = unescape.Replace(fields[4])
+	e.device, e.at = fields[2], unescape.Replace(fields[4])
 	e.fstype, _, _ = strings.Cut(back, " ")
 	e.parent, _ = strconv.ParseUint(fields[1], 10, 64) // 0 is no mount
 	return e, true

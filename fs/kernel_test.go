@@ -7,7 +7,7 @@ import (
 
 func TestParseMount(t *testing.T) {
 	const line = `98 20 0:44 / /mnt/a\040b\134c ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0`
-	want := mountEntry{parent: 20, at: `/mnt/a b\c`, fstype: "fuse.backupfs"}
+	want := mountEntry{parent: 20, device: "0:44", at: `/mnt/a b\c`, fstype: "fuse.backupfs"}
 	if got, ok := parseMount(line); !ok || got != want {
 		t.Errorf("%+v, %t", got, ok)
 	}
