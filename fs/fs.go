@@ -55,6 +55,9 @@ type Options struct {
 	Private bool
 	// NoExec forbids the execution of programs from the mount.
 	NoExec bool
+	// Mounting is called right before the mount can be seen; nil: nobody wants to know.
+	// Until then New can be killed without leaving anything behind.
+	Mounting func()
 	// Log is told what goes wrong, and when the index is rebuilt. It is called
 	// from many goroutines; nil is silent.
 	Log func(format string, a ...any)
@@ -161,6 +164,9 @@ func (m *Mount) openFirst() error {
 
 // serve mounts, and starts what runs until the mount ends.
 func (m *Mount) serve() error {
+	if m.options.Mounting != nil {
+		m.options.Mounting()
+	}
 	s, err := m.connect()
 	if err != nil {
 		return mountError(m.mountpoint, err)

@@ -413,6 +413,31 @@ func TestForegroundAndSignals(t *testing.T) {
 	}
 }
 
+// A signal in the moment in which the mount appears leaves no dead one behind.
+func TestSignalWhileMounting(t *testing.T) {
+	src := tempDir(t)
+	write(t, filepath.Join(src, "file"), "x")
+	r := newRepo(t)
+	r.all(src)
+	dir := mkdir(t, tempDir(t), "mnt")
+	for range 20 {
+		b := start(t, exec.Command(backupfs, "--foreground", r.dir, dir))
+		for deadline := time.Now().Add(time.Minute); !isMounted(t, dir); {
+			if time.Now().After(deadline) {
+				t.Fatal("it is not mounted")
+			}
+		}
+		b.cmd.Process.Signal(syscall.SIGTERM)
+		if code := b.wait(t, time.Minute); code != 0 {
+			t.Errorf("exit code %d\n%s", code, b.stderr.String())
+		}
+		if isMounted(t, dir) {
+			t.Error("a dead mount is left")
+			must(t, unix.Unmount(dir, unix.MNT_DETACH))
+		}
+	}
+}
+
 func notifySocket(t *testing.T) (string, <-chan string) {
 	t.Helper()
 	path := filepath.Join(tempDir(t), "notify")

@@ -38,8 +38,9 @@ func printMessage(format string, a ...any) {
 }
 
 // serve mounts and returns when the mount has ended. ready is called once it
-// is up. Until then a signal ends the process as if nobody cared for it:
-// opening a large repository whose index is lost takes a while.
+// is up. Until mounting begins a signal ends the process as if nobody cared for it:
+// opening a large repository whose index is lost takes a while. From then on it
+// unmounts: a mount whose process was killed is dead, but stays.
 func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
@@ -56,14 +57,14 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 		return err
 	}
 	defer metrics.close()
+	signals := make(chan os.Signal, 1)
 	c.Log, c.WatchFrames = log, c.limitHeap
+	c.Mounting = func() { signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) }
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
 		return err
 	}
 	metrics.serve(mount, log)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	ended := make(chan struct{})
 	go func() {
 		mount.Wait()
