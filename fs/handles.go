@@ -35,24 +35,24 @@ func (s *server) parent(node uint64) (uint64, fuse.Status) {
 	if isPathNode(node) {
 		return 0, errStale
 	}
-	p, status := s.place(node)
+	d, status := s.directory(node)
 	if !status.Ok() {
 		return 0, status
 	}
-	defer p.release()
-	if p.via != 0 {
+	defer d.release()
+	if d.via != 0 {
 		return 0, errStale
 	}
-	dir, err := p.view().Dir(p.dir)
+	dir, err := d.view().Dir(d.dir)
 	switch {
 	case err != nil:
 		return 0, s.fail("lookup of the parent", node, err)
 	case s.m.pinned.Number != 0 && (dir.Parent == 0 || dir.Parent == s.m.pinned.Root):
 		return rootNode, fuse.OK
 	case dir.Parent != 0:
-		return dirNode(p.generation, dir.Parent), fuse.OK
+		return dirNode(d.generation, dir.Parent), fuse.OK
 	}
-	return listingNode(p.generations[p.generation].Source, s.m.options.Source), fuse.OK
+	return listingNode(d.generations[d.generation].Source, s.m.options.Source), fuse.OK
 }
 
 // setNodeEntry fills in an entry that is any node.

@@ -69,15 +69,15 @@ func (s *server) readDir(node, offset uint64, out entryList) fuse.Status {
 	if isPathNode(node) {
 		return s.readHistory(node, offset, out)
 	}
-	p, status := s.place(node)
+	d, status := s.directory(node)
 	if !status.Ok() {
 		return status
 	}
-	defer p.release()
+	defer d.release()
 	if !addDots(node, offset, out) {
 		return fuse.OK
 	}
-	if err := s.readPlace(node, p, int64(max(offset, offsetEntries)-offsetEntries), out); err != nil {
+	if err := s.readDirectory(node, d, int64(max(offset, offsetEntries)-offsetEntries), out); err != nil {
 		return s.fail("readdir", node, err)
 	}
 	return fuse.OK
@@ -110,18 +110,18 @@ func (s *server) readListing(node, offset uint64, out entryList) fuse.Status {
 	return fuse.OK
 }
 
-// readPlace adds the entries of a directory behind the first `behind` ones. It
+// readDirectory adds the entries of a directory behind the first `behind` ones. It
 // starts from the nearest mark that an earlier call has left, and leaves marks
 // for later ones, so that reading a directory in pieces takes time in
 // proportion to its entries.
-func (s *server) readPlace(node uint64, p place, behind int64, out entryList) error {
+func (s *server) readDirectory(node uint64, d directory, behind int64, out entryList) error {
 	at := s.marks.nearest(node, behind)
 	if at.end {
 		return nil
 	}
-	view, full := p.view(), false
-	err := view.List(p.dir, at.name, func(e index.Dirent) bool {
-		if at.passed >= behind && !s.addDirent(out, p, e, at.passed) {
+	view, full := d.view(), false
+	err := view.List(d.dir, at.name, func(e index.Dirent) bool {
+		if at.passed >= behind && !s.addDirent(out, d, e, at.passed) {
 			full = true
 			return false
 		}
@@ -135,7 +135,7 @@ func (s *server) readPlace(node uint64, p place, behind int64, out entryList) er
 		return err
 	}
 	if !full {
-		if err := checkListed(view, p.dir, at.passed); err != nil {
+		if err := checkListed(view, d.dir, at.passed); err != nil {
 			return err
 		}
 		at.end = true
@@ -144,10 +144,10 @@ func (s *server) readPlace(node uint64, p place, behind int64, out entryList) er
 	return nil
 }
 
-func (s *server) addDirent(out entryList, p place, e index.Dirent, passed int64) bool {
-	entry := fuse.DirEntry{Name: e.Name, Mode: typeMode(e.Attr.Type), Ino: p.node(e), Off: offsetEntries + uint64(passed) + 1}
+func (s *server) addDirent(out entryList, d directory, e index.Dirent, passed int64) bool {
+	entry := fuse.DirEntry{Name: e.Name, Mode: typeMode(e.Attr.Type), Ino: d.node(e), Off: offsetEntries + uint64(passed) + 1}
 	return out.add(entry, func(out *fuse.EntryOut) fuse.Status {
-		setEntry(out, p, e)
+		setEntry(out, d, e)
 		return fuse.OK
 	})
 }

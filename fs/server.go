@@ -56,42 +56,42 @@ type server struct {
 // String is the name that go-fuse gives the file system where it needs one.
 func (s *server) String() string { return "backupfs" }
 
-// place is a directory of a generation, with the snapshot that answers for it.
-type place struct {
+// directory is a directory of a generation, with the snapshot that answers for it.
+type directory struct {
 	*snapshot
 	generation uint64
 	dir        index.DirID
 	via        uint64 // what its node has in viaMask
 }
 
-func (p place) view() index.View { return p.db.At(p.generation) }
+func (d directory) view() index.View { return d.db.At(d.generation) }
 
 // node returns the node id of an entry.
-func (p place) node(e index.Dirent) uint64 {
+func (d directory) node(e index.Dirent) uint64 {
 	if e.Dir == 0 {
 		return uint64(e.Ino)
 	}
-	return dirNode(p.generation, e.Dir) | p.via
+	return dirNode(d.generation, e.Dir) | d.via
 }
 
-// place returns the directory of a generation that a node is. Its snapshot is
+// directory returns the directory of a generation that a node is. Its snapshot is
 // to be released, unless the status tells why there is none.
-func (s *server) place(node uint64) (place, fuse.Status) {
+func (s *server) directory(node uint64) (directory, fuse.Status) {
 	generation, dir, ok := splitDirNode(node)
 	if node == rootNode && s.m.pinned.Number != 0 {
 		generation, dir, ok = s.m.pinned.Number, s.m.pinned.Root, true
 	}
 	if !ok {
-		return place{}, fuse.ENOTDIR
+		return directory{}, fuse.ENOTDIR
 	}
 	if generation > s.catalog.Load().last {
-		return place{}, errStale // it is for the connection that replaces this one
+		return directory{}, errStale // it is for the connection that replaces this one
 	}
 	snap := s.snapshots.of(generation)
 	if snap == nil {
-		return place{}, errStale
+		return directory{}, errStale
 	}
-	return place{snap, generation, dir, node & viaMask}, fuse.OK
+	return directory{snap, generation, dir, node & viaMask}, fuse.OK
 }
 
 // listing returns the directory above the generations that a node is, nil where
@@ -159,15 +159,15 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 	if isPathNode(h.NodeId) {
 		return s.lookupHistory(h.NodeId, name, out)
 	}
-	p, status := s.place(h.NodeId)
+	d, status := s.directory(h.NodeId)
 	if !status.Ok() {
 		return status
 	}
-	defer p.release()
+	defer d.release()
 	if len(name) > maxName {
 		return fuse.Status(syscall.ENAMETOOLONG)
 	}
-	entry, err := p.view().Lookup(p.dir, name)
+	entry, err := d.view().Lookup(d.dir, name)
 	switch {
 	case errors.Is(err, index.ErrNotFound):
 		out.SetEntryTimeout(forever) // node 0: there is none, and never will be
@@ -175,7 +175,7 @@ func (s *server) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *f
 	case err != nil:
 		return s.fail("lookup in a directory", h.NodeId, err)
 	}
-	setEntry(out, p, entry)
+	setEntry(out, d, entry)
 	return fuse.OK
 }
 
@@ -207,11 +207,11 @@ func (s *server) setListedEntry(out *fuse.EntryOut, e listed) fuse.Status {
 }
 
 // setEntry fills in an entry of a directory of a generation.
-func setEntry(out *fuse.EntryOut, p place, e index.Dirent) {
+func setEntry(out *fuse.EntryOut, d directory, e index.Dirent) {
 	out.Generation = 1
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
-	out.NodeId = p.node(e)
+	out.NodeId = d.node(e)
 	setAttr(&out.Attr, out.NodeId, e.Attr, e.Stored)
 }
 
@@ -266,12 +266,12 @@ func (s *server) inode(ino index.Ino) (inode index.Inode, err error) {
 }
 
 func (s *server) dirAttr(node uint64, out *fuse.Attr) fuse.Status {
-	p, status := s.place(node)
+	d, status := s.directory(node)
 	if !status.Ok() {
 		return status
 	}
-	defer p.release()
-	dir, err := p.view().Dir(p.dir)
+	defer d.release()
+	dir, err := d.view().Dir(d.dir)
 	if err != nil {
 		return s.fail("getattr", node, err)
 	}
@@ -532,12 +532,12 @@ func (s *server) xattrInode(node uint64) (index.Ino, fuse.Status) {
 	if _, link := splitLinkNode(node); link || isPathNode(node) || s.isListing(node) {
 		return 0, fuse.OK
 	}
-	p, status := s.place(node)
+	d, status := s.directory(node)
 	if !status.Ok() {
 		return 0, status
 	}
-	defer p.release()
-	dir, err := p.view().Dir(p.dir)
+	defer d.release()
+	dir, err := d.view().Dir(d.dir)
 	if err != nil {
 		return 0, s.fail("getxattr", node, err)
 	}

@@ -154,8 +154,8 @@ func (s *server) setHistoryEntry(out *fuse.EntryOut, h history) fuse.Status {
 }
 
 // first returns the generation that had a version first, as the place of its entry.
-func (h history) first(v index.Version) place {
-	return place{snapshot: h.snapshot, generation: v.First.Number, via: viaVersion(h.depth())}
+func (h history) first(v index.Version) directory {
+	return directory{snapshot: h.snapshot, generation: v.First.Number, via: viaVersion(h.depth())}
 }
 
 // setVersionEntry fills in a version.
