@@ -50,8 +50,8 @@ func (c *connections) interrupted() error {
 }
 
 // newServer returns a server that shows the newest snapshot. It uses its lineage until
-// its end.
-func (m *Mount) newServer() *server {
+// its end. replaceable says that another one can be put in its place.
+func (m *Mount) newServer(replaceable bool) *server {
 	l := m.useLineage()
 	snap := l.snapshots.at(0)
 	defer snap.release()
@@ -59,7 +59,7 @@ func (m *Mount) newServer() *server {
 		readOnly: readOnly{fuse.NewDefaultRawFileSystem()},
 		lineage:  l,
 		m:        m,
-		mute:     m.mayMute(snap),
+		mute:     m.mayMute(snap, replaceable),
 		told:     snap.catalog,
 		ended:    make(chan struct{}),
 	}
@@ -71,11 +71,11 @@ func (m *Mount) newServer() *server {
 // mayMute reports whether the kernel may be told that there are no extended attributes:
 // none are in a generation that is shown for ever, or the connection can be replaced
 // once there are. Of a repository without generations nothing can be told yet.
-func (m *Mount) mayMute(snap *snapshot) bool {
+func (m *Mount) mayMute(snap *snapshot, replaceable bool) bool {
 	if snap.db.HasXattrs() || len(snap.generations) == 0 {
 		return false
 	}
-	return m.pinned.Number != 0 || canReconnect(m.mountOptions())
+	return m.pinned.Number != 0 || replaceable
 }
 
 // store stores a file's content in the kernel's page cache.
@@ -106,9 +106,10 @@ func (s *server) show(snap *snapshot) {
 
 // connect opens a connection that is mounted at the mount point.
 func (m *Mount) connect() (*server, error) {
-	s := m.newServer()
+	options := m.mountOptions()
+	s := m.newServer(canReconnect(options))
 	var err error
-	if s.fuse, err = fuse.NewServer(s, m.mountpoint, m.mountOptions()); err != nil {
+	if s.fuse, err = fuse.NewServer(s, m.mountpoint, options); err != nil {
 		s.leave()
 		return nil, err
 	}
@@ -204,7 +205,7 @@ func (m *Mount) connectDetached() (s *server, root int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	s = m.newServer()
+	s = m.newServer(true)
 	options.DirectMountStrict = false // it is mounted
 	if s.fuse, err = fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", device), options); err != nil {
 		s.leave()

@@ -59,7 +59,7 @@ func LastShown(r *archive.Repository, meanwhile func(refresh func() bool)) (uint
 	if err != nil {
 		return 0, err
 	}
-	s := m.newServer()
+	s := m.newServer(false)
 	defer s.leave()
 	meanwhile(m.Refresh)
 	m.server.Store(s)

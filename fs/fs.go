@@ -158,7 +158,6 @@ func (m *Mount) openFirst() error {
 		return nil
 	}
 	m.pinned, err = findGeneration(all, m.options.Source, m.options.Generation)
-	m.lineage.Load().snapshots.pinned = m.pinned.Number
 	return err
 }
 

@@ -75,7 +75,7 @@ func (m *Mount) readCatalog(db *index.DB) (*catalog, error) {
 // show makes a snapshot the newest: first for who knows what to look for, then for
 // all, and then it is said.
 func (m *Mount) show(s *snapshot) {
-	m.lineage.Load().snapshots.push(s)
+	m.lineage.Load().snapshots.push(s, m.pinned.Number)
 	m.announce(s)
 }
 
@@ -318,7 +318,7 @@ func (m *Mount) startOver(why error) error {
 		return err
 	}
 	l := newLineage()
-	l.snapshots.push(s)
+	l.snapshots.push(s, m.pinned.Number)
 	m.lineageMu.Lock()
 	old := m.lineage.Swap(l)
 	m.lineageMu.Unlock()

@@ -71,7 +71,7 @@ func TestReconnectBacksOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(root)
-	s := m.newServer()
+	s := m.newServer(false)
 	defer s.leave()
 	s.device = deviceOf(root) // of what is no mount, and so cannot be replaced
 	m.server.Store(s)
@@ -120,7 +120,7 @@ func TestFailureInAnOldConnection(t *testing.T) {
 	m := notMounted(t)
 	var said []string
 	m.log.print = func(_ string, a ...any) { said = append(said, fmt.Sprint(a...)) }
-	s := m.newServer()
+	s := m.newServer(false)
 	defer s.leave()
 	s.fail("read", 7, errors.New("a failure of the test"))
 	m.lineage.Store(newLineage())

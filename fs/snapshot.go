@@ -68,8 +68,6 @@ func (s *snapshot) release() {
 // snapshots holds the newest snapshot, and older ones so that what is open in
 // a dropped generation goes on being readable. It is safe for concurrent use.
 type snapshots struct {
-	pinned uint64 // the generation that is always kept; 0: none
-
 	mu   sync.RWMutex
 	list []*snapshot // newest first
 }
@@ -101,20 +99,21 @@ func (l *snapshots) of(generation uint64) *snapshot {
 	return nil
 }
 
-// push makes s the newest and takes over its reference.
-func (l *snapshots) push(s *snapshot) {
-	for _, old := range l.replace(s) {
+// push makes s the newest and takes over its reference. pinned is the generation that is
+// always kept; 0: none.
+func (l *snapshots) push(s *snapshot, pinned uint64) {
+	for _, old := range l.replace(s, pinned) {
 		old.release()
 	}
 }
 
 // replace makes s the newest and returns those that are not kept.
-func (l *snapshots) replace(s *snapshot) (dropped []*snapshot) {
+func (l *snapshots) replace(s *snapshot, pinned uint64) (dropped []*snapshot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	kept := []*snapshot{s}
 	for k, old := range l.list {
-		if l.worthKeeping(old, kept, l.list[k+1:]) {
+		if old.isWorthKeeping(kept, l.list[k+1:], pinned) {
 			kept = append(kept, old)
 		} else {
 			dropped = append(dropped, old)
@@ -124,20 +123,20 @@ func (l *snapshots) replace(s *snapshot) (dropped []*snapshot) {
 	return dropped
 }
 
-// worthKeeping reports whether old knows generations that none of the kept ones
+// isWorthKeeping reports whether the snapshot knows generations that none of the kept ones
 // knows, there is room for it, and none of the older ones, one of which can be kept in
 // its place, knows all of those generations.
-func (l *snapshots) worthKeeping(old *snapshot, kept, older []*snapshot) bool {
-	lost := l.lostWithout(old, kept)
+func (s *snapshot) isWorthKeeping(kept, older []*snapshot, pinned uint64) bool {
+	lost := s.lostWithout(kept, pinned)
 	return len(lost) > 0 && !slices.ContainsFunc(older, func(o *snapshot) bool { return o.knowsAll(lost) })
 }
 
-// lostWithout returns the generations of old that none of the kept snapshots knows;
-// where there are as many as there may be, only the one that is always kept.
-func (l *snapshots) lostWithout(old *snapshot, kept []*snapshot) (lost []uint64) {
+// lostWithout returns the generations that are lost without the snapshot, as none of the kept
+// ones knows them; where there are as many as there may be, only the pinned one.
+func (s *snapshot) lostWithout(kept []*snapshot, pinned uint64) (lost []uint64) {
 	full := len(kept) >= keptSnapshots
-	for number := range old.generations {
-		if full && number != l.pinned {
+	for number := range s.generations {
+		if full && number != pinned {
 			continue
 		}
 		if !slices.ContainsFunc(kept, func(k *snapshot) bool { return k.knows(number) }) {

@@ -32,9 +32,9 @@ func TestKeptSnapshots(t *testing.T) {
 		{"there is no room for the oldest", 0, []span{{1, 2}, {2, 3}, {3, 4}, {4, 5}, {5, 6}, {6, 7}, {7, 8}}, []span{{7, 8}, {5, 6}, {3, 4}}},
 		{"but for one that is shown for ever", 1, []span{{1, 2}, {3, 4}, {5, 6}, {7, 8}}, []span{{7, 8}, {5, 6}, {3, 4}, {1, 2}}},
 	} {
-		l := &snapshots{pinned: c.pinned}
+		l := &snapshots{}
 		for _, p := range c.pushed {
-			l.replace(snapshotOf(p.first, p.last))
+			l.replace(snapshotOf(p.first, p.last), c.pinned)
 		}
 		var kept []span
 		for _, s := range l.list {
