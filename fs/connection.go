@@ -145,7 +145,8 @@ func (m *Mount) reconnect() {
 	}
 	m.counters.refreshFailures.Add(1)
 	if m.reconnects.isNews(err) {
-		m.log.print("new generations are not shown, the mount must be replaced for that, which fails: %v (tried again; or unmount, and mount it anew)", err)
+		m.log.print("new generations are not shown: the mount cannot be replaced, which they need: %v (it is tried again; else unmount %s, and mount it anew)",
+			err, m.mountpoint)
 	}
 	m.reconnects.begin()
 }
