@@ -114,12 +114,12 @@ func TestAnotherHistory(t *testing.T) {
 			if len(said) != 1 || !strings.Contains(said[0], "the mount was replaced") {
 				t.Errorf("logged %q", said)
 			}
-			if !deletedIndexIsMapped(t, r) {
-				t.Error("no deleted index is mapped")
+			if !isMapped(t, r, 3) {
+				t.Error("the old index is not mapped")
 			}
 			unix.Close(dir)
 			unix.Close(file)
-			eventually(t, "the old index stays open", func() bool { return !deletedIndexIsMapped(t, r) })
+			eventually(t, "the old index stays open", func() bool { return !isMapped(t, r, 3) })
 		})
 	}
 }
@@ -180,20 +180,14 @@ func TestAnotherHistoryBehindACheckpoint(t *testing.T) {
 	}
 }
 
-// deletedIndexIsMapped reports whether this process has a deleted index of a repository in
-// its memory.
-func deletedIndexIsMapped(t *testing.T, r *repo) bool {
+// isMapped reports whether this process has a sealed index of a repository in its memory.
+func isMapped(t *testing.T, r *repo, number uint64) bool {
 	t.Helper()
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(maps)) {
-		if strings.Contains(line, r.Dir()) && strings.HasSuffix(line, "(deleted)\n") {
-			return true
-		}
-	}
-	return false
+	return strings.Contains(string(maps), fmt.Sprintf("%s/index/%012d/", r.Dir(), number))
 }
 
 // Where the mount cannot show what the log says now, it goes on with what it shows, and
