@@ -108,18 +108,6 @@ func (f *forgetting) try() (Forgotten, error) {
 	return result, nil
 }
 
-// openWhole opens the index for a command that drops something, which it must not where
-// the log has lost its last records, or has another one in the place of the last: what they
-// said is not known, and the next record would take the number of one that may still be found.
-func openWhole(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (*index.DB, error) {
-	db, lost, err := openNewest(ctx, repo, notef)
-	if err != nil || lost.records == 0 {
-		return db, err
-	}
-	_ = db.Close() // of what was only read
-	return nil, fmt.Errorf("%s; nothing is dropped: `mkbackup check` says what to do", lost.text)
-}
-
 func (f *forgetting) notef(format string, a ...any) { f.options.Note(fmt.Sprintf(format, a...)) }
 
 func (f *forgetting) decide(db *index.DB) ([]Decision, error) {
@@ -206,44 +194,6 @@ func (f *forgetting) commit(db *index.DB, dropped []index.Generation) error {
 	_, err = commitRecord(f.repo, draft, archive.Header{Kind: archive.KindForget, Number: db.Number() + 1,
 		Time: f.options.hooks.now().UTC(), Previous: db.RecordDigest(), Program: f.options.Program})
 	return err
-}
-
-// commitRecord commits a draft behind the record before, which must still be the one
-// that the index was derived from, and returns the stored bytes of the record. The error
-// wraps fs.ErrExist where its number is taken.
-func commitRecord(repo *archive.Repository, draft *archive.RecordDraft, h archive.Header) (stored int64, err error) {
-	if h.Number > 1 {
-		before, err := repo.RecordDigest(h.Number - 1)
-		if err != nil {
-			return 0, err
-		}
-		if before != h.Previous {
-			return 0, fmt.Errorf("log record %d was damaged, or replaced, since it was read: `mkbackup check` says more", h.Number-1)
-		}
-	}
-	return publishRecord(repo, draft, h)
-}
-
-// publishRecord is commitRecord whatever the record before is.
-func publishRecord(repo *archive.Repository, draft *archive.RecordDraft, h archive.Header) (stored int64, err error) {
-	_, stored, err = draft.Commit(h)
-	if !errors.Is(err, fs.ErrExist) {
-		return stored, err
-	}
-	if object, openErr := repo.Store().Open(archive.RecordStoreName(h.Number)); openErr == nil { // a listing may be an old one
-		object.Close()
-		return 0, err
-	}
-	// Who lost the number reads the log and tries the next one, which would not end
-	// where what has the name is no record.
-	last, listErr := repo.Last()
-	if listErr != nil {
-		return 0, listErr
-	}
-	if last < h.Number {
-		return 0, fmt.Errorf("log record %d: what has its name in log/ is not a regular file: remove it", h.Number)
-	}
-	return 0, err
 }
 
 // publishIndex brings the index up to the new record, which is committed whatever
