@@ -179,7 +179,7 @@ func (x *export) member(path string, e index.Dirent) error {
 	if err != nil {
 		return err
 	}
-	if inode.Stored < h.Size {
+	if inode.DataBytes < h.Size {
 		return x.sparse(e, h)
 	}
 	if err := x.tar.WriteHeader(h); err != nil {

@@ -212,7 +212,7 @@ func setEntry(out *fuse.EntryOut, d directory, e index.Dirent) {
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 	out.NodeId = d.node(e)
-	setAttr(&out.Attr, out.NodeId, e.Attr, e.Stored)
+	setAttr(&out.Attr, out.NodeId, e.Attr, e.DataBytes)
 }
 
 // GetAttr implements fuse.RawFileSystem.
@@ -253,7 +253,7 @@ func (s *server) fileAttr(node uint64, ino index.Ino, out *fuse.Attr) fuse.Statu
 	case err != nil:
 		return s.fail("getattr", node, err)
 	}
-	setAttr(out, node, inode.Attr, inode.Stored)
+	setAttr(out, node, inode.Attr, inode.DataBytes)
 	return fuse.OK
 }
 

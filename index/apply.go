@@ -37,7 +37,7 @@ type applier struct {
 	moved  bool              // an entry or a gone line was seen in the generation
 	path   string            // of the last one, "" for the root
 	gone   bool              // it was a gone line
-	open   []frame           // directories from the root to the one of the last line
+	open   []openDir         // directories from the root to the one of the last line
 	recent map[uint64]uint32 // first 8 bytes of a content's hash → its length
 	part   archive.Part      // the last one that a line named, and
 	number uint64            // its number
@@ -48,8 +48,8 @@ type applier struct {
 	key, value []byte // scratch
 }
 
-// frame is a directory that entries are added to.
-type frame struct {
+// openDir is a directory that entries are added to.
+type openDir struct {
 	path   string // "" for the root
 	dir    DirID
 	fresh  bool // the record made it: there is nothing in it from before
@@ -224,7 +224,7 @@ func (a *applier) start() error {
 	switch {
 	case err == nil && a.header.Base == h.number:
 		a.tree = h.tree
-		a.open = append(a.open, frame{dir: h.root})
+		a.open = append(a.open, openDir{dir: h.root})
 		return nil
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
@@ -510,7 +510,7 @@ func (a *applier) parent(path string) (name string, err error) {
 	return name, checkName(name)
 }
 
-func (a *applier) last() *frame { return &a.open[len(a.open)-1] }
+func (a *applier) last() *openDir { return &a.open[len(a.open)-1] }
 
 // within reports whether path is dir or below it.
 func within(path, dir string) bool {
@@ -539,7 +539,7 @@ func (a *applier) descend(path string) error {
 	if e.kind != kindDir {
 		return fmt.Errorf("there is no directory %.300q", path[:end])
 	}
-	a.open = append(a.open, frame{path: path[:end], dir: e.dir})
+	a.open = append(a.open, openDir{path: path[:end], dir: e.dir})
 	return nil
 }
 
@@ -558,7 +558,7 @@ func checkName(name string) error {
 
 // lookup returns what is in a directory under a name; its kind is gone where
 // there is nothing.
-func (a *applier) lookup(f *frame, name string) (dirent, error) {
+func (a *applier) lookup(f *openDir, name string) (dirent, error) {
 	if f.fresh {
 		return dirent{}, nil
 	}
@@ -573,7 +573,7 @@ func (a *applier) lookup(f *frame, name string) (dirent, error) {
 }
 
 // load makes the node of an open directory known.
-func (a *applier) load(f *frame) error {
+func (a *applier) load(f *openDir) error {
 	if f.loaded {
 		return nil
 	}
@@ -752,7 +752,7 @@ func (a *applier) addRoot(e *archive.Entry) error {
 		if a.tree.root, err = a.newDir(0, e); err != nil {
 			return err
 		}
-		a.open = append(a.open, frame{dir: a.tree.root, fresh: true, loaded: true})
+		a.open = append(a.open, openDir{dir: a.tree.root, fresh: true, loaded: true})
 	} else if err := a.stays(a.tree.root, e); err != nil {
 		return err
 	}
@@ -789,7 +789,7 @@ func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 		if err := a.stays(old.dir, e); err != nil {
 			return err
 		}
-		a.open = append(a.open, frame{path: e.Path, dir: old.dir})
+		a.open = append(a.open, openDir{path: e.Path, dir: old.dir})
 		return a.fill(e)
 	}
 	if err := a.drop(old); err != nil {
@@ -802,7 +802,7 @@ func (a *applier) addDir(name string, old dirent, e *archive.Entry) error {
 	if err := a.putDirent(name, dirent{kind: kindDir, dir: dir}); err != nil {
 		return err
 	}
-	a.open = append(a.open, frame{path: e.Path, dir: dir, fresh: true, loaded: true, node: Node{Parent: a.last().dir}})
+	a.open = append(a.open, openDir{path: e.Path, dir: dir, fresh: true, loaded: true, node: Node{Parent: a.last().dir}})
 	return a.fill(e)
 }
 
@@ -818,7 +818,7 @@ func (a *applier) addLeaf(name string, old dirent, e *archive.Entry) error {
 	if err != nil {
 		return err
 	}
-	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr, stored: storedBytes(e.Data)})
+	return a.putDirent(name, dirent{kind: kindLeaf, ino: ino, attr: e.Attr, dataBytes: dataBytes(e.Data)})
 }
 
 // leafInode returns the inode number of an entry: a new one, or that of another
@@ -877,7 +877,7 @@ func (a *applier) newInode(e *archive.Entry) (Ino, error) {
 	if err != nil || written {
 		return ino, err
 	}
-	i := Inode{Attr: e.Attr, Target: e.Target, Stored: storedBytes(e.Data), Changed: e.Changed, Group: e.Group}
+	i := Inode{Attr: e.Attr, Target: e.Target, DataBytes: dataBytes(e.Data), Changed: e.Changed, Group: e.Group}
 	for _, x := range e.Data {
 		if err := a.checkContent(x); err != nil {
 			return 0, err
@@ -910,8 +910,8 @@ func (a *applier) nextIno(e *archive.Entry) (ino Ino, written bool, err error) {
 	return ino, false, nil
 }
 
-// storedBytes returns how many raw bytes of a file are not holes.
-func storedBytes(data []archive.Extent) int64 {
+// dataBytes returns how many raw bytes of a file are not holes.
+func dataBytes(data []archive.Extent) int64 {
 	sum := int64(0)
 	for _, x := range data {
 		sum += x.Len

@@ -295,7 +295,7 @@ func TestSieve(t *testing.T) {
 	}
 	before := countKeys(t, b.disk)
 	b.close()
-	if err := b.compact(1, true); err != nil {
+	if err := b.mergeRuns(1, true); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.reopen(); err != nil {
@@ -346,7 +346,7 @@ func TestSievePins(t *testing.T) {
 		}
 		b.close()
 		if merge {
-			if err := b.compact(1, true); err != nil {
+			if err := b.mergeRuns(1, true); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -394,7 +394,7 @@ func TestMergeOfSome(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.close()
-	if err := b.compact(3, true); err != nil {
+	if err := b.mergeRuns(3, true); err != nil {
 		t.Fatal(err)
 	}
 	if len(b.tables) != 2 {

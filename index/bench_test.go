@@ -290,7 +290,7 @@ func BenchmarkRead(b *testing.B) {
 		b.Fatal(err)
 	}
 	made.close()
-	if err := made.compact(1, true); err != nil {
+	if err := made.mergeRuns(1, true); err != nil {
 		b.Fatal(err)
 	}
 	db := finished(b, made)

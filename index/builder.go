@@ -189,7 +189,7 @@ func (b *builder) flush() error {
 		return err
 	}
 	b.close()
-	if err := b.compact(flushedRuns, false); err != nil {
+	if err := b.mergeRuns(flushedRuns, false); err != nil {
 		return err
 	}
 	return b.reopen()
@@ -253,7 +253,7 @@ func (b *builder) finish(whole bool) error {
 	}
 	b.close()
 	if whole {
-		if err := b.compact(runs, true); err != nil {
+		if err := b.mergeRuns(runs, true); err != nil {
 			return err
 		}
 	}

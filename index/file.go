@@ -212,7 +212,7 @@ func (d *DB) NextHole(i Ino, off int64) (int64, error) {
 	if off < 0 || off >= node.Attr.Size {
 		return 0, io.EOF
 	}
-	if node.Stored == node.Attr.Size {
+	if node.DataBytes == node.Attr.Size {
 		return node.Attr.Size, nil
 	}
 	err = d.spans(i, node, off, func(e archive.Extent) bool {

@@ -267,7 +267,7 @@ func TestElsewhere(t *testing.T) {
 	want := func(places ...Place) {
 		t.Helper()
 		b.close()
-		if err := b.compact(1, true); err != nil {
+		if err := b.mergeRuns(1, true); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.reopen(); err != nil {

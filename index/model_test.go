@@ -504,8 +504,8 @@ func (h *history) checkTree(t *testing.T, db *DB, g Generation) {
 		if e.Attr != want.Attr || e.Ino < FirstIno || (e.Dir != 0) != (want.Attr.Type == archive.TypeDir) {
 			t.Fatalf("generation %d, %q: %+v, want %+v", g.Number, path, e, want.Attr)
 		}
-		if want.Attr.Type == archive.TypeFile && e.Stored != storedBytes(want.Data) || want.Attr.Type != archive.TypeFile && e.Stored != 0 {
-			t.Fatalf("generation %d, %q: %d bytes that are no holes, want those of %+v", g.Number, path, e.Stored, want.Data)
+		if want.Attr.Type == archive.TypeFile && e.DataBytes != dataBytes(want.Data) || want.Attr.Type != archive.TypeFile && e.DataBytes != 0 {
+			t.Fatalf("generation %d, %q: %d bytes that are no holes, want those of %+v", g.Number, path, e.DataBytes, want.Data)
 		}
 		if want.Group != "" {
 			if other, ok := groups[want.Group]; ok && other != e.Ino {
@@ -590,8 +590,8 @@ func (h *history) checkInode(t *testing.T, db *DB, ino Ino, want *archive.Entry)
 		}
 		stored += e.Len
 	}
-	if len(got) != len(want.Data) || stored != i.Stored {
-		t.Fatalf("inode %d: %d extents of %d bytes, want %d of %d", ino, len(got), stored, len(want.Data), i.Stored)
+	if len(got) != len(want.Data) || stored != i.DataBytes {
+		t.Fatalf("inode %d: %d extents of %d bytes, want %d of %d", ino, len(got), stored, len(want.Data), i.DataBytes)
 	}
 }
 

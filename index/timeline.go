@@ -108,7 +108,7 @@ func (t Timeline) lookup(dirs []state, name string) ([]state, error) {
 		err := t.each(appendDirentKey(nil, d.Dir, name), d.span, func(value []byte, s span) error {
 			e, err := direntIn(d.Dir, value)
 			if err == nil && e.kind != kindGone {
-				found = append(found, state{s, Dirent{Name: name, Ino: e.ino, Dir: e.dir, Attr: e.attr, Stored: e.stored}})
+				found = append(found, state{s, Dirent{Name: name, Ino: e.ino, Dir: e.dir, Attr: e.attr, DataBytes: e.dataBytes}})
 			}
 			return err
 		})

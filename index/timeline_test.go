@@ -200,7 +200,7 @@ func TestTimelines(t *testing.T) {
 		if planMerge(b.tables, 1) == 0 {
 			t.Fatal("there is nothing to merge")
 		}
-		if err := b.compact(1, true); err != nil {
+		if err := b.mergeRuns(1, true); err != nil {
 			t.Fatal(err)
 		}
 		check(finished(t, b))

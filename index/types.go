@@ -49,11 +49,11 @@ type Generation struct {
 
 // Dirent is one entry of a directory.
 type Dirent struct {
-	Name   string
-	Ino    Ino
-	Dir    DirID // of a directory; else 0
-	Attr   archive.Attr
-	Stored int64 // of a file: raw bytes that are not holes; else 0
+	Name      string
+	Ino       Ino
+	Dir       DirID // of a directory; else 0
+	Attr      archive.Attr
+	DataBytes int64 // of a file: raw bytes that are not holes; else 0
 }
 
 // Node is a directory at a generation.
@@ -66,11 +66,11 @@ type Node struct {
 
 // Inode is everything about an inode but its extents and extended attributes.
 type Inode struct {
-	Attr    archive.Attr
-	Target  string // of a symlink
-	Stored  int64  // raw bytes that are not holes
-	Changed bool   // the file changed while it was read
-	Group   string // hard-link group, as in the log; "" where there are no other links
+	Attr      archive.Attr
+	Target    string // of a symlink
+	DataBytes int64  // raw bytes that are not holes
+	Changed   bool   // the file changed while it was read
+	Group     string // hard-link group, as in the log; "" where there are no other links
 }
 
 // Extent is a range of a file and where it lies.

@@ -185,22 +185,22 @@ func (d *decoder) attr() archive.Attr {
 
 // dirent is the value of a dirent key. The zero value is gone.
 type dirent struct {
-	kind   byte  // gone, dir or leaf
-	dir    DirID // of a directory
-	ino    Ino   // of anything else, and
-	attr   archive.Attr
-	stored int64 // of a file: raw bytes that are not holes; else 0
+	kind      byte  // gone, dir or leaf
+	dir       DirID // of a directory
+	ino       Ino   // of anything else, and
+	attr      archive.Attr
+	dataBytes int64 // of a file: raw bytes that are not holes; else 0
 }
 
 func appendDirent(b []byte, e dirent) []byte {
 	switch {
 	case e.kind == kindDir:
 		return binary.AppendUvarint(append(b, kindDir), uint64(e.dir))
-	case e.kind == kindLeaf && e.stored == rawSize(e.attr):
+	case e.kind == kindLeaf && e.dataBytes == rawSize(e.attr):
 		return appendAttr(binary.AppendUvarint(append(b, kindLeaf), uint64(e.ino)), e.attr)
 	case e.kind == kindLeaf:
 		b = appendAttr(binary.AppendUvarint(append(b, kindHoles), uint64(e.ino)), e.attr)
-		return binary.AppendUvarint(b, uint64(e.stored))
+		return binary.AppendUvarint(b, uint64(e.dataBytes))
 	}
 	return append(b, kindGone)
 }
@@ -214,10 +214,10 @@ func decodeDirent(value []byte) (dirent, error) {
 		e.dir = DirID(d.uint())
 	case kindLeaf:
 		e.ino, e.attr = Ino(d.uint()), d.attr()
-		e.stored = rawSize(e.attr)
+		e.dataBytes = rawSize(e.attr)
 	case kindHoles:
-		e.kind, e.ino, e.attr, e.stored = kindLeaf, Ino(d.uint()), d.attr(), d.size()
-		if e.stored >= rawSize(e.attr) {
+		e.kind, e.ino, e.attr, e.dataBytes = kindLeaf, Ino(d.uint()), d.attr(), d.size()
+		if e.dataBytes >= rawSize(e.attr) {
 			d.fail()
 		}
 	default:
@@ -283,7 +283,7 @@ func appendInode(b []byte, i Inode, data []archive.Extent) []byte {
 	if i.Group != "" {
 		flags |= flagGrouped
 	}
-	b = binary.AppendUvarint(appendString(append(b, flags), i.Target), uint64(i.Stored))
+	b = binary.AppendUvarint(appendString(append(b, flags), i.Target), uint64(i.DataBytes))
 	if i.Group != "" {
 		b = appendString(b, i.Group)
 	}
@@ -300,7 +300,7 @@ func (d *decoder) inodeStart() (i Inode, segmented bool) {
 	if flags >= flagGrouped<<1 {
 		d.fail()
 	}
-	i.Changed, i.Target, i.Stored = flags&flagChanged != 0, d.string(), d.size()
+	i.Changed, i.Target, i.DataBytes = flags&flagChanged != 0, d.string(), d.size()
 	if flags&flagGrouped != 0 {
 		if i.Group = d.string(); i.Group == "" {
 			d.fail()
@@ -329,7 +329,7 @@ func decodeInode(value []byte) (i inode, err error) {
 
 // whole returns the extent that a file consists of, if it is exactly one.
 func (i *inode) whole() (archive.Extent, bool) {
-	if i.segmented || i.Attr.Type != archive.TypeFile || i.Attr.Size == 0 || i.Stored != i.Attr.Size {
+	if i.segmented || i.Attr.Type != archive.TypeFile || i.Attr.Size == 0 || i.DataBytes != i.Attr.Size {
 		return archive.Extent{}, false
 	}
 	d := decoder{b: i.extents}

@@ -40,7 +40,7 @@ func (v View) Lookup(dir DirID, name string) (Dirent, error) {
 // complete turns the value of an entry into the entry.
 func (v View) complete(name string, e dirent) (Dirent, error) {
 	if e.kind != kindDir {
-		return Dirent{Name: name, Ino: e.ino, Attr: e.attr, Stored: e.stored}, nil
+		return Dirent{Name: name, Ino: e.ino, Attr: e.attr, DataBytes: e.dataBytes}, nil
 	}
 	n, err := v.Dir(e.dir)
 	if err != nil {

@@ -52,9 +52,9 @@ func (b *builder) renumber() {
 	}
 }
 
-// compact merges the newest runs if there are more than limit. drop allows to
+// mergeRuns merges the newest runs if there are more than limit. drop allows to
 // drop what nobody sees.
-func (b *builder) compact(limit int, drop bool) error {
+func (b *builder) mergeRuns(limit int, drop bool) error {
 	level := planMerge(b.tables, limit)
 	if level == 0 {
 		return nil
