@@ -64,13 +64,7 @@ func (r *Repository) Last() (uint64, error) {
 // where none is one. A record whose header cannot be read is not taken for one.
 func (r *Repository) Checkpoint(numbers []uint64) uint64 {
 	for _, number := range slices.Backward(numbers) {
-		record, err := r.OpenRecord(number)
-		if err != nil {
-			continue
-		}
-		kind := record.Header().Kind
-		_ = record.Close() // of what was only read
-		if kind == KindCheckpoint {
+		if h, err := r.RecordHeader(number); err == nil && h.Kind == KindCheckpoint {
 			return number
 		}
 	}
@@ -339,20 +333,30 @@ func (rr *RecordReader) Digest() (Digest, error) {
 	return Digest(rr.sum.Sum(nil)), nil
 }
 
-// ReadRecord reads a record to its end, and returns its digest.
-func (r *Repository) ReadRecord(number uint64) (Digest, error) {
+// ReadRecord reads a record to its end, and returns its header and its digest.
+func (r *Repository) ReadRecord(number uint64) (Header, Digest, error) {
 	record, err := r.OpenRecord(number)
 	if err != nil {
-		return Digest{}, err
+		return Header{}, Digest{}, err
 	}
 	defer record.Close()
 	for err == nil {
 		_, err = record.Next()
 	}
 	if !errors.Is(err, io.EOF) {
-		return Digest{}, err
+		return Header{}, Digest{}, err
 	}
-	return record.Digest()
+	digest, err := record.Digest()
+	return record.Header(), digest, err
+}
+
+// RecordHeader returns the header of a record.
+func (r *Repository) RecordHeader(number uint64) (Header, error) {
+	record, err := r.OpenRecord(number)
+	if err != nil {
+		return Header{}, err
+	}
+	return record.Header(), record.Close()
 }
 
 // Close ends the reading.

@@ -409,12 +409,8 @@ func (c *creation) harmless(first, last uint64) (bool, error) {
 	}
 	taken := false
 	for number := first; number <= last; number++ {
-		record, err := c.repo.OpenRecord(number)
+		h, err := c.repo.RecordHeader(number)
 		if err != nil {
-			return false, err
-		}
-		h := record.Header()
-		if err := record.Close(); err != nil {
 			return false, err
 		}
 		if h.Kind == archive.KindGeneration && h.Source == c.options.Source {
@@ -492,7 +488,7 @@ func (c *creation) publishIndex() {
 	if err == nil {
 		return
 	}
-	if _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil && !archive.IsInconclusive(damage) {
+	if _, _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil && !archive.IsInconclusive(damage) {
 		c.summary.LostRecords++
 		c.damagef("the record of this generation cannot be read: %v", damage)
 		return

@@ -3,7 +3,6 @@ package backup
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -144,26 +143,14 @@ func (s *sweeper) deleteRecords(db *index.DB) error {
 func (s *sweeper) readCheckpoint(db *index.DB) error {
 	number, want := db.Begins(), db.RecordDigest()
 	if number < db.Number() {
-		next, err := s.repo.OpenRecord(number + 1)
+		next, err := s.repo.RecordHeader(number + 1)
 		if err != nil {
 			return err
 		}
-		want = next.Header().Previous
-		_ = next.Close() // of what was only read
+		want = next.Previous
 	}
-	record, err := s.repo.OpenRecord(number)
-	if err != nil {
-		return err
-	}
-	defer record.Close()
-	for err == nil {
-		_, err = record.Next()
-	}
-	if !errors.Is(err, io.EOF) {
-		return err
-	}
-	digest, err := record.Digest()
-	if err == nil && (digest != want || record.Header().Kind != archive.KindCheckpoint) {
+	h, digest, err := s.repo.ReadRecord(number)
+	if err == nil && (digest != want || h.Kind != archive.KindCheckpoint) {
 		err = fmt.Errorf("log record %d is not the checkpoint that the index was derived from", number)
 	}
 	return err

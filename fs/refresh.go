@@ -190,7 +190,7 @@ func (m *Mount) openNewer() (*snapshot, error) {
 	}
 	defer newest.release()
 	shown := newest.db.Number()
-	next, err := m.headerOf(shown + 1)
+	next, err := m.repository.RecordHeader(shown + 1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m.openBehind(newest)
 	}
@@ -206,7 +206,7 @@ func (m *Mount) openNewer() (*snapshot, error) {
 		}
 	}
 	if next.Kind == archive.KindCheckpoint && !index.Published(m.repository, shown+1) {
-		if _, err := m.headerOf(shown + 2); errors.Is(err, fs.ErrNotExist) {
+		if _, err := m.repository.RecordHeader(shown + 2); errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 	}
@@ -255,7 +255,7 @@ func (m *Mount) openBehind(newest *snapshot) (*snapshot, error) {
 func (m *Mount) checkShown(newest *snapshot, stamp archive.RecordStamp) error {
 	r := &m.refreshes
 	if stamp != r.stamp {
-		digest, err := m.repository.ReadRecord(newest.db.Number())
+		_, digest, err := m.repository.ReadRecord(newest.db.Number())
 		switch {
 		case archive.IsInconclusive(err):
 			return err
@@ -286,7 +286,7 @@ func (m *Mount) checkEnd(shown *snapshot, records []uint64) error {
 		if number <= end {
 			continue
 		}
-		h, err := m.headerOf(number)
+		h, err := m.repository.RecordHeader(number)
 		if err != nil {
 			return err
 		}
@@ -360,14 +360,6 @@ func (m *Mount) checkRepository() error {
 		return fmt.Errorf("%s is another repository than the one that was mounted: unmount, and mount it anew", m.repository.Dir())
 	}
 	return nil
-}
-
-func (m *Mount) headerOf(number uint64) (archive.Header, error) {
-	record, err := m.repository.OpenRecord(number)
-	if err != nil {
-		return archive.Header{}, err
-	}
-	return record.Header(), record.Close()
 }
 
 func (m *Mount) failRefresh(err error) {

@@ -349,11 +349,10 @@ func (p *opener) otherRecord(found *sealed, last uint64, digest archive.Digest) 
 // ofAnotherLog reports whether what can be read of the log says that its record is
 // another one than the index was made with.
 func (p *opener) ofAnotherLog(s *seal) bool {
-	if next, err := p.r.OpenRecord(s.Record + 1); err == nil {
-		defer next.Close()
-		return next.Header().Previous != s.Digest
+	if next, err := p.r.RecordHeader(s.Record + 1); err == nil {
+		return next.Previous != s.Digest
 	}
-	digest, err := p.r.ReadRecord(s.Record)
+	_, digest, err := p.r.ReadRecord(s.Record)
 	return err == nil && digest != s.Digest
 }
 
@@ -361,9 +360,8 @@ func (p *opener) ofAnotherLog(s *seal) bool {
 // The error wraps errOutdated where both are gone.
 func (p *opener) recordDigest(n, last uint64) (archive.Digest, error) {
 	if n < last {
-		if next, err := p.r.OpenRecord(n + 1); err == nil {
-			defer next.Close()
-			return next.Header().Previous, nil
+		if next, err := p.r.RecordHeader(n + 1); err == nil {
+			return next.Previous, nil
 		}
 	}
 	digest, err := p.r.RecordDigest(n)
@@ -672,22 +670,21 @@ func (p *opener) catchUp(b *builder, last uint64) error {
 // refuseReplaced refuses a record of which the next one says that it was another, unless
 // its own index was made with it. Without Partial the next one is refused.
 func (p *opener) refuseReplaced(number uint64) error {
-	next, err := p.r.OpenRecord(number + 1)
+	next, err := p.r.RecordHeader(number + 1)
 	if err != nil {
 		return nil // there is none, or its turn will come
 	}
-	defer next.Close()
 	digest, err := p.r.RecordDigest(number)
-	if err != nil || digest == next.Header().Previous {
+	if err != nil || digest == next.Previous {
 		return nil
 	}
-	if _, err := p.r.ReadRecord(number); err != nil {
+	if _, _, err := p.r.ReadRecord(number); err != nil {
 		return err
 	}
 	if s, err := readSeal(filepath.Join(p.dir(number), sealName), p.owners); err == nil && s.Digest == digest {
 		return nil
 	}
-	return fmt.Errorf("log record %d: record %d follows one with the digest %s, this has %s: one of the two was replaced", number, number+1, next.Header().Previous, digest)
+	return fmt.Errorf("log record %d: record %d follows one with the digest %s, this has %s: one of the two was replaced", number, number+1, next.Previous, digest)
 }
 
 // applyRecord applies a record. The error is errAgain where it was deleted since
