@@ -247,7 +247,7 @@ func TestAutomounter(t *testing.T) {
 		t.Fatalf("exit code %d: %s", code, b.stderr.String())
 	}
 	var s summary
-	must(t, json.Unmarshal([]byte(b.stdout.String()), &s))
+	must(t, json.Unmarshal(b.stdout.Bytes(), &s))
 	r.wantPaths(s, "file", "home", "home/alice", "home/alice/letter")
 	must(t, requests.SetReadDeadline(time.Now()))
 	if n, err := requests.Read(make([]byte, 1000)); !errors.Is(err, os.ErrDeadlineExceeded) {

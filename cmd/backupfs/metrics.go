@@ -132,7 +132,7 @@ func newCollector(m *fs.Mount) *collector {
 	counter("pushes_total", "Files stored in the kernel's page cache ahead of who reads.", func(m *fs.Metrics) int64 { return m.Pushes })
 	counter("pushed_bytes_total", "Raw bytes of those files.", func(m *fs.Metrics) int64 { return m.PushedRaw })
 	counter("io_errors_total", "Requests answered with an I/O error (EIO).", func(m *fs.Metrics) int64 { return m.Failures })
-	counter("refresh_errors_total", "Times that new generations could not be shown; each is tried again.", func(m *fs.Metrics) int64 { return m.RefreshFailures })
+	counter("refresh_errors_total", "Times that new generations could not be shown, each of which is tried again, or that the log ended before what is shown.", func(m *fs.Metrics) int64 { return m.RefreshFailures })
 	counter("frame_cache_hits_total", "Frames needed that were in the cache, or being decoded.", func(m *fs.Metrics) int64 { return m.Frames.Hits })
 	counter("frame_cache_misses_total", "Frames needed that had to be read and decoded first.", func(m *fs.Metrics) int64 { return m.Frames.Misses })
 	counter("frames_decoded_total", "Frames read, verified and decoded, ahead of readers too.", func(m *fs.Metrics) int64 { return m.Frames.Decoded })
