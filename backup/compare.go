@@ -53,8 +53,12 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if len(path) > maxPath {
 		return c.unreadable(path, errTooDeep, old, s)
 	}
-	if err := c.opened(d, e, s); err != nil {
+	if err := c.opened(d, e); err != nil {
 		return c.unreadable(path, err, old, s)
+	}
+	if in := c.within(e, s, device); in != s { // to open it mounted something there
+		s = in
+		d.entries = slices.DeleteFunc(d.entries, func(e scannedEntry) bool { return s.children[e.name] == nil })
 	}
 	if reason := c.leftOut(d, e, device); reason != "" {
 		return c.leaveOut(reason, path, old, s)
@@ -96,19 +100,15 @@ var errTooDeep = fmt.Errorf("lies too deep: its path has more than %d bytes", ma
 // opened takes the attributes of the directory that was opened for those of the entry:
 // what is read in it belongs to them. Another one may have got the name since the
 // directory above was read, or its mode may have become stricter.
-func (c *creation) opened(d *scanned, e *scannedEntry, s *selection) error {
+func (c *creation) opened(d *scanned, e *scannedEntry) error {
 	if d.fd < 0 {
 		return nil
 	}
 	now, err := statBeneath(d.fd, "")
-	if err != nil {
-		return err
+	if err == nil {
+		e.inode = now
 	}
-	if c.options.Exclude.OneFileSystem && !s.edge && now.dev != e.dev {
-		return errVanished
-	}
-	e.inode = now
-	return nil
+	return err
 }
 
 var errRights = errors.New("got another mode or owner while it was backed up: some of what is in it may be newer than those that are stored")

@@ -1025,3 +1025,28 @@ func TestManyHoles(t *testing.T) {
 		}
 	}
 }
+
+// TestMountedMeanwhile: what gets mounted while a backup of one file system runs, an automount
+// by the backup itself above all, is a mount point like any other.
+func TestMountedMeanwhile(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/a", []byte("a"))
+	write(t, dir+"/x/below", []byte("below"))
+	o := optionsFor(dir)
+	o.Exclude.OneFileSystem = true
+	var excluded []string
+	o.Events.Excluded = func(path string, _ error) { excluded = append(excluded, path) }
+	o.Events.Change = func(_ Change, path string) {
+		if path == "a" {
+			if err := unix.Mount("tmpfs", dir+"/x", "tmpfs", 0, "mode=711"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(dir+"/x", 0) })
+			write(t, dir+"/x/other", []byte("other"))
+		}
+	}
+	if s := create(t, r, o); s.Errors != 0 || !slices.Equal(excluded, []string{"x"}) {
+		t.Errorf("%+v, excluded %q", s, excluded)
+	}
+	wantContents(t, r, 1, map[string]string{"a": "a"})
+}

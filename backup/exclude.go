@@ -47,11 +47,16 @@ var (
 // selectionOf returns the selection of an entry of a directory. device is the one that holds
 // the directory.
 func (c *creation) selectionOf(e *scannedEntry, s *selection, device uint64) *selection {
-	child := s.child(e.name)
-	if c.options.Exclude.OneFileSystem && child.all && !child.given && e.err == nil && e.Type == archive.TypeDir && (e.mounted || e.dev != device) {
-		return &selection{edge: true, children: child.children}
+	return c.within(e, s.child(e.name), device)
+}
+
+// within returns the selection of an entry, which is s unless that ends where the entry is a
+// mount. device is the one that holds the directory above.
+func (c *creation) within(e *scannedEntry, s *selection, device uint64) *selection {
+	if c.options.Exclude.OneFileSystem && s.all && !s.given && e.err == nil && e.Type == archive.TypeDir && (e.mounted || e.dev != device) {
+		return &selection{edge: true, children: s.children}
 	}
-	return child
+	return s
 }
 
 // included returns the entries of the directory at path without those that are
