@@ -71,14 +71,12 @@ func (s *sweeper) delete() error {
 	if err := s.needNothing(db); err != nil {
 		return fmt.Errorf("no removed part was deleted: %w", err)
 	}
-	removed := map[string]string{} // a name from each directory
 	err = s.each(db, func(part archive.Digest, stored int64) error {
 		s.hooks.reach("before unlink")
 		name := archive.PartStoreName(part)
 		if err := s.repo.Store().Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		removed[path.Dir(name)] = name
 		s.swept.Parts++
 		s.swept.StoredBytes += stored
 		return nil
@@ -86,13 +84,30 @@ func (s *sweeper) delete() error {
 	if err != nil {
 		return fmt.Errorf("delete removed parts: %w", err)
 	}
-	for _, name := range removed {
-		if err := s.repo.Store().Settle(name); err != nil {
-			return fmt.Errorf("delete removed parts: %w", err)
-		}
+	if err := s.settle(db); err != nil {
+		return fmt.Errorf("delete removed parts: %w", err)
 	}
 	s.remember(db.LastRemoval())
 	return s.deleteRecords(db)
+}
+
+// settle makes the removal of parts last, also of those that a run deleted which was killed
+// before it came to that.
+func (s *sweeper) settle(db *index.DB) error {
+	removed := map[string]string{} // a name from each directory
+	if err := db.Removals(func(part archive.Digest) error {
+		name := archive.PartStoreName(part)
+		removed[path.Dir(name)] = name
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, name := range removed {
+		if err := s.repo.Store().Settle(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // needNothing makes sure that generations need nothing of what parts were removed with:
