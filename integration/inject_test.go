@@ -192,7 +192,7 @@ var leastKilled = map[string]map[string]int{
 // TestKilledAtEveryCall kills commands before each call that changes something.
 func TestKilledAtEveryCall(t *testing.T) {
 	template := newTemplate(t, 102)
-	passes := scale(1, 5) // threads share the calls otherwise each time
+	passes := scale(1, 2) // threads share the calls otherwise each time
 	for _, kind := range kinds() {
 		points, committed := tally{}, 0
 		for _, c := range changing {

@@ -73,11 +73,9 @@ func TestSourceFaultAtEveryCall(t *testing.T) {
 				t.Errorf("%s: exit code %d\n%s", what, res.code, tail(res.stderr))
 			}
 		}
-		stride, points := scale(c.stride, 1), tally{}
-		for range scale(1, 3) { // threads share the calls otherwise each time
-			points.add(sweep(template, fault, 1, stride, create, try))
-		}
-		if runs, least := points.runs(), scale(c.least/stride, 3*c.least); runs < max(least, 1) {
+		stride := scale(c.stride, 1)
+		points := tally(sweep(template, fault, 1, stride, create, try))
+		if runs, least := points.runs(), c.least/stride; runs < max(least, 1) {
 			t.Errorf("%s failed %d times only, want %d", c.call, runs, least)
 		}
 		t.Logf("%s: %d faults: %d runs failed, %d left out something of %d different paths", c.call, points.runs(), failed, partial, len(named))
