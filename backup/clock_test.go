@@ -22,11 +22,12 @@ type jumps struct {
 	source string
 	years  int                          // by which the clock is wrong
 	files  map[uint64]map[string]string // of each generation that is kept
-	names  map[string]bool              // that were given
+	names  map[string]uint64            // the number of the last generation of each name
+	runs   int                          // of create
 }
 
 func newJumps(t *testing.T) *jumps {
-	return &jumps{t: t, repo: newRepository(t), source: t.TempDir(), files: map[uint64]map[string]string{}, names: map[string]bool{}}
+	return &jumps{t: t, repo: newRepository(t), source: t.TempDir(), files: map[uint64]map[string]string{}, names: map[string]uint64{}}
 }
 
 func (j *jumps) now() time.Time { return time.Now().AddDate(j.years, 0, 0) }
@@ -44,16 +45,17 @@ func (j *jumps) hooks(point string, years int) hooks {
 // new and stays, and one is new and goes: of a part something is needed, and something not.
 func (j *jumps) create(h hooks) Summary {
 	j.t.Helper()
-	text, want := fmt.Sprint(len(j.names)), j.now()
+	text, want := fmt.Sprint(j.runs), j.now()
 	write(j.t, filepath.Join(j.source, "file"), []byte(text))
 	write(j.t, filepath.Join(j.source, "new"+text), []byte("new "+text))
 	write(j.t, filepath.Join(j.source, "brief"+text), []byte("brief "+text))
-	_ = os.Remove(filepath.Join(j.source, fmt.Sprint("brief", len(j.names)-1)))
+	_ = os.Remove(filepath.Join(j.source, fmt.Sprint("brief", j.runs-1)))
+	j.runs++
 	o := optionsFor(j.source)
 	o.hooks = h
 	before, _ := j.repo.Last()
 	s := create(j.t, j.repo, o)
-	if s.Number <= before || j.names[s.Generation] || s.Seconds < 0 || s.Seconds > 60 {
+	if s.Number <= before || j.files[j.names[s.Generation]] != nil || s.Seconds < 0 || s.Seconds > 60 {
 		j.t.Errorf("behind record %d: %+v", before, s)
 	}
 	j.made(s)
@@ -82,7 +84,7 @@ func (j *jumps) made(s Summary) {
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	j.files[s.Number], j.names[s.Generation] = files, true
+	j.files[s.Number], j.names[s.Generation] = files, s.Number
 }
 
 // wantAll reads all generations, and wants those that there are in the order of their
