@@ -540,19 +540,27 @@ func (j *jsonLine) rareField(r *jsonReader, name []byte) {
 	case "generation":
 		j.seen.add(r, fieldGeneration)
 		j.header.Number = r.uint(math.MaxInt64)
-	case "time":
-		j.seen.add(r, fieldTime)
-		j.header.Time = r.moment()
-	case "source":
-		j.header.Source = j.seen.string(r, fieldSource)
-	case "name":
-		j.header.Name = j.seen.string(r, fieldName)
-	case "base":
-		j.seen.add(r, fieldBase)
-		j.header.Base = r.uint(math.MaxInt64)
 	case "end":
 		j.seen.add(r, fieldEnd)
 		j.end = r.counts()
+	default:
+		j.header.field(r, &j.seen, name)
+	}
+}
+
+// field reads a field that the header of a record and the line of a generation have.
+func (h *Header) field(r *jsonReader, seen *fields, name []byte) {
+	switch string(name) {
+	case "time":
+		seen.add(r, fieldTime)
+		h.Time = r.moment()
+	case "source":
+		h.Source = seen.string(r, fieldSource)
+	case "name":
+		h.Name = seen.string(r, fieldName)
+	case "base":
+		seen.add(r, fieldBase)
+		h.Base = r.uint(math.MaxInt64)
 	default:
 		r.failf("unknown field %q: written by a newer program?", name)
 	}
@@ -569,23 +577,13 @@ func parseHeader(text []byte) (h Header, err error) {
 		case "number":
 			seen.add(&r, fieldNumber)
 			h.Number = r.uint(math.MaxInt64)
-		case "time":
-			seen.add(&r, fieldTime)
-			h.Time = r.moment()
-		case "source":
-			h.Source = seen.string(&r, fieldSource)
-		case "name":
-			h.Name = seen.string(&r, fieldName)
-		case "base":
-			seen.add(&r, fieldBase)
-			h.Base = r.uint(math.MaxInt64)
 		case "previous":
 			seen.add(&r, fieldPrevious)
 			r.hex((*[32]byte)(&h.Previous))
 		case "program":
 			h.Program = seen.string(&r, fieldProgram)
 		default:
-			r.failf("unknown field %q: written by a newer program?", name)
+			h.field(&r, &seen, name)
 		}
 	})
 	if seen&headerFields != headerFields {

@@ -302,7 +302,7 @@ func (c *checking) rejectedIndex(number uint64, err error) {
 	case errors.Is(err, index.ErrOtherEnd):
 		c.result.DamagedRecords++
 		c.beyond++
-		c.damagef("index %d was made with another record %d than the log has: one of the two was replaced", number, number)
+		c.damagef("%s", otherEnd(number))
 		c.notef("only index/%012d knows what the other record said: do not remove it; its seal.json has the SHA-256 of that record", number)
 		return
 	}

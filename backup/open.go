@@ -33,9 +33,14 @@ func openNewest(ctx context.Context, repo *archive.Repository, notef func(string
 	case beyond > db.Number():
 		lost = lostEnd{beyond - db.Number(), fmt.Sprintf("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", beyond, db.Number())}
 	case other > 0 && other == db.Number():
-		lost = lostEnd{1, fmt.Sprintf("index %d was made with another record %d than the log has: one of the two was replaced", other, other)}
+		lost = lostEnd{1, otherEnd(other)}
 	}
 	return db, lost, err
+}
+
+// otherEnd says that an index knows another last record than the log has.
+func otherEnd(number uint64) string {
+	return fmt.Sprintf("index %d was made with another record %d than the log has: one of the two was replaced", number, number)
 }
 
 // openWhole opens the index for a command that drops something, which it must not where

@@ -133,17 +133,13 @@ const noGrace = time.Duration(-math.MaxInt64)
 // now, in the order of their hashes.
 func (d *DB) Places(use func(archive.Hash, Place) error) error {
 	return scan(d.tables, d.number, []byte{spaceContent}, func(key, value []byte) error {
-		p, err := decodePlace(value)
-		if err != nil {
-			return err
-		}
-		part, err := d.part(p.part)
+		p, err := d.place(value)
 		if errors.Is(err, errPartGone) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		return use(archive.Hash(key[1:]), Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen})
+		return use(archive.Hash(key[1:]), p)
 	})
 }

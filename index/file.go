@@ -259,6 +259,11 @@ func (d *DB) Content(h archive.Hash) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
+	return d.place(value)
+}
+
+// place returns the place that a value says. The error is errPartGone where its part was removed.
+func (d *DB) place(value []byte) (Place, error) {
 	p, err := decodePlace(value)
 	if err != nil {
 		return Place{}, err
@@ -274,26 +279,16 @@ func (d *DB) Elsewhere(h archive.Hash) ([]Place, error) {
 	var others []Place
 	key := appendContentKey(make([]byte, 0, 1+len(h)), h)
 	c := newCursor(d.tables, d.number, key, scanOptions{allVersions: true})
-	err := c.err
-	if c.seek(key) {
-		for err == nil && c.next() {
-			others, err = d.addPlace(others, c.value)
+	var err error
+	for more := c.seek(key) && c.next(); more && err == nil; more = c.next() {
+		p, placeErr := d.place(c.value)
+		if placeErr == nil {
+			others = append(others, p)
+		} else if !errors.Is(placeErr, errPartGone) {
+			err = placeErr
 		}
 	}
 	return others, cmp.Or(err, c.close())
-}
-
-// addPlace adds a place that a value says, unless its part was removed.
-func (d *DB) addPlace(list []Place, value []byte) ([]Place, error) {
-	p, err := decodePlace(value)
-	if err != nil {
-		return list, err
-	}
-	part, err := d.part(p.part)
-	if errors.Is(err, errPartGone) {
-		return list, nil
-	}
-	return append(list, Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}), err
 }
 
 // errPartGone says that a compaction removed a part.
