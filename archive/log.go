@@ -207,13 +207,28 @@ func (rr *RecordReader) scan(limit int) ([]byte, error) {
 		if err == nil && len(rr.long) == 0 {
 			return text, nil
 		}
-		rr.long = append(rr.long, text...)
+		rr.long = append(roomFor(rr.long, len(text), limit), text...)
 		switch {
 		case err == nil:
 			return rr.long, nil
 		case !errors.Is(err, bufio.ErrBufferFull):
 			return nil, rr.fail(noEOF(err))
 		}
+	}
+}
+
+// roomFor returns a buffer that takes n bytes more, where it is to have limit at most. It
+// grows twice only: the runtime cannot stop a goroutine that copies megabytes, and spins
+// while a garbage collection waits for it.
+func roomFor(buf []byte, n, limit int) []byte {
+	const most = 1 << 20 // bytes of nearly all lines
+	switch need := len(buf) + n; {
+	case need <= cap(buf):
+		return buf
+	case need <= most:
+		return append(make([]byte, 0, most), buf...)
+	default:
+		return append(make([]byte, 0, max(need, limit)), buf...)
 	}
 }
 

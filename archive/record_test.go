@@ -797,3 +797,39 @@ func BenchmarkRecordReader(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/files, "ns/file")
 }
+
+// TestDigestSpelling: 64 hexadecimal digits, no capitals, and the quotes around them.
+func TestDigestSpelling(t *testing.T) {
+	digest := strings.Repeat("0123456789abcdef", 4)
+	read := func(text string) (got Hash, err error) {
+		r := &jsonReader{text: []byte(text)}
+		r.hex((*[32]byte)(&got))
+		return got, r.end()
+	}
+	if got, err := read(`"` + digest + `"`); err != nil || got.String() != digest {
+		t.Errorf("read as %s, %v", got, err)
+	}
+	for _, text := range []string{digest, `"` + digest, `"` + digest[1:] + `"`, `"0` + digest + `"`, `"` + digest + `x`, `"` + digest + `""`,
+		`"` + strings.ToUpper(digest) + `"`, `"` + digest[:10] + `"` + digest[11:] + `"`, `"` + digest[:63] + `g"`, `"` + digest[:60] + "\x00\xff\\\\" + `"`, ``, `"`} {
+		if got, err := read(text); err == nil {
+			t.Errorf("%q: no error, read as %s", text, got)
+		}
+	}
+}
+
+// TestLongLineIsCopiedOnce: copying megabytes again and again took ten times the CPU time
+// of all else.
+func TestLongLineIsCopiedOnce(t *testing.T) {
+	var line, piece = []byte(nil), make([]byte, 64<<10)
+	copied := 0
+	for len(line) < maxLine {
+		grown := roomFor(line, len(piece), maxLine)
+		if cap(grown) != cap(line) {
+			copied += len(line)
+		}
+		line = append(grown, piece...)
+	}
+	if len(line) != maxLine || cap(line) > maxLine || copied > 1<<20 {
+		t.Errorf("a line of %d bytes in %d, after %d bytes were copied", len(line), cap(line), copied)
+	}
+}

@@ -121,7 +121,13 @@ func readSeal(name string, o owners) (*seal, error) {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxSeal+1))
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case info.Size() > maxSeal:
+		return nil, fmt.Errorf("%s is too long", sealName)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxSeal))
 	if err != nil {
 		return nil, err
 	}
@@ -129,9 +135,6 @@ func readSeal(name string, o owners) (*seal, error) {
 }
 
 func parseSeal(text []byte) (*seal, error) {
-	if len(text) > maxSeal {
-		return nil, fmt.Errorf("%s is too long", sealName)
-	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	s := new(seal)
