@@ -97,7 +97,7 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 		return err
 	}
 	if summary.Damaged > 0 {
-		return &exitError{exitDamage, plural(int64(summary.Damaged), "damaged part") + ", named above, stay as they are"}
+		return &exitError{exitDamage, plural(int64(summary.Damaged), "damaged part") + ", named above, left as they are: see `mkbackup check`"}
 	}
 	return nil
 }
