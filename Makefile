@@ -20,8 +20,8 @@ FUZZJOBS    ?= 1
 FUZZWORKERS ?= $(shell nproc)
 # What make soak runs in full: damage of every kind; kills, power cuts; faults; a year.
 SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder|TestSwappedForOutside
-SOAK_kills   := TestKilledAt|TestNoRoom|TestPowerCut
-SOAK_faults  := TestFaultAtEvery|TestSourceFaultAtEveryCall
+SOAK_kills   := TestKilledAt|TestPowerCut
+SOAK_faults  := TestFaultAtEvery|TestSourceFaultAtEveryCall|TestNoRoom
 SOAK_life    := TestServersLife|TestBooted
 SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_faults)|$(SOAK_life)
 # Its lanes run at the same time, the parts of each one after the other.

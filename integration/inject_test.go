@@ -192,22 +192,19 @@ var leastKilled = map[string]map[string]int{
 // TestKilledAtEveryCall kills commands before each call that changes something.
 func TestKilledAtEveryCall(t *testing.T) {
 	template := newTemplate(t, 102)
-	passes := scale(1, 2) // threads share the calls otherwise each time
 	for _, kind := range kinds() {
 		points, committed := tally{}, 0
 		for _, c := range changing {
-			kills, stride := tally{}, scale(c.stride, 1)
-			for range passes {
-				kills.add(sweep(template, injection{call: c.call, fault: "signal=KILL", when: "%d"}, 1, stride, kind, func(s *survivor, what, created string, res result) {
-					if res.code != 128+9 {
-						t.Errorf("%s: exit code %d\n%s", what, res.code, tail(res.stderr))
-					}
-					if s.survived(what, created, res.code, false) {
-						committed++
-					}
-				}))
-			}
-			if least := (leastKilled[kind.command][c.call]*passes + stride - 1) / stride; kills.runs() < least {
+			stride := scale(c.stride, 1)
+			kills := tally(sweep(template, injection{call: c.call, fault: "signal=KILL", when: "%d"}, 1, stride, kind, func(s *survivor, what, created string, res result) {
+				if res.code != 128+9 {
+					t.Errorf("%s: exit code %d\n%s", what, res.code, tail(res.stderr))
+				}
+				if s.survived(what, created, res.code, false) {
+					committed++
+				}
+			}))
+			if least := (leastKilled[kind.command][c.call] + stride - 1) / stride; kills.runs() < least {
 				t.Errorf("%s was killed at %s %d times only, want %d", kind.command, c.call, kills.runs(), least)
 			}
 			points.add(kills)
