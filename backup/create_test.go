@@ -999,6 +999,22 @@ func TestManyLeases(t *testing.T) {
 	}
 }
 
+// TestUnavailable: what cannot be opened for now has no descriptor, and nobody is said to
+// have a lease of a directory.
+func TestUnavailable(t *testing.T) {
+	const cached = 0x20 // RESOLVE_CACHED: with O_TRUNC the kernel answers EAGAIN
+	for flags, want := range map[uint64]error{0: errLease, unix.O_DIRECTORY: unix.EAGAIN} {
+		how := unix.OpenHow{Flags: flags | unix.O_TRUNC, Resolve: cached}
+		fd, err := openat2(unix.AT_FDCWD, t.TempDir(), &how, &patience{})
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			t.Skip("RESOLVE_CACHED needs Linux 5.12")
+		}
+		if fd != -1 || !errors.Is(err, want) {
+			t.Errorf("flags %#o: %d, %v, want %v", flags, fd, err, want)
+		}
+	}
+}
+
 // TestManyHoles: ranges are bounded, and cover all that is no hole.
 func TestManyHoles(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "f"))

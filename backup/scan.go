@@ -115,15 +115,20 @@ func (s *scanner) read(d *scanned, parent int, name string, only []string) error
 }
 
 // open opens the directory and returns the names to look at.
-func (d *scanned) open(parent int, name string, only []string) (list []string, err error) {
+func (d *scanned) open(parent int, name string, only []string) ([]string, error) {
 	if only != nil {
-		d.fd, err = enterBeneath(parent, name)
+		fd, err := enterBeneath(parent, name)
+		if err == nil {
+			d.fd = fd
+		}
 		return only, err
 	}
-	if d.fd, err = openBeneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{}); err != nil {
+	fd, err := openBeneath(parent, name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{})
+	if err != nil {
 		return nil, err
 	}
-	return names(d.fd)
+	d.fd = fd
+	return names(fd)
 }
 
 // stat fills the entries, with several workers where there are many.

@@ -53,7 +53,8 @@ const (
 )
 
 // wait waits a moment, unless that was done long enough for a file since began, or for all.
-// Where something was renamed meanwhile, openat2(2) wants a call to be repeated, too.
+// Where something was renamed meanwhile, openat2(2) wants a call to be repeated, too, and so
+// may a file system whose server does not answer for now.
 func (p *patience) wait(began time.Time) bool {
 	const moment, least = time.Millisecond, 10 * time.Millisecond
 	if waited := time.Since(began); waited > leaseWait || p.left <= 0 && waited > least {
@@ -74,7 +75,10 @@ func openat2(dir int, name string, how *unix.OpenHow, leases *patience) (int, er
 		}
 		switch {
 		case err == unix.EAGAIN && !leases.wait(began):
-			return 0, errLease
+			if how.Flags&unix.O_DIRECTORY == 0 { // nobody has a lease of a directory
+				err = errLease
+			}
+			return -1, err
 		case err == unix.EAGAIN:
 		case err != unix.EINTR:
 			return fd, err

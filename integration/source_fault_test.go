@@ -82,6 +82,23 @@ func TestSourceFaultAtEveryCall(t *testing.T) {
 	}
 }
 
+// TestDirectoryUnavailable: a directory that cannot be opened for now, as of a server that
+// reconnects, is named, and what it had is stored by the next run.
+func TestDirectoryUnavailable(t *testing.T) {
+	s := newTemplate(t, 108)
+	mount := mkdir(t, s.src, "mount") // all that is opened in it is the share
+	write(t, filepath.Join(mkdir(t, mount, "share"), "file"), "1")
+	s.whole()
+	name, args := s.next()
+	res, point := s.inject(injection{call: "openat2", fault: "error=EAGAIN", when: "%d+", paths: []string{mount}}, 1, "create", args...)
+	if res.code != 3 || point == "" || !strings.Contains(res.stderr, "mount/share: cannot be listed: resource temporarily unavailable\n") {
+		t.Errorf("exit code %d, at %q\n%s", res.code, point, tail(res.stderr))
+	}
+	delete(s.want[name], "mount/share/file")
+	s.whole()
+	s.survived("unavailable", name, res.code, true)
+}
+
 // wantNamed fails the test unless everything of the source is in a generation as it is,
 // but for what standard error names: such a file is not there, and what is below such a
 // directory may be missing. What the generation has is wanted of it from now on.
