@@ -62,6 +62,9 @@ func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
 	if st.Type != archive.TypeFile {
 		return archive.Entry{}, errReplaced
 	}
+	if st.Size > maxRaw-c.summary.RawBytes { // it has grown since the directory was read
+		return archive.Entry{}, errTooMuch
+	}
 	hides := young(st.Attr) > 0
 	entry := archive.Entry{Path: path, Attr: st.Attr, Group: st.group()}
 	if entry.Xattrs, err = xattrsOf(fd).read(); err != nil {

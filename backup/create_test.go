@@ -761,6 +761,36 @@ func TestSizesThatOverflow(t *testing.T) {
 	}
 }
 
+// TestGrowsOverflow: so is a file that becomes so large only after the directory was read.
+func TestGrowsOverflow(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "backupfs") // other file systems refuse such files
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	r := newRepository(t)
+	write(t, dir+"/a", []byte("a"))
+	write(t, dir+"/b", []byte("b"))
+	var problems []string
+	o := optionsFor(dir)
+	o.Events.Problem = func(path string, err error) { problems = append(problems, path+" "+err.Error()) }
+	o.Events.Change = func(_ Change, path string) {
+		if path == "a" {
+			if err := os.Truncate(dir+"/b", math.MaxInt64); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s := create(t, r, o); s.Files != 1 || !slices.Equal(problems, []string{"b " + errTooMuch.Error()}) {
+		t.Errorf("%+v, problems %q", s, problems)
+	}
+	write(t, dir+"/b", []byte("small again"))
+	if s := create(t, r, optionsFor(dir)); s.Errors != 0 {
+		t.Errorf("the next run: %+v", s)
+	}
+	wantContents(t, r, 2, map[string]string{"a": "a", "b": "small again"})
+}
+
 // beginning returns a run that has compared nothing yet, and its source opened.
 func beginning(t *testing.T, r *archive.Repository, dir string) (c *creation, source int) {
 	t.Helper()
