@@ -488,8 +488,11 @@ func (c *creation) readNew(dir int, e *scannedEntry, path string) (archive.Entry
 	return entry, err
 }
 
-// drop removes from the generation whatever was at path.
+// drop removes from the generation whatever was at path. No generation is without its root.
 func (c *creation) drop(path string, old *index.Dirent) error {
+	if path == "." {
+		return fatal{fmt.Errorf("%s: the directory that all paths are below cannot be stored: why is said above", c.shown(path))}
+	}
 	if old == nil {
 		return nil
 	}
@@ -498,9 +501,6 @@ func (c *creation) drop(path string, old *index.Dirent) error {
 	}
 	if c.base == 0 || c.options.DryRun {
 		return nil
-	}
-	if path == "." {
-		return fatal{errors.New("the root of the source is left out")}
 	}
 	return c.draft.Add(archive.Line{Gone: path})
 }

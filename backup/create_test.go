@@ -810,6 +810,32 @@ func beginning(t *testing.T, r *archive.Repository, dir string) (c *creation, so
 	return c, source
 }
 
+// TestRootCannotBeStored: where the root is gone, or its entry is refused, there is no
+// generation, whether there was one before or not.
+func TestRootCannotBeStored(t *testing.T) {
+	dir := t.TempDir()
+	c, source := beginning(t, newRepository(t), dir)
+	st, err := statBeneath(source, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	impossible := st
+	impossible.Nlink = 0
+	for what, root := range map[string]struct {
+		inode
+		err error
+	}{"vanished": {st, unix.ENOENT}, "refused": {impossible, nil}} {
+		for _, old := range []*index.Dirent{nil, {Name: "."}} {
+			d := &scanned{done: make(chan struct{}), fd: -1, err: root.err}
+			close(d.done)
+			var f fatal
+			if err := c.directory(source, d, &scannedEntry{name: ".", inode: root.inode}, ".", old, c.selection, st.dev); !errors.As(err, &f) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
+}
+
 // TestInodeNumberAgain: a file that has the inode number of one whose links are gone is
 // read; another link is not.
 func TestInodeNumberAgain(t *testing.T) {
