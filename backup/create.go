@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -107,7 +108,7 @@ type Summary struct {
 	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record
 	Parts       int64   `json:"parts"`         // new parts
 	Missing     int64   `json:"missing_parts"` // parts that were not there, each reported
-	LostRecords uint64  `json:"lost_records"`  // that are missing in the log, each or as its end reported
+	LostRecords uint64  `json:"lost_records"`  // that are missing in the log, or damaged, each or as its end reported
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -491,6 +492,12 @@ func (c *creation) publishIndex() {
 	if _, _, damage := c.repo.ReadRecord(c.summary.Number); damage != nil && !archive.IsInconclusive(damage) {
 		c.summary.LostRecords++
 		c.damagef("the record of this generation cannot be read: %v", damage)
+		return
+	}
+	var broken index.LogError
+	if errors.As(err, &broken) && !errors.As(err, new(syscall.Errno)) { // no disk or server is to blame
+		c.summary.LostRecords++
+		c.damagef("the generation is committed, but with it the log cannot be understood: %v", broken)
 		return
 	}
 	c.notef("the generation is committed, but its index could not be written; the next command does it: %v", err)

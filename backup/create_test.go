@@ -413,6 +413,27 @@ func TestRecordUnreadable(t *testing.T) {
 	}
 }
 
+// TestRecordRefused: nor is a run whose record the index refuses: no later one could do better.
+func TestRecordRefused(t *testing.T) {
+	r, dir := spoiled(t)
+	write(t, dir+"/file", []byte("1"))
+	create(t, r, optionsFor(dir))
+	c, _ := beginning(t, r, dir)
+	var damages []string
+	c.options.Events.Damage = func(text string) { damages = append(damages, text) }
+	c.options.hooks.at = func(point string) {
+		if point == "before commit" {
+			if err := c.draft.Add(archive.Line{Gone: "nowhere"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const want = `the generation is committed, but with it the log cannot be understood: log record 2: gone "nowhere": it was not there`
+	if err := c.run(); err != nil || c.summary.LostRecords != 1 || len(damages) != 1 || !strings.HasPrefix(damages[0], want) {
+		t.Errorf("%v, %+v, %q", err, c.summary, damages)
+	}
+}
+
 func TestSameSecond(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()
 	o := optionsFor(dir)

@@ -58,7 +58,7 @@ the log has lost its last records, as the index tells.
 
 Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
 some files could not be read or changed while they were read; 4 committed, but
-something of the repository is missing; 129, 130, 143 interrupted.`,
+something of the repository is missing or damaged; 129, 130, 143 interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/
@@ -136,7 +136,7 @@ func (f *createFlags) judge(s backup.Summary, dir string) error {
 	}
 	if s.LostRecords > 0 {
 		code = exitDamage
-		problems = append(problems, "the log has lost records, see above")
+		problems = append(problems, "records of the log are missing or damaged, see above")
 	}
 	if code == 0 {
 		return nil
