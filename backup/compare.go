@@ -466,10 +466,29 @@ func (c *creation) read(dir int, e *scannedEntry, path string) (archive.Entry, e
 		return first, nil
 	}
 	entry, err := c.readNew(dir, e, path)
-	if err == nil && entry.Group != "" {
-		c.links[entry.Group] = entry
+	if err != nil || entry.Group == "" {
+		return entry, err
 	}
-	return entry, err
+	if first, ok := c.links[entry.Group]; ok && first.Attr == neverSame(first.Attr) {
+		c.join(&entry, first)
+	}
+	c.links[entry.Group] = entry
+	return entry, nil
+}
+
+var errLinks = errors.New("changed between the reading of two of its names: they are stored as two files, and not as hard links of one")
+
+// join makes an entry a link of the same inode as the first of its group, which has got
+// attributes that no file has, if that is all in which they differ.
+func (c *creation) join(entry *archive.Entry, first archive.Entry) {
+	link := *entry
+	link.Attr = neverSame(link.Attr)
+	if link.Attr != first.Attr || link.Target != first.Target || link.Changed != first.Changed ||
+		!slices.Equal(link.Xattrs, first.Xattrs) || !slices.Equal(link.Data, first.Data) {
+		c.problem(link.Path, errLinks)
+		return
+	}
+	*entry = link
 }
 
 func (c *creation) readNew(dir int, e *scannedEntry, path string) (archive.Entry, error) {

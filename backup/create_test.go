@@ -884,6 +884,39 @@ func TestInodeNumberAgain(t *testing.T) {
 	}
 }
 
+// TestLinkOfYoungFile: a link is one of the first link, too, where that was stored with
+// attributes that no file has; where the file is another one by then, that is told.
+func TestLinkOfYoungFile(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/first", []byte("content"))
+	if err := os.Link(dir+"/first", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	c, source := beginning(t, newRepository(t), dir)
+	read := func(name string) archive.Entry {
+		st, err := statBeneath(source, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry, err := c.read(source, &scannedEntry{name: name, inode: st}, name)
+		if err != nil || entry.Path != name {
+			t.Errorf("%s: %+v, %v", name, entry, err)
+		}
+		return entry
+	}
+	first := read("first")
+	first.Attr = neverSame(first.Attr)
+	c.links[first.Group] = first
+	if link := read("link"); link.Attr != first.Attr || c.summary.Errors != 0 {
+		t.Errorf("%+v, want %+v; %d problems", link, first, c.summary.Errors)
+	}
+	first.Data = []archive.Extent{{Len: first.Attr.Size, Hash: archive.HashOf([]byte("another"))}}
+	c.links[first.Group] = first
+	if link := read("link"); link.Attr == first.Attr || c.summary.Errors != 1 {
+		t.Errorf("of another one: %+v; %d problems", link, c.summary.Errors)
+	}
+}
+
 // TestShrunkAndGrownAgain: a file ends where it shrank while it was read.
 func TestShrunkAndGrownAgain(t *testing.T) {
 	dir := t.TempDir()
