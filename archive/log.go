@@ -609,10 +609,14 @@ func (s *spool) write(l Line) error {
 		b = appendGeneration(b, *l.Generation)
 	}
 	s.buffer = b
-	if len(b) > maxLine {
+	limit := maxLine
+	if l.Entry != nil && l.Entry.Number == 0 { // a checkpoint must have room for it, too
+		limit = maxEntryLine
+	}
+	if len(b) > limit {
 		for line := range bytes.Lines(b) {
-			if len(line) > maxLine {
-				return fmt.Errorf("%w: its line in the log would have %d bytes, want at most %d", ErrEntry, len(line), maxLine)
+			if len(line) > limit {
+				return fmt.Errorf("%w: its line in the log would have %d bytes, want at most %d", ErrEntry, len(line), limit)
 			}
 		}
 	}

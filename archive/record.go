@@ -46,7 +46,13 @@ const (
 	maxTarget      = 64 << 10 // bytes of a symlink's target: Linux hands out less than a page, which has no more
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
+
 )
+
+// maxEntryLine is the most raw bytes that a writer gives the line of an entry in the record of
+// a generation: 16,777,155. A checkpoint adds two numbers to it, of at most maxInodeNumber and
+// math.MaxInt64. A reader takes maxLine.
+const maxEntryLine = maxLine - len(`,"number":4611686018427387904,"directory":9223372036854775807`)
 
 // Kind tells what a record does. The zero value is invalid.
 type Kind string

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -474,6 +475,51 @@ func TestEntriesThatCannotBeStored(t *testing.T) {
 	}
 	if !errors.Is(err, io.EOF) || n != 3 {
 		t.Errorf("%d lines, %v", n-1, err)
+	}
+}
+
+// TestLongestEntry: an entry of a generation has room for the numbers that a checkpoint
+// gives it, and one byte more is refused.
+func TestLongestEntry(t *testing.T) {
+	r := newTestRepository(t)
+	newDraft := func() *RecordDraft {
+		draft, err := r.NewRecord()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(draft.Discard)
+		return draft
+	}
+	e := Entry{Path: ".", Attr: Attr{Type: TypeDir, Nlink: 1}}
+	for i := range maxEntryLine / (maxXattrValue + 64) {
+		e.Xattrs = append(e.Xattrs, Xattr{Name: fmt.Sprintf("user.%04d", i), Value: strings.Repeat("x", maxXattrValue)})
+	}
+	room := maxEntryLine - len(appendEntry(nil, e)) - len(`,{"name":"user.last","value":""}`)
+	e.Xattrs = append(e.Xattrs, Xattr{Name: "user.last", Value: strings.Repeat("x", room)})
+	last := &e.Xattrs[len(e.Xattrs)-1]
+	if err := newDraft().Add(Line{Entry: &e}); err != nil {
+		t.Fatal(err)
+	}
+	numbered := e
+	numbered.Number, numbered.Directory = maxInodeNumber, math.MaxInt64
+	checkpoint := newDraft()
+	if err := checkpoint.Add(Line{Entry: &numbered}); err != nil {
+		t.Error(err)
+	}
+	if got := len(appendEntry(nil, numbered)); got != maxLine {
+		t.Errorf("in a checkpoint its line has %d bytes, want %d", got, maxLine)
+	}
+	record, err := checkpoint.Read(Header{Kind: KindCheckpoint, Number: 9, Time: time.Unix(0, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer record.Close()
+	if line, err := record.Next(); err != nil || !reflect.DeepEqual(*line.Entry, numbered) {
+		t.Errorf("read from a checkpoint: %v", err)
+	}
+	last.Value += "x"
+	if err := newDraft().Add(Line{Entry: &e}); !errors.Is(err, ErrEntry) {
+		t.Errorf("a byte more: %v", err)
 	}
 }
 
