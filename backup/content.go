@@ -227,14 +227,18 @@ type byteRange struct {
 }
 
 // maxRanges bounds the ranges of a file between holes, each of which takes some 430 bytes
-// of memory (measured): 2,097,152. Files of virtual machines have a few thousand. To read
-// holes as zeros instead might never end: a small file may have exabytes of them.
-const maxRanges = 2 << 20
+// of memory (measured): 524,288. Files of virtual machines have a few thousand.
+const maxRanges = 512 << 10
 
-var errManyRanges = fmt.Errorf("is not stored: its data lies in more than %d ranges with holes between them; a copy that `cp --sparse=never` makes has no holes", maxRanges)
+// smallHole is the most bytes of a hole that is read as zeros in a file of very many ranges.
+// To read any hole might never end: a small file may have exabytes of them.
+const smallHole = 64 << 10
+
+var errManyRanges = fmt.Errorf("is not stored: its data lies in more than %d ranges with holes of more than %d KiB between them; a copy that `cp --sparse=never` makes has no holes", maxRanges/2, smallHole>>10)
 
 // dataRanges returns the ranges of a file that are not holes, most of them at the most. The
-// number of its blocks does not tell that it has none: those of large extended attributes count.
+// number of its blocks does not tell that it has none: those of large extended attributes count. Where
+// there are more, small holes count as data.
 func dataRanges(ctx context.Context, fd int, size int64, most int) ([]byteRange, error) {
 	var ranges []byteRange
 	for end := int64(0); end < size; {
@@ -261,11 +265,26 @@ func dataRanges(ctx context.Context, fd int, size int64, most int) ([]byteRange,
 			break
 		}
 		if len(ranges) == most {
-			return nil, errManyRanges
+			if ranges = joined(ranges); len(ranges) > most/2 {
+				return nil, errManyRanges
+			}
 		}
 		ranges = append(ranges, byteRange{start, min(end, size)})
 	}
 	return ranges, nil
+}
+
+// joined fills small holes.
+func joined(ranges []byteRange) []byteRange {
+	list := ranges[:1]
+	for _, r := range ranges[1:] {
+		if last := &list[len(list)-1]; r.start-last.end <= smallHole {
+			last.end = r.end
+		} else {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // maxBurst is the most bytes read at once where the rate is limited.

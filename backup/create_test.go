@@ -1159,6 +1159,41 @@ func TestManyHoles(t *testing.T) {
 	}
 }
 
+// TestManySmallHoles: those count as data where there are very many, and nothing else does.
+func TestManySmallHoles(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const step, data = 64 << 10, 4096
+	starts := []int64{0, 1, 2, 3, 100, 101, 102, 103, 200, 201} // times step
+	for _, at := range starts {
+		if _, err := f.WriteAt(make([]byte, data), at*step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := starts[len(starts)-1]*step + data
+	for most, want := range map[int]int{10: 10, 9: 4, 8: 4, 5: 4, 3: 0} {
+		ranges, err := dataRanges(t.Context(), int(f.Fd()), size, most)
+		if len(ranges) != want || (want == 0) != errors.Is(err, errManyRanges) {
+			t.Errorf("at most %d: %v, %v, want %d", most, ranges, err, want)
+		}
+		read := int64(0)
+		for _, r := range ranges {
+			read += r.end - r.start
+		}
+		for _, at := range starts {
+			if want > 0 && !slices.ContainsFunc(ranges, func(r byteRange) bool { return r.start <= at*step && at*step+data <= r.end }) {
+				t.Errorf("at most %d: the data at %d is in none of %v", most, at*step, ranges)
+			}
+		}
+		if read > 10*step {
+			t.Errorf("at most %d: %d bytes in %v", most, read, ranges)
+		}
+	}
+}
+
 // TestMountedMeanwhile: what gets mounted while a backup of one file system runs, an automount
 // by the backup itself above all, is a mount point like any other.
 func TestMountedMeanwhile(t *testing.T) {
