@@ -5,7 +5,8 @@
 #   recover.sh REPO RECORD DIRECTORY
 #
 # RECORD is the number of the generation's log record; DIRECTORY is made. Run it
-# as root to get owners and devices back.
+# as root to get owners and devices back. Exit codes: 0 done; 1 nothing restored,
+# or not to the end; 4 done, but for damaged files: each is named, and not there.
 set -eu
 export LC_ALL=C
 [ $# -eq 3 ] || { echo "usage: recover.sh REPO RECORD DIRECTORY" >&2; exit 2; }
@@ -20,12 +21,19 @@ trap 'exit 130' INT TERM
 record() { zstd -dcq -- "$repo/log/$(printf %012d "$1").jsonl.zst"; }
 
 # 1. The chain: a generation holds what changed against the generation "base". Those
-# before the newest checkpoint are in it, each behind a line of its own.
-checkpoint=0
+# before the newest checkpoint are in it, each behind a line of its own. A record is
+# whole if it can be unpacked to its line "end", and has the number of its name.
+checkpoint=0 records=''
 for file in "$repo"/log/*.jsonl.zst; do
-	zstd -dcq -- "$file" >"$work/record"
-	head -n 1 -- "$work/record" >"$work/header"
-	[ "$(jq -r .kind "$work/header")" != checkpoint ] || checkpoint=$(jq -r .number "$work/header")
+	if zstd -dcq -- "$file" >"$work/record" && [ "$(tail -n 1 -- "$work/record" | head -c 7)" = '{"end":' ] &&
+		head -n 1 -- "$work/record" | jq -r '"\(.number) \(.kind) \(.base)"' >"$work/header" &&
+		read -r n kind base <"$work/header" && [ "${file##*/}" = "$(printf %012d "$n").jsonl.zst" ]; then
+		echo "$kind $base" >"$work/record-$n"
+		records="$records $n"
+		[ "$kind" != checkpoint ] || checkpoint=$n
+	else
+		echo "damaged, and left out: $file" >&2
+	fi
 done
 : >"$work/checkpoint" >"$work/bases"
 if [ "$checkpoint" -gt 0 ]; then
@@ -34,11 +42,11 @@ if [ "$checkpoint" -gt 0 ]; then
 fi
 chain='' stated='' n=$last
 while [ "$n" -gt "$checkpoint" ]; do
-	record "$n" >"$work/record"
-	head -n 1 -- "$work/record" >"$work/header"
-	[ "$(jq -r .kind "$work/header")" = generation ] || { echo "record $n is not a generation" >&2; exit 1; }
+	[ -e "$work/record-$n" ] || { echo "generation $last needs log record $n, which is damaged or not there" >&2; exit 1; }
+	read -r kind base <"$work/record-$n"
+	[ "$kind" = generation ] || { echo "record $n is not a generation" >&2; exit 1; }
 	chain="$n $chain"
-	n=$(jq -r .base "$work/header")
+	n=$base
 done
 while [ "$n" -gt 0 ]; do
 	base=$(jq --argjson n "$n" 'select(.generation == $n).base' "$work/bases")
@@ -49,9 +57,7 @@ done
 
 # 2. Where each content lies: hash, part, offset. The last word in the whole log
 # counts, since a compaction moves contents.
-for file in "$repo"/log/*.jsonl.zst; do
-	zstd -dcq -- "$file"
-done | jq -r 'select(.content) | "\(.content) \(.part) \(.offset)"' | tac | sort -s -u -k1,1 >"$work/contents"
+for n in $records; do record "$n"; done | jq -r 'select(.content) | "\(.content) \(.part) \(.offset)"' | tac | sort -s -u -k1,1 >"$work/contents"
 
 # 3. What the chain says, in its order: a line for each entry and each extent. A
 # path or target keeps A-Z a-z 0-9 _ . - and has every other byte as \0ooo.
@@ -133,17 +139,20 @@ path() { # of the key $1, escaped, into $path
 	path=''
 	for component in $1; do path=$path/$component; done
 }
-: >"$work/files"
+: >"$work/files" >"$work/links"
 while IFS=$tab read -r key seq type _ _ _ size _ group target; do
 	path "$key"
+	[ "$type" != socket ] || { printf 'not restored: %s: a socket\n' "$path" >&2; continue; }
 	bytes "$path"
 	name=$to$out
 	if [ "$group" != - ]; then
 		first=$work/link-$(printf %s "$group" | sha256sum | head -c 64)
 		if [ -e "$first" ]; then
+			link=$path
 			read -r path <"$first"
 			bytes "$path"
 			ln -P -- "$to$out" "$name"
+			printf '%s %s\n' "$path" "$link" >>"$work/links"
 			continue
 		fi
 		printf '%s\n' "$path" >"$first"
@@ -158,7 +167,6 @@ while IFS=$tab read -r key seq type _ _ _ size _ group target; do
 	fifo) mkfifo -- "$name" ;;
 	char) mknod -- "$name" c ${target% *} ${target#* } ;;
 	block) mknod -- "$name" b ${target% *} ${target#* } ;;
-	*) echo "not restored: $path: a $type" >&2 ;;
 	esac
 done <"$work/alive"
 
@@ -166,26 +174,46 @@ done <"$work/alive"
 # the place of its content: hash, entry, offset, length, path, part, raw offset.
 tr '\t' ' ' <"$work/extents" | sort -k1,1 >"$work/by-entry"
 sort -k1,1 -- "$work/files" | join -o 1.2,1.1,1.3,1.4,2.2 -- "$work/by-entry" - | sort -k1,1 >"$work/by-hash"
-join -v 1 -- "$work/by-hash" "$work/contents" >"$work/lost"
-[ ! -s "$work/lost" ] || { echo "the log does not say where these contents are:" >&2; cat -- "$work/lost" >&2; exit 1; }
+join -v 1 -o 1.5 -- "$work/by-hash" "$work/contents" >"$work/damaged"
+[ ! -s "$work/damaged" ] || echo "the log does not say where some contents are" >&2
 unpacked=''
 join -- "$work/by-hash" "$work/contents" | sort -k6,6 -k7,7n >"$work/by-part"
 while read -r _ _ offset length path part raw; do
 	if [ "$part" != "$unpacked" ]; then
-		zstd -dcq -- "$repo/parts/$(printf %.2s "$part")/$part.tar.zst" >"$work/part"
-		unpacked=$part
+		unpacked=$part file=$repo/parts/$(printf %.2s "$part")/$part.tar.zst whole=yes
+		if [ "$(sha256sum <"$file" | head -c 64)" != "$part" ]; then
+			echo "damaged or not there: $file" >&2
+			whole=''
+		elif ! zstd -dcq -- "$file" >"$work/part"; then
+			echo "cannot be unpacked: $file" >&2
+			whole=''
+		fi
+	fi
+	if [ -z "$whole" ]; then
+		printf '%s\n' "$path" >>"$work/damaged"
+		continue
 	fi
 	bytes "$path"
 	dd if="$work/part" of="$to$out" bs=1M iflag=skip_bytes,count_bytes oflag=seek_bytes conv=notrunc status=none \
 		skip="$raw" count="$length" seek="$offset"
 done <"$work/by-part"
 
-# 7. Owners, modes and times, what is deepest first.
+# 7. A file that lacks a content is removed, under all of its names.
+sort -u -- "$work/damaged" >"$work/hit"
+sort -k1,1 -- "$work/links" | join -o 1.2 -- - "$work/hit" | sort -- - "$work/hit" >"$work/removed"
+while read -r path; do
+	printf 'damaged: %s\n' "$path" >&2
+	bytes "$path"
+	rm -- "$to$out"
+done <"$work/removed"
+
+# 8. Owners, modes and times, what is deepest first.
 tac -- "$work/alive" | while IFS=$tab read -r key _ type mode uid gid _ mtime _ _; do
-	[ "$type" != socket ] || continue
 	path "$key"
 	bytes "$path"
+	[ -e "$to$out" ] || [ -L "$to$out" ] || continue # a socket, or damaged
 	if [ "$(id -u)" -eq 0 ]; then chown -h -- "$uid:$gid" "$to$out"; fi
 	[ "$type" = symlink ] || chmod -- "$mode" "$to$out"
 	touch -h -d "@$mtime" -- "$to$out"
 done
+[ ! -s "$work/removed" ] || { echo "$(wc -l <"$work/removed") damaged files, named above, were not restored; all else was" >&2; exit 4; }

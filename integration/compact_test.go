@@ -616,9 +616,7 @@ func TestRecoveryAfterCompaction(t *testing.T) {
 	path := toolsOnly(t)
 	for _, i := range []int{1, 3, 4} {
 		to := filepath.Join(tempDir(t), "restored")
-		cmd := exec.Command(filepath.Join(path, "sh"), recoverScript, r.dir, numbers[i], to)
-		cmd.Env = []string{"PATH=" + path}
-		if res := runCmd(t, cmd); res.code != 0 {
+		if res := runCmd(t, recovery(path, r.dir, numbers[i], to)); res.code != 0 {
 			t.Fatalf("recovery of generation %s: exit code %d\n%s%s", numbers[i], res.code, tail(res.stdout), tail(res.stderr))
 		}
 		for p, e := range trees[i].Entries {

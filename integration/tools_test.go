@@ -1,11 +1,16 @@
 package integration
 
 import (
+	"archive/tar"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,9 +116,7 @@ func TestRecoveryScript(t *testing.T) {
 	path := toolsOnly(t)
 	for number, tree := range want {
 		to := filepath.Join(tempDir(t), "restored")
-		cmd := exec.Command(filepath.Join(path, "sh"), recoverScript, r.dir, number, to)
-		cmd.Env = []string{"PATH=" + path}
-		if res := runCmd(t, cmd); res.code != 0 {
+		if res := runCmd(t, recovery(path, r.dir, number, to)); res.code != 0 {
 			t.Fatalf("recovery of generation %s: exit code %d\n%s%s", number, res.code, tail(res.stdout), tail(res.stderr))
 		}
 		for p, e := range tree.Entries {
@@ -128,21 +131,149 @@ func TestRecoveryScript(t *testing.T) {
 	}
 }
 
-// recoverable leaves out ACLs and other xattrs, which coreutils cannot set, and
-// hard links to sockets.
-func recoverable(nodes []treetest.Node) []treetest.Node {
-	sockets := map[string]bool{}
-	var kept []treetest.Node
-	for _, n := range nodes {
-		n.Xattrs = nil
-		if n.Type == treetest.Socket {
-			sockets[n.Path] = true
+// recovery is a command that runs the script with no programs but those in tools.
+func recovery(tools, repository, record, to string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(tools, "sh"), recoverScript, repository, record, to)
+	cmd.Env = []string{"PATH=" + tools}
+	return cmd
+}
+
+// damagedRepo is a repository of small parts, with two generations of a tree that has
+// a file in many parts and one with several names, and a third of another source.
+func damagedRepo(t *testing.T) (r *repo, first, second *treetest.Tree) {
+	t.Helper()
+	src := tempDir(t)
+	nodes := []treetest.Node{{Path: "large", Seed: 30, Size: 5 << 20}, {Path: "sub/odd \xff\n", Seed: 31, Size: 400_000}, {Path: "sub/symlink", Type: treetest.Symlink, Target: "large"}}
+	for i := range uint64(10) {
+		nodes = append(nodes, treetest.Node{Path: fmt.Sprint("sub/", i), Seed: 32 + i, Size: 400_000, UID: 7, Mode: 0o640},
+			treetest.Node{Path: fmt.Sprint("links/", i), Type: treetest.HardLink, Target: fmt.Sprint("sub/", i)})
+	}
+	createTree(t, src, nodes)
+	r = newRepo(t, "--part-size", "64KiB")
+	r.all(src)
+	first = readTree(t, src)
+	createTree(t, src, []treetest.Node{{Path: "later", Seed: 50, Size: 400_000}})
+	r.all(src)
+	second = readTree(t, src)
+	other := tempDir(t)
+	write(t, filepath.Join(other, "file"), "other")
+	r.all(other, "--source", "other")
+	return r, first, second
+}
+
+// filesIn returns the paths of a tree that lack something without a part: those of its
+// members, under all their names, and "large", which its chunks are of.
+func filesIn(t *testing.T, tree *treetest.Tree, part string) []string {
+	t.Helper()
+	var list []string
+	for members := tar.NewReader(strings.NewReader(run(t, "zstd", "-dc", part))); ; {
+		member, err := members.Next()
+		if errors.Is(err, io.EOF) {
+			return list
 		}
-		if n.Type != treetest.HardLink || !sockets[n.Target] {
-			kept = append(kept, n)
+		must(t, err)
+		name := member.Name
+		if strings.HasPrefix(name, ".chunks/") {
+			name = "large"
+		}
+		for p, e := range tree.Entries {
+			if p == name || e.Link != "" && tree.Entries[name] != nil && e.Link == tree.Entries[name].Link {
+				list = append(list, p)
+			}
 		}
 	}
-	return kept
+}
+
+// partsOf returns the parts that hold something of a path of a tree.
+func partsOf(t *testing.T, r *repo, tree *treetest.Tree, path string) []string {
+	t.Helper()
+	return slices.DeleteFunc(r.parts(), func(part string) bool { return !slices.Contains(filesIn(t, tree, part), path) })
+}
+
+// escaped writes a path as the script does.
+func escaped(path string) string {
+	var b strings.Builder
+	for _, c := range []byte("/" + path) {
+		if strings.IndexByte("/_.-", c) >= 0 || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, `\0%03o`, c)
+		}
+	}
+	return b.String()
+}
+
+// TestRecoveryOfDamage: of a damaged repository the script restores all that can be had,
+// and names the rest.
+func TestRecoveryOfDamage(t *testing.T) {
+	r, first, second := damagedRepo(t)
+	tools := toolsOnly(t)
+	large, small, odd := partsOf(t, r, first, "large")[1], partsOf(t, r, first, "sub/4")[0], partsOf(t, r, first, "sub/odd \xff\n")[0]
+	later, records := partsOf(t, r, second, "later")[0], r.records()
+	for _, test := range []struct {
+		name   string
+		damage string // a script, in the repository
+		record string // of the generation
+		code   int
+		hit    []string // parts
+		want   string   // on stderr
+	}{
+		{"a part with a flipped bit", `printf 'x' | dd of="$2" bs=1 seek=1000 conv=notrunc status=none`, "2", 4, []string{small}, "damaged or not there: "},
+		{"a part that is not there", `rm "$3"`, "2", 4, []string{large}, "damaged or not there: "},
+		{"a part cut off", `truncate -s -1 "$4"`, "2", 4, []string{odd}, "damaged or not there: "},
+		{"two parts exchanged", `mv "$2" x; mv "$3" "$2"; mv x "$3"`, "2", 4, []string{small, large}, "damaged or not there: "},
+		{"a part that is not needed", `rm "$5"`, "1", 0, nil, ""},
+		{"a record cut off that is not needed", `truncate -s -10 "$7"`, "2", 0, nil, "damaged, and left out: "},
+		{"a record that is not its name's", `mv "$6" "$7"`, "1", 0, nil, "damaged, and left out: "},
+		{"a record that is needed", `truncate -s -10 "$6"`, "2", 1, nil, "generation 2 needs log record 2, "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, to := filepath.Join(tempDir(t), "repo"), filepath.Join(tempDir(t), "restored")
+			run(t, "cp", "-a", r.dir, dir)
+			args := []string{dir}
+			for _, file := range []string{small, large, odd, later, records[1], records[2]} {
+				args = append(args, strings.TrimPrefix(file, r.dir+"/"))
+			}
+			shell(t, `cd "$1"; `+test.damage, args...)
+			res := runCmd(t, recovery(tools, dir, test.record, to))
+			if res.code != test.code || !strings.Contains(res.stderr, test.want) {
+				t.Fatalf("exit code %d, want %d, and %q in\n%s", res.code, test.code, test.want, res.stderr)
+			}
+			if test.code == 1 {
+				return
+			}
+			tree := first
+			if test.record == "2" {
+				tree = second
+			}
+			want := &treetest.Tree{Entries: maps.Clone(tree.Entries)}
+			for _, part := range test.hit {
+				for _, p := range filesIn(t, tree, part) {
+					delete(want.Entries, p)
+					if line := "damaged: " + escaped(p) + "\n"; strings.Count(res.stderr, line) != 1 {
+						t.Errorf("not named once: %s", line)
+					}
+				}
+			}
+			lost := len(tree.Entries) - len(want.Entries)
+			if n := strings.Count(res.stderr, "damaged: "); n != lost || lost == 0 != (test.code == 0) {
+				t.Errorf("%d of %d files named:\n%s", n, lost, res.stderr)
+			}
+			if line := fmt.Sprintf("\n%d damaged files, ", lost); lost > 0 && !strings.Contains(res.stderr, line) {
+				t.Errorf("no line %q:\n%s", line, res.stderr)
+			}
+			wantTree(t, "recovery", want, to, treetest.Options{})
+		})
+	}
+}
+
+// recoverable leaves out ACLs and other xattrs, which coreutils cannot set.
+func recoverable(nodes []treetest.Node) []treetest.Node {
+	nodes = slices.Clone(nodes)
+	for i := range nodes {
+		nodes[i].Xattrs = nil
+	}
+	return nodes
 }
 
 // timeCasesOfThisCentury leaves out what the machine's own file system may not hold.
