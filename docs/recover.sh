@@ -8,6 +8,7 @@
 # as root to get owners and devices back. Exit codes: 0 done; 1 nothing restored,
 # or not to the end; 4 done, but for damaged files: each is named, and not there.
 set -eu
+umask 077 # what only some may read is closed until it has its mode
 export LC_ALL=C
 [ $# -eq 3 ] || { echo "usage: recover.sh REPO RECORD DIRECTORY" >&2; exit 2; }
 repo=$1 last=$2

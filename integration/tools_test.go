@@ -267,6 +267,29 @@ func TestRecoveryOfDamage(t *testing.T) {
 	}
 }
 
+// TestRecoveryIsClosed: what only some may read is never open to others, wherever the
+// script ends.
+func TestRecoveryIsClosed(t *testing.T) {
+	r, _, _ := damagedRepo(t)
+	tools, to := toolsOnly(t), filepath.Join(tempDir(t), "restored")
+	dd := filepath.Join(tools, "dd")
+	must(t, os.Remove(dd))
+	write(t, dd, "#!"+filepath.Join(tools, "sh")+"\nexit 1\n")
+	must(t, os.Chmod(dd, 0o755))
+	script := recovery(tools, r.dir, "1", to)
+	cmd := exec.Command("sh", append([]string{"-c", `umask 022; exec "$@"`, "sh"}, script.Args...)...)
+	cmd.Env = script.Env
+	if res := runCmd(t, cmd); res.code != 1 {
+		t.Fatalf("exit code %d: %s", res.code, res.stderr)
+	}
+	if made := run(t, "find", to, "-type", "f"); strings.Count(made, "\n") < 20 {
+		t.Fatalf("made: %q", made)
+	}
+	if open := run(t, "find", to, "-not", "-type", "l", "-perm", "/077"); open != "" {
+		t.Errorf("open to others:\n%s", open)
+	}
+}
+
 // recoverable leaves out ACLs and other xattrs, which coreutils cannot set.
 func recoverable(nodes []treetest.Node) []treetest.Node {
 	nodes = slices.Clone(nodes)
