@@ -290,6 +290,47 @@ func TestRecoveryIsClosed(t *testing.T) {
 	}
 }
 
+// TestRecoveryCommandsOfManyParts runs the commands of docs/RECOVERY.md, of one line each,
+// where the names of all parts do not fit on a command line.
+func TestRecoveryCommandsOfManyParts(t *testing.T) {
+	r, _, _ := damagedRepo(t)
+	page, err := os.ReadFile("../docs/RECOVERY.md")
+	must(t, err)
+	more := tempDir(t)
+	for i := range 400 {
+		var b strings.Builder
+		w := tar.NewWriter(&b)
+		must(t, w.WriteHeader(&tar.Header{Name: fmt.Sprint("many/", i), Mode: 0o600}))
+		must(t, w.Close())
+		write(t, filepath.Join(more, fmt.Sprint(i)), b.String())
+	}
+	dir := filepath.Join(tempDir(t), "repo")
+	run(t, "cp", "-a", r.dir, dir)
+	shell(t, `cd "$1"; zstd -q --rm -r .; mkdir "$2/parts/many"
+		sha256sum * | while read -r sum file; do mv "$file" "$2/parts/many/$sum.tar.zst"; done`, more, dir)
+	// The kernel allows 128 KiB of arguments and environment under such a limit.
+	const few = `ulimit -s 512; PAD=$(head -c 100000 /dev/zero | tr '\0' x); export PAD; cd "$1"; eval "$2"`
+	ran := 0
+	for line := range strings.Lines(string(page)) {
+		command, indented := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
+		if !indented || strings.Contains(command, "…") || !strings.Contains(command, "parts") && !strings.Contains(command, "log") || strings.HasSuffix(command, "; do") {
+			continue
+		}
+		ran++
+		if res := runCmd(t, exec.Command("sh", "-euc", few, "sh", dir, command)); res.code != 0 || res.stderr != "" {
+			t.Errorf("%s: exit code %d\n%s", command, res.code, tail(res.stderr))
+		}
+	}
+	if ran < 5 {
+		t.Errorf("only %d commands", ran)
+	}
+	for _, file := range []string{"many/399", "links/9", "later"} {
+		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
+			t.Errorf("not extracted: %v", err)
+		}
+	}
+}
+
 // recoverable leaves out ACLs and other xattrs, which coreutils cannot set.
 func recoverable(nodes []treetest.Node) []treetest.Node {
 	nodes = slices.Clone(nodes)
