@@ -318,11 +318,15 @@ func TestRunsDoNotOverlap(t *testing.T) {
 	file := runToInterrupt(t, r, dir, "before")
 	b := start(t, exec.Command(mkbackup, "run", file))
 	waitForFile(t, filepath.Join(dir, "waits"))
-	res := runConfig(t, file)
-	if res.code != 1 {
-		t.Errorf("a second run: exit code %d", res.code)
+	link := filepath.Join(dir, "link.conf")
+	must(t, os.Symlink(file, link))
+	for _, name := range []string{file, link} {
+		res := runConfig(t, name)
+		if res.code != 1 {
+			t.Errorf("a second run: exit code %d", res.code)
+		}
+		wantOneLine(t, res.stderr, "another run of it is under way: wait for its end")
 	}
-	wantOneLine(t, res.stderr, "another run of it is under way")
 	write(t, filepath.Join(dir, "go"), "")
 	if code := b.wait(t, time.Minute); code != 0 {
 		t.Errorf("the first run: exit code %d: %s", code, b.stderr.String())

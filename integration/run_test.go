@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/backupfs/backupfs/internal/treetest"
 )
@@ -214,6 +215,29 @@ func TestRunRefusesAWrongFile(t *testing.T) {
 	if result := runConfig(t, "no-such-name"); result.code != 2 || !strings.Contains(result.stderr, "/etc/backupfs/no-such-name.conf") {
 		t.Errorf("exit code %d: %s", result.code, result.stderr)
 	}
+}
+
+// TestRunBesideForeignLocks: who may read a configuration, or list the directory of
+// metrics, can lock them, and keeps no run of root from its work.
+func TestRunBesideForeignLocks(t *testing.T) {
+	r, src, prom := newRepo(t), tempDir(t), filepath.Join(tempDir(t), "backupfs.prom")
+	write(t, filepath.Join(src, "a"), "1")
+	file := configFile(t, "repository = %q\nmetrics = %q\n[[backup]]\npaths = [%q]\n", r.dir, prom, src)
+	for _, name := range []string{file, filepath.Dir(prom)} {
+		start(t, asUser(65534, 65534, nil, "flock", "--no-fork", "--shared", name, "sleep", "600"))
+		waitFor(t, time.Minute, "the lock of "+name, func() bool {
+			return runCmd(t, exec.Command("flock", "--nonblock", name, "true")).code == 1
+		})
+	}
+	if res := runCmd(t, exec.Command(mkbackup, "run", "-q", file)); res.code != 0 || res.stderr != "" {
+		t.Errorf("exit code %d: %s", res.code, res.stderr)
+	}
+	readMetrics(t, prom).want(t, "a run", metrics{"backupfs_last_run_exit_code{run}": 0})
+	res := runCmd(t, asUser(1234, 1234, nil, mkbackup, "run", file))
+	if res.code != 1 {
+		t.Errorf("of a user: exit code %d", res.code)
+	}
+	wantOneLine(t, res.stderr, "another run of it is under way", "If there is none, ", "chmod 600 "+file)
 }
 
 // TestMountByConfiguration mounts what a file says.

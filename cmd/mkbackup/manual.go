@@ -38,6 +38,9 @@ func book() manual.Book {
 */etc/backupfs/NAME.conf*
 : What **mkbackup run NAME** does.
 
+*/run/backupfs.lock*
+: Locks of runs that root makes.
+
 *~/.cache/mkbackup/*
 : Where the next **check --read-data-subset** begins.
 

@@ -173,17 +173,12 @@ const (
 
 // lockDirectory keeps others from changing a file of metrics in it meanwhile.
 func lockDirectory(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
 	for began := time.Now(); ; time.Sleep(lockPause) {
-		err = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		lock, err := tryLock(dir)
 		if err == nil {
-			return func() { d.Close() }, nil
+			return func() { lock.Close() }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Since(began) > lockPatience {
-			d.Close()
 			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
 	}

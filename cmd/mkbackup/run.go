@@ -90,21 +90,13 @@ with its line.`,
 }
 
 // lockRun locks a configuration, until the process ends at the latest: the hooks of two
-// runs would undo each other's work. Where the file system has no locks there is none.
+// runs would undo each other's work. Where it cannot be locked there is no lock.
 func lockRun(file string) (unlock func(), err error) {
-	f, err := os.OpenFile(file, os.O_RDWR, 0) // NFS locks nothing that is only read: flock(2)
-	if err != nil {
-		f, err = os.Open(file)
+	lock, err := tryLock(file)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%s: another run of it is under way: wait for its end%s", file, othersMayLock(file))
 	}
-	if err != nil {
-		return nil, err
-	}
-	unlock = func() { _ = f.Close() } // nothing was written
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		unlock()
-		return nil, fmt.Errorf("%s: another run of it is under way: wait for its end", file)
-	}
-	return unlock, nil
+	return func() { _ = lock.Close() }, nil // nothing was written
 }
 
 // outliveReader keeps this process going where nobody reads its messages any more: there
