@@ -2,7 +2,9 @@ package integration
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -27,7 +29,7 @@ func TestFstab(t *testing.T) {
 		write(t, "/etc/fstab", "") // there must be something to mount over
 		t.Cleanup(func() { os.Remove("/etc/fstab") })
 	}
-	write(t, fstab, string(old)+"\n"+r.dir+"  "+m.dir+"  fuse.backupfs  ro,_netdev,cache-size=64M  0 0\n")
+	write(t, fstab, string(old)+"\n"+r.dir+"  "+m.dir+"  fuse.backupfs  ro,_netdev,x-systemd.requires-mounts-for="+r.dir+",cache-size=64M  0 0\n")
 	mountAt(t, "/etc/fstab", "--bind", fstab)
 
 	// mount(8) looks for backupfs where it would be installed.
@@ -47,5 +49,28 @@ func TestFstab(t *testing.T) {
 	run(t, "umount", m.dir)
 	if isMounted(t, m.dir) {
 		t.Error("still mounted after umount")
+	}
+}
+
+// TestFstabAtBoot: by the lines of the manual systemd mounts the file system that the
+// repository lies on first.
+func TestFstabAtBoot(t *testing.T) {
+	line := regexp.MustCompile(`/srv/backup\S*\s+/backups\s+fuse\.backupfs\s+\S+\s+0 0`)
+	for _, page := range []string{"README.md", "docs/mounting.md", "cmd/backupfs/main.go"} {
+		text, err := os.ReadFile(filepath.Join("..", page))
+		must(t, err)
+		dir := tempDir(t)
+		fstab := filepath.Join(dir, "fstab")
+		write(t, fstab, line.FindString(string(text))+"\n")
+		cmd := exec.Command("/usr/lib/systemd/system-generators/systemd-fstab-generator", dir, dir, dir)
+		cmd.Env = append(os.Environ(), "SYSTEMD_FSTAB="+fstab, "SYSTEMD_PROC_CMDLINE=")
+		if r := runCmd(t, cmd); r.code != 0 {
+			t.Fatalf("%s: exit code %d: %s", page, r.code, r.stderr)
+		}
+		unit, err := os.ReadFile(filepath.Join(dir, "backups.mount"))
+		must(t, err)
+		if !strings.Contains(string(unit), "\nRequiresMountsFor=/srv/backup\n") {
+			t.Errorf("%s: the unit does not wait for /srv/backup:\n%s", page, unit)
+		}
 	}
 }

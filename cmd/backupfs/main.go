@@ -133,7 +133,7 @@ another user only that user may enter, and sees everything that is in REPO.
 
 In /etc/fstab:
 
-  /srv/backup/web1  /backups  fuse.backupfs  ro,_netdev,cache-size=512M  0 0`
+  /srv/backup/web1  /backups  fuse.backupfs  ro,_netdev,x-systemd.requires-mounts-for=/srv/backup,cache-size=512M  0 0`
 
 const examples = `  backupfs /srv/backup /backups
   backupfs -f --cache-size 1GiB /srv/backup /backups
