@@ -197,6 +197,7 @@ func TestRunRefusesAWrongFile(t *testing.T) {
 		{backup + "[check]\nread_data_subset = \"2%%\"\nskip = true\n", ":5: check.read_data_subset: nothing is checked with skip = true: leave one of the two out"},
 		{backup + "[forget]\nkeep_daily = 7\nkeep_weekly = 0\n", ":6: forget.keep_weekly: 0 keeps nothing: leave the line out for no such rule"},
 		{backup + "exclude_from = [\"-\"]\n", `:4: backup.exclude_from: "-": a run has no standard input`},
+		{backup + "exclude_from = [\"/no/such/file\"]\n[hooks]\nbefore = [[\"sh\", \"-c\", \"echo hook >&2\"]]\n", `:4: backup.exclude_from: "/no/such/file": open `},
 		{backup + "[priority]\nthreads = 0\n", `:5: priority.threads: "0": give a number from 1 to 256`},
 		{backup + "[check]\nread_data_subset = \"0%%\"\n", `:5: check.read_data_subset: "0%" is no percentage: `},
 		{backup + "[priority]\nnice = 40\n", `:5: priority.nice: "40": give a number from -20 to 19`},

@@ -209,6 +209,7 @@ func checkBackup(c config.Config, key string, b config.Backup) error {
 	}
 	var f flagList
 	f.texts("exclude", b.Exclude)
+	f.texts("exclude-from", b.ExcludeFrom)
 	f.texts("exclude-if-present", b.ExcludeIfPresent)
 	return checkValues(c, key, f)
 }
