@@ -172,7 +172,7 @@ uninstall: ## what install put there
 	rm -rf '$(DESTDIR)$(PREFIX)/share/doc/backupfs'
 
 deb: ## a Debian package, into bin/ (needs dpkg-deb)
-	rm -rf bin/deb
+	rm -rf bin/deb bin/*.deb # dpkg -i bin/*.deb installs the one that is last by name
 	$(MAKE) install DESTDIR=bin/deb PREFIX=/usr
 	gzip -9n bin/deb/usr/share/man/man1/*.1
 	mv bin/deb/usr/share/zsh/site-functions bin/deb/usr/share/zsh/vendor-completions # where Debian's zsh looks

@@ -114,6 +114,7 @@ func debianPackage(t *testing.T) string {
 	clone := filepath.Join(tempDir(t), "main")
 	run(t, "cp", "-a", "..", clone)
 	run(t, "rm", "-rf", filepath.Join(clone, "bin"))
+	write(t, filepath.Join(mkdir(t, clone, "bin"), "backupfs_0.0.1_all.deb"), "an older one")
 	run(t, "make", "-s", "-C", clone, "deb")
 	packages, err := filepath.Glob(filepath.Join(clone, "bin", "backupfs_*.deb"))
 	must(t, err)
