@@ -138,31 +138,33 @@ func recovery(tools, repository, record, to string) *exec.Cmd {
 	return cmd
 }
 
-// damagedRepo is a repository of small parts, with two generations of a tree that has
-// a file in many parts and one with several names, and a third of another source.
+// damagedRepo is a repository of small parts. Records 2 and 3 are generations of a tree that
+// has a file in many parts, some with two names, and one whose content record 1 has stored,
+// which is of another source, as is record 4.
 func damagedRepo(t *testing.T) (r *repo, first, second *treetest.Tree) {
 	t.Helper()
-	src := tempDir(t)
-	nodes := []treetest.Node{{Path: "large", Seed: 30, Size: 5 << 20}, {Path: "sub/odd \xff\n", Seed: 31, Size: 400_000}, {Path: "sub/symlink", Type: treetest.Symlink, Target: "large"}}
+	src, other := tempDir(t), tempDir(t)
+	createTree(t, other, []treetest.Node{{Path: "file", Seed: 29, Size: 400_000}})
+	nodes := []treetest.Node{{Path: "large", Seed: 30, Size: 5 << 20}, {Path: "shared", Seed: 29, Size: 400_000}, {Path: "sub/odd \xff\n", Seed: 31, Size: 400_000}, {Path: "sub/symlink", Type: treetest.Symlink, Target: "large"}}
 	for i := range uint64(10) {
 		nodes = append(nodes, treetest.Node{Path: fmt.Sprint("sub/", i), Seed: 32 + i, Size: 400_000, UID: 7, Mode: 0o640},
 			treetest.Node{Path: fmt.Sprint("links/", i), Type: treetest.HardLink, Target: fmt.Sprint("sub/", i)})
 	}
 	createTree(t, src, nodes)
 	r = newRepo(t, "--part-size", "64KiB")
+	r.all(other, "--source", "other")
 	r.all(src)
 	first = readTree(t, src)
 	createTree(t, src, []treetest.Node{{Path: "later", Seed: 50, Size: 400_000}})
 	r.all(src)
 	second = readTree(t, src)
-	other := tempDir(t)
-	write(t, filepath.Join(other, "file"), "other")
+	write(t, filepath.Join(other, "more"), "more")
 	r.all(other, "--source", "other")
 	return r, first, second
 }
 
-// filesIn returns the paths of a tree that lack something without a part: those of its
-// members, under all their names, and "large", which its chunks are of.
+// filesIn returns the paths of a tree that lack something without a part of it: those of
+// its members, under all their names, and "large", which its chunks are of.
 func filesIn(t *testing.T, tree *treetest.Tree, part string) []string {
 	t.Helper()
 	var list []string
@@ -215,23 +217,24 @@ func TestRecoveryOfDamage(t *testing.T) {
 		damage string // a script, in the repository
 		record string // of the generation
 		code   int
-		hit    []string // parts
+		hit    []string // parts; without any, what is damaged is "shared"
 		want   string   // on stderr
 	}{
-		{"a part with a flipped bit", `printf 'x' | dd of="$2" bs=1 seek=1000 conv=notrunc status=none`, "2", 4, []string{small}, "damaged or not there: "},
-		{"a part that is not there", `rm "$3"`, "2", 4, []string{large}, "damaged or not there: "},
-		{"a part cut off", `truncate -s -1 "$4"`, "2", 4, []string{odd}, "damaged or not there: "},
-		{"two parts exchanged", `mv "$2" x; mv "$3" "$2"; mv x "$3"`, "2", 4, []string{small, large}, "damaged or not there: "},
-		{"a part that is not needed", `rm "$5"`, "1", 0, nil, ""},
-		{"a record cut off that is not needed", `truncate -s -10 "$7"`, "2", 0, nil, "damaged, and left out: "},
-		{"a record that is not its name's", `mv "$6" "$7"`, "1", 0, nil, "damaged, and left out: "},
-		{"a record that is needed", `truncate -s -10 "$6"`, "2", 1, nil, "generation 2 needs log record 2, "},
+		{"a part with a flipped bit", `printf 'x' | dd of="$2" bs=1 seek=1000 conv=notrunc status=none`, "3", 4, []string{small}, "damaged or not there: "},
+		{"a part that is not there", `rm "$3"`, "3", 4, []string{large}, "damaged or not there: "},
+		{"a part cut off", `truncate -s -1 "$4"`, "3", 4, []string{odd}, "damaged or not there: "},
+		{"two parts exchanged", `mv "$2" x; mv "$3" "$2"; mv x "$3"`, "3", 4, []string{small, large}, "damaged or not there: "},
+		{"a part that is not needed", `rm "$5"`, "2", 0, nil, ""},
+		{"a record cut off that is not needed", `truncate -s -10 "$8"`, "3", 0, nil, "damaged, and left out: "},
+		{"a record that is not its name's", `cp "$7" "$8"`, "3", 0, nil, "damaged, and left out: "},
+		{"a record that says where contents are", `truncate -s -10 "$6"`, "3", 4, nil, "the log does not say where some contents are"},
+		{"a record that is needed", `truncate -s -10 "$7"`, "3", 1, nil, "generation 3 needs log record 2, "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir, to := filepath.Join(tempDir(t), "repo"), filepath.Join(tempDir(t), "restored")
 			run(t, "cp", "-a", r.dir, dir)
 			args := []string{dir}
-			for _, file := range []string{small, large, odd, later, records[1], records[2]} {
+			for _, file := range []string{small, large, odd, later, records[0], records[1], records[3]} {
 				args = append(args, strings.TrimPrefix(file, r.dir+"/"))
 			}
 			shell(t, `cd "$1"; `+test.damage, args...)
@@ -243,16 +246,21 @@ func TestRecoveryOfDamage(t *testing.T) {
 				return
 			}
 			tree := first
-			if test.record == "2" {
+			if test.record == "3" {
 				tree = second
 			}
-			want := &treetest.Tree{Entries: maps.Clone(tree.Entries)}
+			var hit []string
+			if test.code == 4 && len(test.hit) == 0 {
+				hit = []string{"shared"}
+			}
 			for _, part := range test.hit {
-				for _, p := range filesIn(t, tree, part) {
-					delete(want.Entries, p)
-					if line := "damaged: " + escaped(p) + "\n"; strings.Count(res.stderr, line) != 1 {
-						t.Errorf("not named once: %s", line)
-					}
+				hit = append(hit, filesIn(t, tree, part)...)
+			}
+			want := &treetest.Tree{Entries: maps.Clone(tree.Entries)}
+			for _, p := range hit {
+				delete(want.Entries, p)
+				if line := "damaged: " + escaped(p) + "\n"; strings.Count(res.stderr, line) != 1 {
+					t.Errorf("not named once: %s", line)
 				}
 			}
 			lost := len(tree.Entries) - len(want.Entries)
@@ -276,7 +284,7 @@ func TestRecoveryIsClosed(t *testing.T) {
 	must(t, os.Remove(dd))
 	write(t, dd, "#!"+filepath.Join(tools, "sh")+"\nexit 1\n")
 	must(t, os.Chmod(dd, 0o755))
-	script := recovery(tools, r.dir, "1", to)
+	script := recovery(tools, r.dir, "2", to)
 	cmd := exec.Command("sh", append([]string{"-c", `umask 022; exec "$@"`, "sh"}, script.Args...)...)
 	cmd.Env = script.Env
 	if res := runCmd(t, cmd); res.code != 1 {
