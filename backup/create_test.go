@@ -681,14 +681,20 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 }
 
-// TestLostRecords: a run that finds that the log has lost its end goes on, and says so. What
-// indexes know of it stays until it is repaired.
+// TestLostRecords: a run that finds that the log has lost its end, or all of it, goes on, and
+// says so. What indexes know of it stays until it is repaired.
 func TestLostRecords(t *testing.T) {
+	for _, left := range []uint64{0, 1} {
+		t.Run(fmt.Sprint(left, " left"), func(t *testing.T) { loseRecords(t, left) })
+	}
+}
+
+func loseRecords(t *testing.T, left uint64) {
 	r, dir := newRepository(t), t.TempDir()
 	for range 3 {
 		create(t, r, optionsFor(dir))
 	}
-	for _, number := range []uint64{2, 3} {
+	for number := left + 1; number <= 3; number++ {
 		if err := os.Remove(filepath.Join(r.Dir(), archive.RecordStoreName(number))); err != nil {
 			t.Fatal(err)
 		}
@@ -696,10 +702,13 @@ func TestLostRecords(t *testing.T) {
 	var damages []string
 	o := optionsFor(dir)
 	o.Events.Damage = func(text string) { damages = append(damages, text) }
-	if s := create(t, r, o); s.Number != 2 || s.LostRecords != 2 || len(damages) != 1 || !strings.Contains(damages[0], "records up to 3, but the log ends with record 1") {
-		t.Errorf("%+v, %q", s, damages)
+	for ends := left; ends < 3; ends++ {
+		damages = nil
+		want := fmt.Sprintf("records up to 3, but the log ends with record %d", ends)
+		if s := create(t, r, o); s.Number != ends+1 || s.LostRecords != 3-ends || len(damages) != 1 || !strings.Contains(damages[0], want) {
+			t.Errorf("%+v, %q", s, damages)
+		}
 	}
-	create(t, r, o)
 	damages = nil
 	if s := create(t, r, o); s.Number != 4 || s.LostRecords != 1 || len(damages) != 1 || !strings.Contains(damages[0], "index 3 was made with another record 3") {
 		t.Errorf("at the end that was: %+v, %q", s, damages)

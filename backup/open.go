@@ -18,7 +18,7 @@ type lostEnd struct {
 // openNewest opens the index of a repository, and tells what the log has lost.
 func openNewest(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (db *index.DB, lost lostEnd, err error) {
 	beyond, other := uint64(0), uint64(0)
-	db, err = index.Open(repo, index.Options{Log: notef, Interrupted: ctx.Err, Damaged: func(number uint64, err error) {
+	damaged := func(number uint64, err error) {
 		switch {
 		case errors.Is(err, index.ErrBeyondLog):
 			beyond = max(beyond, number)
@@ -27,15 +27,22 @@ func openNewest(ctx context.Context, repo *archive.Repository, notef func(string
 		default:
 			notef("index %d is not used: %v", number, err)
 		}
-	}})
+	}
+	db, err = index.Open(repo, index.Options{Log: notef, Interrupted: ctx.Err, Damaged: damaged})
+	if err == nil && db.Number() == 0 { // no index was looked at
+		err = index.Check(repo, damaged)
+	}
 	switch {
+	case err != nil && db != nil:
+		return nil, lost, errors.Join(err, db.Close())
 	case err != nil:
+		return nil, lost, err
 	case beyond > db.Number():
 		lost = lostEnd{beyond - db.Number(), fmt.Sprintf("an index was made with records up to %d, but the log ends with record %d: the last records are missing, and the generations they made", beyond, db.Number())}
 	case other > 0 && other == db.Number():
 		lost = lostEnd{1, otherEnd(other)}
 	}
-	return db, lost, err
+	return db, lost, nil
 }
 
 // otherEnd says that an index knows another last record than the log has.
@@ -44,7 +51,7 @@ func otherEnd(number uint64) string {
 }
 
 // openWhole opens the index for a command that drops something, which it must not where
-// the log has lost its last records, or has another one in the place of the last: what they
+// the log has lost its last records, or all, or has another one in the place of the last: what they
 // said is not known, and the next record would take the number of one that may still be found.
 func openWhole(ctx context.Context, repo *archive.Repository, notef func(string, ...any)) (*index.DB, error) {
 	db, lost, err := openNewest(ctx, repo, notef)

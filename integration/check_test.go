@@ -373,21 +373,28 @@ func fourNights(t *testing.T) *repo {
 }
 
 // TestLostEndDropsNothing: what drops something refuses to go on where the log has lost
-// its last record, which may be found again.
+// its last record, or all, which may be found again; create says so.
 func TestLostEndDropsNothing(t *testing.T) {
 	r := fourNights(t)
 	want := r.generations()
-	last := r.records()[3]
-	aside := filepath.Join(tempDir(t), "record")
-	run(t, "mv", last, aside)
-	for _, command := range [][]string{{"forget", "--keep-last", "1"}, {"forget", "latest"}, {"compact", "--max-dead", "0"}} {
-		res := r.mkbackup(command[0], command[1:]...)
-		if res.code != 1 || res.stdout != "" {
-			t.Errorf("%q: exit code %d, %q", command, res.code, res.stdout)
+	for left := range 4 {
+		lost, aside := r.records()[left:], tempDir(t)
+		run(t, "mv", append(slices.Clone(lost), aside)...)
+		says := fmt.Sprintf("the log ends with record %d: the last records are missing", left)
+		for _, command := range [][]string{{"forget", "--keep-last", "1"}, {"forget", "latest"}, {"compact", "--max-dead", "0"}} {
+			res := r.mkbackup(command[0], command[1:]...)
+			if res.code != 1 || res.stdout != "" {
+				t.Errorf("%q: exit code %d, %q", command, res.code, res.stdout)
+			}
+			wantOneLine(t, res.stderr, says, "nothing is dropped")
 		}
-		wantOneLine(t, res.stderr, "the log ends with record 3: the last records are missing", "nothing is dropped")
+		if res := r.mkbackup("create", "-q", "--dry-run", "--root", aside, "/"); res.code != 4 || !strings.Contains(res.stderr, says) {
+			t.Errorf("create: exit code %d: %s", res.code, res.stderr)
+		}
+		for _, record := range lost {
+			run(t, "mv", filepath.Join(aside, filepath.Base(record)), record)
+		}
 	}
-	run(t, "mv", aside, last)
 	if got := r.generations(); !slices.Equal(got, want) {
 		t.Errorf("generations %q, want %q", got, want)
 	}
