@@ -75,7 +75,7 @@ func (c *checking) against() error {
 	if err := a.recognize(fd, root); err != nil {
 		return err
 	}
-	return a.entry(fd, ".", root, true, 0)
+	return a.entry(liveDir{fd: fd, settled: true}, ".", root)
 }
 
 // recognize makes sure that anything that lies at the top of the generation lies at the top
@@ -112,17 +112,31 @@ func (a *comparison) differ(path string, kind DifferenceKind, what string) {
 	}
 }
 
+// liveDir is an open directory of the live tree.
+type liveDir struct {
+	fd      int
+	device  uint64           // that holds it
+	settled bool             // it looked unchanged when it was come to, and
+	ctime   archive.Timespec // had this change time
+}
+
+// unchanged reports whether the directory looks unchanged still: it may have been long
+// ago that it did.
+func (d liveDir) unchanged() bool {
+	now, err := statBeneath(d.fd, "")
+	return d.settled && err == nil && now.Ctime == d.ctime
+}
+
 // entry compares the entry of a directory that the backup calls stored and that
-// lies at path. settled says that the directory looks unchanged; device is the
-// one that holds it.
-func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bool, device uint64) error {
+// lies at path.
+func (a *comparison) entry(dir liveDir, path string, stored index.Dirent) error {
 	if err := a.ctx.Err(); err != nil {
 		return err
 	}
 	a.result.Compared++
-	live, err := statBeneath(dir, stored.Name)
+	live, err := statBeneath(dir.fd, stored.Name)
 	switch {
-	case errors.Is(err, unix.ENOENT) && settled:
+	case errors.Is(err, unix.ENOENT) && dir.unchanged():
 		a.differ(path, Silent, "is not there, and its directory looks unchanged")
 		return nil
 	case errors.Is(err, unix.ENOENT):
@@ -132,6 +146,11 @@ func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bo
 		a.differ(path, Uncompared, err.Error())
 		return nil
 	}
+	return a.found(dir, path, stored, live)
+}
+
+// found compares the entry of a directory that is there, as live.
+func (a *comparison) found(dir liveDir, path string, stored index.Dirent, live inode) error {
 	same := !newer(live.Ctime, stored.Attr.Ctime) && !newer(live.Mtime, stored.Attr.Mtime)
 	if live.Type == archive.TypeDir && live.Inode != stored.Attr.Inode {
 		same = false // what was mounted there is not, or something else
@@ -145,16 +164,15 @@ func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bo
 		return nil
 	}
 	what := differentAttributes(live.Attr, stored.Attr)
-	more, err := a.deeper(dir, live, stored)
+	more, err := a.deeper(dir.fd, live, stored)
+	var f fatal
 	switch {
 	case errors.Is(err, errMovedOn):
 		kind, more = Since, append(more, "content")
-	case err != nil:
-		var f fatal
-		if errors.As(err, &f) {
-			return f.error
-		}
-		a.differ(path, Uncompared, err.Error())
+	case errors.As(err, &f):
+		return f.error
+	case err != nil && !a.unreadable(dir, path, stored.Name, live, err):
+		return nil
 	}
 	if what = append(what, more...); len(what) > 0 {
 		a.differ(path, kind, strings.Join(what, ", "))
@@ -162,7 +180,19 @@ func (a *comparison) entry(dir int, path string, stored index.Dirent, settled bo
 	if live.Type != archive.TypeDir {
 		return nil
 	}
-	return a.directory(dir, path, stored, same, live.dev, device)
+	return a.directory(dir, path, stored, live, same)
+}
+
+// unreadable reports why a path cannot be read that was there as live, and whether it
+// still is: that it was removed since explains it.
+func (a *comparison) unreadable(dir liveDir, path, name string, live inode, why error) bool {
+	now, err := statBeneath(dir.fd, name)
+	if errors.Is(err, unix.ENOENT) || err == nil && (now.Inode != live.Inode || now.Type != live.Type) {
+		a.differ(path, Since, "was removed or replaced meanwhile")
+		return false
+	}
+	a.differ(path, Uncompared, why.Error())
+	return true
 }
 
 func newer(a, b archive.Timespec) bool {
@@ -351,23 +381,23 @@ func (d descriptor) ReadAt(b []byte, off int64) (int, error) {
 	}
 }
 
-// directory compares the entries of a directory. settled says that it looks
-// unchanged.
-func (a *comparison) directory(parent int, path string, stored index.Dirent, settled bool, device, above uint64) error {
-	fd, err := openBeneath(parent, stored.Name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{})
+// directory compares the entries of a directory, which is there as live.
+func (a *comparison) directory(parent liveDir, path string, stored index.Dirent, live inode, settled bool) error {
+	fd, err := openBeneath(parent.fd, stored.Name, unix.O_RDONLY|unix.O_DIRECTORY, &patience{})
 	if err != nil {
-		a.differ(path, Uncompared, err.Error())
+		a.unreadable(parent, path, stored.Name, live, err)
 		return nil
 	}
 	defer unix.Close(fd)
-	if path != "." && device != above && kernelFileSystem(fileSystem(fd)) {
+	if path != "." && live.dev != parent.device && kernelFileSystem(fileSystem(fd)) {
 		return nil // nothing of it was backed up
 	}
 	list, err := names(fd)
 	if err != nil {
-		a.differ(path, Uncompared, err.Error())
+		a.unreadable(parent, path, stored.Name, live, err)
 		return nil
 	}
+	dir := liveDir{fd: fd, device: live.dev, settled: settled, ctime: live.Ctime}
 	var entries []index.Dirent
 	if err := a.view.List(stored.Dir, "", func(e index.Dirent) bool {
 		entries = append(entries, e)
@@ -383,7 +413,7 @@ func (a *comparison) directory(parent int, path string, stored index.Dirent, set
 		if len(list) > 0 && list[0] == e.Name {
 			list = list[1:]
 		}
-		if err := a.entry(fd, join(path, e.Name), e, settled, device); err != nil {
+		if err := a.entry(dir, join(path, e.Name), e); err != nil {
 			return err
 		}
 	}

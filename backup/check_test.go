@@ -688,6 +688,70 @@ func TestAgainstSilent(t *testing.T) {
 	}
 }
 
+// TestAgainstRemovedMeanwhile: what is removed while a tree is compared was changed since,
+// also where its directory was looked at before.
+func TestAgainstRemovedMeanwhile(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	for _, name := range []string{"/a", "/z", "/sub/file"} {
+		write(t, dir+name, []byte("x"))
+	}
+	create(t, r, optionsFor(dir))
+	if err := os.Chmod(dir+"/a", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	result, err := Check(t.Context(), r, CheckOptions{Against: dir, Difference: func(d Difference) {
+		if d.Path != "a" {
+			return
+		}
+		if err := os.Remove(dir + "/z"); err != nil {
+			t.Error(err)
+		}
+	}})
+	if err != nil || result.Changed != 2 || result.Differ != 0 || result.Uncompared != 0 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// TestAgainstVanished: what vanishes between two looks at it was changed since.
+func TestAgainstVanished(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/file", []byte("x"))
+	if err := errors.Join(os.Mkdir(dir+"/sub", 0o700), os.Mkdir(dir+"/listed", 0o700), os.Symlink("target", dir+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	create(t, r, optionsFor(dir))
+	db := openIndex(t, r)
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	a := &comparison{checking: &checking{ctx: t.Context(), repo: r, db: db, options: CheckOptions{Progress: new(CheckProgress)}}, view: db.At(1)}
+	for i, name := range []string{"file", "sub", "link", "listed"} {
+		stored, err := a.view.Resolve(gens[0].Root, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		live, err := statBeneath(fd, name)
+		if err := errors.Join(err, os.Remove(filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		if name == "listed" {
+			err = a.directory(liveDir{fd: fd, device: live.dev}, name, stored, live, true)
+		} else {
+			err = a.found(liveDir{fd: fd}, name, stored, live)
+		}
+		if err != nil || a.result.Changed != int64(i)+1 || a.result.Uncompared != 0 || a.result.Differ != 0 {
+			t.Errorf("%s: %+v, %v", name, a.result, err)
+		}
+	}
+}
+
 // TestCompactionDuringCheck: parts that a compaction removes while they are
 // checked are no damage.
 func TestCompactionDuringCheck(t *testing.T) {
