@@ -503,6 +503,20 @@ func (d *RecordDraft) Read(h Header) (*RecordReader, error) {
 	return newStoredReader(h.Number, stored, io.NopCloser(nil))
 }
 
+// Written returns how many stored bytes of the record there are so far, which are fewer
+// than it would have: the last lines are not compressed yet. It must not be called while
+// lines are added.
+func (d *RecordDraft) Written() (stored int64, err error) {
+	for _, s := range [...]*spool{d.contents, d.changes} {
+		end, err := s.file.Seek(0, io.SeekEnd)
+		if err != nil {
+			return 0, fmt.Errorf("log: %w", err)
+		}
+		stored += end
+	}
+	return stored, nil
+}
+
 // Stored returns how many stored bytes the record would have.
 func (d *RecordDraft) Stored(h Header) (int64, error) {
 	record, err := d.stored(h)

@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,6 +51,10 @@ func (c *compaction) checkpoint() error {
 	if err != nil || limit == 0 {
 		return err
 	}
+	if c.over() {
+		c.summary.Limited = true
+		return nil
+	}
 	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: limit, program: c.options.Program, hooks: c.options.hooks})
 	if errors.Is(err, fs.ErrExist) {
 		c.notef("the log was not made shorter: another run committed meanwhile")
@@ -82,7 +87,11 @@ func commitCheckpoint(ctx context.Context, repo *archive.Repository, db *index.D
 		return 0, 0, err
 	}
 	defer draft.Discard()
-	if err := writeState(ctx, repo, db, draft); err != nil {
+	err = writeState(ctx, repo, db, draft, o.limit)
+	if errors.Is(err, errTooLarge) {
+		return 0, 0, nil
+	}
+	if err != nil {
 		return 0, 0, fmt.Errorf("make a checkpoint: %w", err)
 	}
 	h := archive.Header{Kind: archive.KindCheckpoint, Number: db.Number() + 1, Time: o.hooks.now().UTC(),
@@ -90,7 +99,7 @@ func commitCheckpoint(ctx context.Context, repo *archive.Repository, db *index.D
 	if stored, err := draft.Stored(h); err != nil || stored >= o.limit {
 		return 0, 0, err
 	}
-	if err := verifyCheckpoint(repo, db, draft, h); err != nil {
+	if err := verifyCheckpoint(ctx, repo, db, draft, h); err != nil {
 		return 0, 0, fmt.Errorf("make a checkpoint: nothing was changed: %w", err)
 	}
 	o.hooks.reach("before checkpoint")
@@ -133,8 +142,12 @@ func (c *compaction) checkpointLimit() (int64, error) {
 	return limit, nil
 }
 
-// writeState writes the lines of a checkpoint.
-func writeState(ctx context.Context, repo *archive.Repository, db *index.DB, draft *archive.RecordDraft) error {
+// errTooLarge says that a checkpoint is not worth it.
+var errTooLarge = errors.New("it would be too large")
+
+// writeState writes the lines of a checkpoint. The error is errTooLarge as soon as so many
+// stored bytes are reached.
+func writeState(ctx context.Context, repo *archive.Repository, db *index.DB, draft *archive.RecordDraft, limit int64) error {
 	sweep := &sweeper{repo: repo}
 	err := sweep.each(db, func(part archive.Digest, _ int64) error { return draft.Add(archive.Line{Removed: &part}) })
 	if err != nil {
@@ -142,20 +155,23 @@ func writeState(ctx context.Context, repo *archive.Repository, db *index.DB, dra
 	}
 	lines := 0
 	return db.Checkpoint(func(l archive.Line) error {
-		if lines++; lines%4096 == 0 {
+		if lines++; lines%1024 == 0 {
 			if err := ctx.Err(); err != nil {
 				return err
+			}
+			if written, err := draft.Written(); err != nil || written >= limit {
+				return cmp.Or(err, errTooLarge)
 			}
 		}
 		return draft.Add(l)
 	})
 }
 
-func verifyCheckpoint(repo *archive.Repository, db *index.DB, draft *archive.RecordDraft, h archive.Header) error {
+func verifyCheckpoint(ctx context.Context, repo *archive.Repository, db *index.DB, draft *archive.RecordDraft, h archive.Header) error {
 	record, err := draft.Read(h)
 	if err != nil {
 		return err
 	}
 	defer record.Close()
-	return db.VerifyCheckpoint(repo, record)
+	return db.VerifyCheckpoint(ctx, repo, record)
 }

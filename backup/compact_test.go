@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -108,6 +109,78 @@ func TestCompactLimits(t *testing.T) {
 		t.Errorf("without: %+v", s)
 	}
 	wantContents(t, r, 3, map[string]string{"a": string(randomBytes(4, 30000)), "b": string(randomBytes(2, 30000))})
+}
+
+// threeNights makes a log of which most is about what was forgotten, and parts of which all
+// is needed.
+func threeNights(t *testing.T) *archive.Repository {
+	t.Helper()
+	r, dir := newRepository(t), t.TempDir()
+	for i := range 3 {
+		write(t, dir+"/file", randomBytes(uint64(i), 300))
+		create(t, r, optionsFor(dir))
+	}
+	forget(t, r, 1)
+	forget(t, r, 2)
+	if s := compact(t, r, CompactOptions{hooks: hooks{whole: true}}); s.Removed != 2 || s.DeadAfter != 0 {
+		t.Fatalf("%+v", s)
+	}
+	return r
+}
+
+// TestCheckpointTimeLimit: behind the limit of time no checkpoint is begun, also where there
+// is nothing else to do.
+func TestCheckpointTimeLimit(t *testing.T) {
+	r := threeNights(t)
+	if s := compact(t, r, CompactOptions{TimeLimit: time.Nanosecond}); s.Checkpoint != 0 || !s.Limited {
+		t.Errorf("with a limit: %+v", s)
+	}
+	if s := compact(t, r, CompactOptions{}); s.Checkpoint == 0 || s.Limited {
+		t.Errorf("without: %+v", s)
+	}
+}
+
+// TestCheckpointInterrupted: an interrupt is answered while a checkpoint is verified.
+func TestCheckpointInterrupted(t *testing.T) {
+	r := threeNights(t)
+	db := openIndex(t, r)
+	defer db.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	verified := false
+	h := hooks{at: func(point string) { verified = verified || point == "before checkpoint" }}
+	number, _, err := commitCheckpoint(ctx, r, db, checkpointOptions{limit: math.MaxInt64, program: "test", hooks: h})
+	if number != 0 || !errors.Is(err, context.Canceled) || verified {
+		t.Errorf("%d, %v; verified: %t", number, err, verified)
+	}
+	if last, err := r.Last(); err != nil || last != db.Number() {
+		t.Errorf("the log ends with %d, %v", last, err)
+	}
+}
+
+// TestCheckpointGivesUp: what would be too large is not written to its end.
+func TestCheckpointGivesUp(t *testing.T) {
+	const files = 1500
+	r, dir := newRepository(t), t.TempDir()
+	for i := range files {
+		write(t, fmt.Sprintf("%s/%d", dir, i), fmt.Append(nil, i))
+	}
+	create(t, r, optionsFor(dir))
+	db := openIndex(t, r)
+	defer db.Close()
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	err = writeState(t.Context(), r, db, draft, 1)
+	if n := draft.Counts().Contents; !errors.Is(err, errTooLarge) || n == 0 || n == files {
+		t.Errorf("%d contents, %v", n, err)
+	}
+	number, _, err := commitCheckpoint(t.Context(), r, db, checkpointOptions{limit: 1, program: "test"})
+	if number != 0 || err != nil {
+		t.Errorf("%d, %v", number, err)
+	}
 }
 
 // TestCompactTinyShare: what is needed of a part counts, however little of it is. Of

@@ -3,9 +3,11 @@ package index
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/backupfs/backupfs/archive"
 )
@@ -349,8 +351,8 @@ var errOtherwise = errors.New("the checkpoint does not say what the log says")
 // VerifyCheckpoint makes sure that an index that is derived from a checkpoint alone
 // has all that this one has of the generations that were not forgotten, and nothing
 // else: every directory, entry, inode and content, every number. It reads the record
-// to its end and does not close it.
-func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordReader) error {
+// to its end and does not close it. It ends with the error of the context when that ends.
+func (d *DB) VerifyCheckpoint(ctx context.Context, repo *archive.Repository, record *archive.RecordReader) error {
 	dir, err := repo.TempDir("checkpoint-*")
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
@@ -367,7 +369,7 @@ func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordRe
 	if err != nil {
 		return err
 	}
-	if err = b.apply(record); err == nil {
+	if err = b.apply(lineCounter{record, new(atomic.Int64), ctx.Err}); err == nil {
 		err = b.finish(true)
 	}
 	if err != nil {
@@ -379,7 +381,7 @@ func (d *DB) VerifyCheckpoint(repo *archive.Repository, record *archive.RecordRe
 		return err
 	}
 	defer fresh.Close()
-	return d.sameAs(fresh)
+	return d.sameAs(ctx, fresh)
 }
 
 // otherwise returns the error of something that is not the same in both indexes, or
@@ -392,7 +394,7 @@ func otherwise(err error, format string, args ...any) error {
 }
 
 // sameAs compares what two indexes say of the generations that were not forgotten.
-func (d *DB) sameAs(fresh *DB) error {
+func (d *DB) sameAs(ctx context.Context, fresh *DB) error {
 	old, err := d.Generations()
 	if err != nil {
 		return err
@@ -408,7 +410,7 @@ func (d *DB) sameAs(fresh *DB) error {
 	}) {
 		return fmt.Errorf("%w: the generations are %v, not %v", errOtherwise, generations, old)
 	}
-	c := &comparison{old: d, fresh: fresh}
+	c := &comparison{ctx: ctx, old: d, fresh: fresh}
 	if d.meta.dirs != fresh.meta.dirs || d.meta.inos != fresh.meta.inos {
 		return fmt.Errorf("%w: how many numbers were given", errOtherwise)
 	}
@@ -427,8 +429,18 @@ func (d *DB) sameAs(fresh *DB) error {
 
 // comparison is one call of sameAs.
 type comparison struct {
+	ctx        context.Context
+	asked      int
 	old, fresh *DB
 	inos       bitmap // that fresh has
+}
+
+// interrupted returns the error of the context, which it asks now and then.
+func (c *comparison) interrupted() error {
+	if c.asked++; c.asked%4096 != 1 {
+		return nil
+	}
+	return c.ctx.Err()
 }
 
 // inodes compares what fresh has of inodes, and what there is about those.
@@ -450,8 +462,8 @@ func (c *comparison) inodes() error {
 // contained compares the values in a of some inodes with those in b.
 func (c *comparison) contained(a, b *DB, space byte, wanted func(Ino) bool) error {
 	return scan(a.tables, a.number, []byte{space}, func(key, value []byte) error {
-		if !wanted(Ino(keyID(key))) {
-			return nil
+		if err := c.interrupted(); err != nil || !wanted(Ino(keyID(key))) {
+			return err
 		}
 		other, err := get(b.tables, b.number, key)
 		if err != nil || !bytes.Equal(value, other) {
@@ -481,6 +493,9 @@ func (c *comparison) contents() error {
 	n := 0
 	if err := c.old.Places(func(h archive.Hash, want Place) error {
 		n++
+		if err := c.interrupted(); err != nil {
+			return err
+		}
 		got, err := c.fresh.Content(h)
 		if err == nil && got != want {
 			err = errOtherwise
@@ -530,6 +545,9 @@ func (c *comparison) entries(dir DirID, number uint64, queue []DirID) ([]DirID, 
 func (c *comparison) lists(a, b *cursor, prefix []byte, queue []DirID) ([]DirID, error) {
 	more, too := nextThere(a, a.seek(prefix)), nextThere(b, b.seek(prefix))
 	for ; more && too; more, too = nextThere(a, a.next()), nextThere(b, b.next()) {
+		if err := c.interrupted(); err != nil {
+			return queue, err
+		}
 		if !bytes.Equal(a.key, b.key) || !bytes.Equal(a.value, b.value) {
 			return queue, fmt.Errorf("%w: the entries %q and %q", errOtherwise, a.key[idKey:], b.key[idKey:])
 		}

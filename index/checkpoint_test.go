@@ -1,6 +1,8 @@
 package index
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -72,7 +74,7 @@ func TestCheckpointOfRandomHistory(t *testing.T) {
 					t.Fatalf("round %d: %v", round, err)
 				}
 				fresh := finished(t, b)
-				if err := db.sameAs(fresh); err != nil {
+				if err := db.sameAs(t.Context(), fresh); err != nil {
 					t.Fatalf("round %d: %v", round, err)
 				}
 				if got, want := answers(t, fresh), answers(t, db); got != want {
@@ -123,7 +125,7 @@ func TestVerifyNotices(t *testing.T) {
 		err := without.apply(record)
 		record.stop()
 		if err == nil {
-			err = db.sameAs(finished(t, without))
+			err = db.sameAs(t.Context(), finished(t, without))
 		}
 		if err == nil {
 			t.Errorf("line %d, which is missing, was not noticed: %s", i, kind)
@@ -132,6 +134,37 @@ func TestVerifyNotices(t *testing.T) {
 	}
 	if noticed < 60 || len(kinds) < 6 {
 		t.Errorf("%d lines of %d kinds only", noticed, len(kinds))
+	}
+}
+
+// TestVerifyInterrupted: a comparison ends with its context, wherever it is.
+func TestVerifyInterrupted(t *testing.T) {
+	t.Parallel()
+	r, h := newRepository(t), newHistory(11, 15)
+	for n := range uint64(11) {
+		h.commit(t, r, n+1)
+	}
+	db := mustOpen(t, r, Options{})
+	defer db.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := db.VerifyCheckpoint(ctx, r, checkpointOf(t, r, db)); !errors.Is(err, context.Canceled) {
+		t.Errorf("derived: %v", err)
+	}
+	if err := db.sameAs(ctx, db); !errors.Is(err, context.Canceled) {
+		t.Errorf("compared: %v", err)
+	}
+	generations, err := db.Generations()
+	if err != nil || len(generations) == 0 {
+		t.Fatal(generations, err)
+	}
+	for step, compare := range map[string]func(c *comparison) error{
+		"inodes": (*comparison).inodes, "contents": (*comparison).contents,
+		"trees": func(c *comparison) error { return c.tree(generations[0]) },
+	} {
+		if err := compare(&comparison{ctx: ctx, old: db, fresh: db}); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", step, err)
+		}
 	}
 }
 

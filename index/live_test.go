@@ -212,7 +212,7 @@ func TestNumbersClaimed(t *testing.T) {
 	if _, err := db.Digest(); err != nil {
 		t.Errorf("digest: %v", err)
 	}
-	if err := db.VerifyCheckpoint(r, checkpointOf(t, r, db)); err != nil {
+	if err := db.VerifyCheckpoint(t.Context(), r, checkpointOf(t, r, db)); err != nil {
 		t.Errorf("checkpoint: %v", err)
 	}
 	shrunk, err := Shrink(r, Options{})

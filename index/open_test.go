@@ -708,7 +708,7 @@ func TestMappedFilesStay(t *testing.T) {
 		h.commit(t, r, n+1)
 	}
 	published := mustOpen(t, r, Options{})
-	if err := published.VerifyCheckpoint(r, checkpointOf(t, r, published)); err != nil {
+	if err := published.VerifyCheckpoint(t.Context(), r, checkpointOf(t, r, published)); err != nil {
 		t.Errorf("a checkpoint: %v", err)
 	}
 	var said messages
