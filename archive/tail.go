@@ -270,7 +270,7 @@ func openPart(s Store, p Part) (Object, error) {
 // readTail reads and verifies the tail of p.
 func readTail(o Object, p Part) ([]frameRef, error) {
 	if p.TailStored <= 0 || p.TailStored > maxTailStored || p.TailStored > p.Stored {
-		return nil, fmt.Errorf("part %s: a tail of %d bytes in a part of %d makes no sense", p.Name, p.TailStored, p.Stored)
+		return nil, &DamageError{Part: p.Name, Problem: fmt.Sprintf("a tail of %d bytes in a part of %d makes no sense", p.TailStored, p.Stored)}
 	}
 	b := make([]byte, p.TailStored)
 	off := p.Stored - p.TailStored

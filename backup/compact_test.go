@@ -183,6 +183,49 @@ func TestCheckpointGivesUp(t *testing.T) {
 	}
 }
 
+// TestSenselessTail: a part with a longer tail than any part has, as a log may say, is a
+// damaged one: compact keeps it, and stats counts it.
+func TestSenselessTail(t *testing.T) {
+	r, err := archive.Init(filepath.Join(t.TempDir(), "repo"), archive.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	create(t, r, optionsFor(t.TempDir()))
+	const tail = 49 + 40*262_144 + 1
+	part := archive.Part{Name: archive.Digest{7}, Stored: tail + 1000, Raw: 8192, TailStored: tail}
+	path := filepath.Join(r.Dir(), archive.PartStoreName(part.Name))
+	write(t, path, nil)
+	if err := os.Truncate(path, part.Stored); err != nil {
+		t.Fatal(err)
+	}
+	live, dead := archive.Content{Hash: archive.Hash{1}, RawOffset: 512, RawLen: 5}, archive.Content{Hash: archive.Hash{2}, RawOffset: 1536, RawLen: 5}
+	entry := archive.Entry{Path: "file", Attr: archive.Attr{Type: archive.TypeFile, Size: 5, Nlink: 1}, Data: []archive.Extent{{Len: 5, Hash: live.Hash}}}
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	previous, err := r.RecordDigest(1)
+	if err := errors.Join(err, draft.AddPart(archive.PublishedPart{Part: part, Contents: []archive.Content{live, dead}}), draft.Add(archive.Line{Entry: &entry})); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindGeneration, Number: 2, Base: 1, Previous: previous, Name: "2026-11-22T03-00-00Z"}); err != nil {
+		t.Fatal(err)
+	}
+	db := openIndex(t, r)
+	defer db.Close()
+	if s, err := Stats(r, db); err != nil || s.Parts != 1 || s.DeadBytes != 0 {
+		t.Errorf("stats: %+v, %v", s, err)
+	}
+	if s := compact(t, r, CompactOptions{}); s.Damaged != 1 || s.Removed != 0 {
+		t.Errorf("compact: %+v", s)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCompactTinyShare: what is needed of a part counts, however little of it is. Of
 // the frame it is less than a byte here.
 func TestCompactTinyShare(t *testing.T) {
