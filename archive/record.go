@@ -81,20 +81,20 @@ func (h Header) validate() error {
 	switch h.Kind {
 	case KindGeneration:
 		if !ValidGenerationName(h.Name) {
-			return fmt.Errorf("record %d: bad generation name %q", h.Number, h.Name)
+			return fmt.Errorf("record %d: bad generation name %.300q", h.Number, h.Name)
 		}
 	case KindForget, KindCompaction, KindCheckpoint:
 		if h.Source != "" || h.Name != "" || h.Base != 0 {
 			return fmt.Errorf("record %d: a %s with source, name or base", h.Number, h.Kind)
 		}
 	default:
-		return fmt.Errorf("record %d: unknown kind %q: written by a newer program?", h.Number, h.Kind)
+		return fmt.Errorf("record %d: unknown kind %.300q: written by a newer program?", h.Number, h.Kind)
 	}
 	if h.Number == 0 || h.Base >= h.Number {
 		return fmt.Errorf("record %d: impossible base %d", h.Number, h.Base)
 	}
 	if !ValidSourceName(h.Source) {
-		return fmt.Errorf("record %d: bad source name %q", h.Number, h.Source)
+		return fmt.Errorf("record %d: bad source name %.300q", h.Number, h.Source)
 	}
 	return nil
 }
@@ -104,7 +104,8 @@ func (h Header) validate() error {
 // of the same second.
 func ValidGenerationName(name string) bool {
 	stamp, ordinal, more := strings.Cut(name, ".")
-	if _, err := time.Parse(GenerationTimeFormat, stamp); err != nil {
+	t, err := time.Parse(GenerationTimeFormat, stamp)
+	if err != nil || t.Format(GenerationTimeFormat) != stamp { // it takes "T3-" and fractions, too
 		return false
 	}
 	if !more {
