@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
@@ -139,7 +140,8 @@ func (f *forgetting) byName(gens []index.Generation) ([]Decision, error) {
 			if err != nil {
 				return nil, err
 			}
-			if number, err := strconv.ParseUint(name, 10, 64); err == nil && number != g.Number {
+			spec := name[strings.LastIndexByte(name, '/')+1:] // without the source
+			if number, err := strconv.ParseUint(spec, 10, 64); err == nil && number != g.Number {
 				return nil, fmt.Errorf("%w: none has the number %d; one of that year is dropped by more of its date", index.ErrNoGeneration, number)
 			}
 			named[g.Number] = true

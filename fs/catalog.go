@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -185,16 +184,10 @@ func (l *listing) after(offset uint64) []listed {
 // findGeneration resolves what a user calls a generation; see index.Find. A
 // source that was chosen need not be repeated in spec.
 func findGeneration(all []index.Generation, source, spec string) (index.Generation, error) {
-	if source == "" || strings.Contains(spec, "/") {
-		return index.Find(all, spec)
+	if source != "" && !strings.Contains(spec, "/") {
+		spec = source + "/" + spec
 	}
-	of := index.OfSource(all, source)
-	if _, err := strconv.ParseUint(spec, 10, 64); err == nil {
-		if g, err := index.Find(of, spec); err == nil {
-			return g, nil
-		}
-	}
-	return index.Find(of, source+"/"+spec)
+	return index.Find(all, spec)
 }
 
 func checkSource(all []index.Generation, source string) error {

@@ -17,17 +17,21 @@ var ErrNoGeneration = errors.New("no such generation")
 // date or a part of one ("2026-11-22": the last of that day), where the time of day may
 // have colons, or a time of RFC 3339. A spec of the form
 // "SOURCE/GEN" means a generation of that source, any other one of the unnamed
-// source; a number means a generation of any source. gens are ordered by number.
+// source, but for a number: that means a generation of any source. gens are ordered by
+// number.
 // The error wraps ErrNoGeneration.
 func Find(gens []Generation, spec string) (Generation, error) {
 	source, name, named := strings.Cut(spec, "/")
-	if !named {
+	of := gens
+	if named {
+		of = OfSource(gens, source)
+	} else {
 		source, name = "", spec
-		if g, ok := findNumber(gens, spec); ok {
-			return g, nil
-		}
 	}
-	of := OfSource(gens, source)
+	if g, ok := findNumber(of, name); ok {
+		return g, nil
+	}
+	of = OfSource(of, source)
 	if len(of) == 0 {
 		return Generation{}, fmt.Errorf("%w: %q: %s has none", ErrNoGeneration, spec, DescribeSource(source))
 	}

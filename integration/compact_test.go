@@ -134,8 +134,10 @@ func TestForget(t *testing.T) {
 	if res := r.mkbackup("forget", "2030"); res.code != 1 || !strings.Contains(res.stderr, "no such generation") {
 		t.Errorf("forget of what is not there: exit code %d, %s", res.code, res.stderr)
 	}
-	if res := r.mkbackup("forget", "2026"); res.code != 1 || !strings.Contains(res.stderr, "none has the number 2026") || len(r.generations()) != 6 {
-		t.Errorf("forget of a number that is not there, but a year: exit code %d, %s", res.code, res.stderr)
+	for _, number := range []string{"2026", "/2026"} {
+		if res := r.mkbackup("forget", number); res.code != 1 || !strings.Contains(res.stderr, "none has the number 2026") || len(r.generations()) != 6 {
+			t.Errorf("forget of a number that is not there, but a year: exit code %d, %s", res.code, res.stderr)
+		}
 	}
 
 	// Days of Berlin: two on the 29th, although three are in UTC, one on the 30th
