@@ -21,8 +21,13 @@ import (
 // metricsPath is where the metrics are, as Prometheus expects it.
 const metricsPath = "/metrics"
 
-// headerTimeout is how long a client may take to ask.
-const headerTimeout = 10 * time.Second
+// Any user of this machine may ask, and must not take the descriptors that the mount opens
+// parts with: a client may take so long to ask, to read the answer, and to ask again, and
+// there are so many connections at most. Others wait.
+const (
+	clientTimeout  = 10 * time.Second
+	maxConnections = 16
+)
 
 // metricsAddress checks what --metrics-listen says and completes it: without a
 // host, only this machine may ask.
@@ -40,8 +45,39 @@ func metricsAddress(text string) (string, error) {
 // metricsServer answers for the metrics of a mount by HTTP.
 type metricsServer struct {
 	listener net.Listener
+	timeout  time.Duration // of a client
 	http     http.Server
 	ended    sync.WaitGroup
+}
+
+// limitedListener accepts a connection when fewer than the capacity of slots are open.
+type limitedListener struct {
+	net.Listener
+	slots chan struct{}
+}
+
+// Accept implements net.Listener. Whoever closes the listener closes the connections as well,
+// and so ends its waiting.
+func (l limitedListener) Accept() (net.Conn, error) {
+	l.slots <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+// limitedConn is a connection of a limitedListener.
+type limitedConn struct {
+	net.Conn
+	leave func()
+}
+
+// Close implements net.Conn.
+func (c *limitedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
 
 // listenMetrics reserves an address, so that it is known to be free before
@@ -58,7 +94,7 @@ func listenMetrics(address string) (*metricsServer, error) {
 	case err != nil:
 		return nil, fmt.Errorf("--metrics-listen %s: %w", address, err)
 	}
-	return &metricsServer{listener: l}, nil
+	return &metricsServer{listener: limitedListener{l, make(chan struct{}, maxConnections)}, timeout: clientTimeout}, nil
 }
 
 // serve begins to answer for a mount; nil does nothing.
@@ -71,7 +107,7 @@ func (s *metricsServer) serve(m *fs.Mount, say func(string, ...any)) {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+metricsPath, promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true}))
 	s.http.Handler = mux
-	s.http.ReadHeaderTimeout = headerTimeout
+	s.http.ReadTimeout, s.http.WriteTimeout, s.http.IdleTimeout = s.timeout, s.timeout, s.timeout
 	s.http.ErrorLog = log.New(sayWriter(say), "metrics: ", 0)
 	s.ended.Go(func() {
 		if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
