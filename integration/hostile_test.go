@@ -35,16 +35,19 @@ var hostileCPUOf = map[string]time.Duration{
 }
 
 // outcome is what commands should make of a hostile repository.
-type outcome struct{ list, check, readData, create, reindex, mount int }
+type outcome struct {
+	list, check, readData, create, reindex, mount int
+	noLog                                         bool // there is no honest generation either
+}
 
 var (
-	badConfig = outcome{1, 4, 4, 1, 1, 1}
-	badLog    = outcome{4, 4, 4, 1, 1, 0}
-	badIndex  = outcome{0, 4, 4, 0, 0, 0}
-	badParts  = outcome{0, 4, 4, 0, 0, 0}
-	badData   = outcome{0, 0, 4, 0, 0, 0}
-	harmless  = outcome{0, 0, 0, 0, 0, 0}
-	lostLog   = outcome{4, 4, 4, 1, 1, 0} // an empty one, but for the name that is taken
+	badConfig = outcome{1, 4, 4, 1, 1, 1, false}
+	badLog    = outcome{4, 4, 4, 1, 1, 0, false}
+	badIndex  = outcome{0, 4, 4, 0, 0, 0, false}
+	badParts  = outcome{0, 4, 4, 0, 0, 0, false}
+	badData   = outcome{0, 0, 4, 0, 0, 0, false}
+	harmless  = outcome{0, 0, 0, 0, 0, 0, false}
+	lostLog   = outcome{4, 4, 4, 1, 1, 0, true} // an empty one, but for the name that is taken
 )
 
 // hostile is a repository of one honest generation and what forge adds to it.
