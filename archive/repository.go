@@ -68,7 +68,7 @@ type InitOptions struct {
 // Init that was interrupted left. The directories above it are made where they are missing.
 // What it makes in dir is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
-func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.OS{}, dir, o) }
+func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.Of(dir), dir, o) }
 
 // InitOn is Init by way of fsys, which must lead to the files of the machine.
 func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
@@ -134,7 +134,7 @@ func RestoreConfig(dir, id string) (*Repository, error) {
 	if len(id) != idLen {
 		return nil, fmt.Errorf("repository id %q: it must have %d hexadecimal digits", id, idLen)
 	}
-	r, err := configure(disk.OS{}, dir, id, DefaultPartSize)
+	r, err := configure(disk.Of(dir), dir, id, DefaultPartSize)
 	if err != nil {
 		return nil, fmt.Errorf("write %s again: %w", configName, err)
 	}
@@ -147,7 +147,7 @@ func noConfig(dir string) error {
 
 // hasLog reports whether there are log records in a directory.
 func hasLog(dir string) bool {
-	store, err := newDirStoreOn(disk.OS{}, dir)
+	store, err := NewDirStore(dir)
 	if err != nil {
 		return false
 	}
@@ -259,7 +259,7 @@ func (r *Repository) writeConfig() error {
 
 // Open opens the repository in dir. The error wraps ErrNoRepository, ErrNoConfig,
 // ErrBadConfig or ErrNewerFormat where that is the reason.
-func Open(dir string) (*Repository, error) { return OpenOn(disk.OS{}, dir) }
+func Open(dir string) (*Repository, error) { return OpenOn(disk.Of(dir), dir) }
 
 // OpenOn is Open by way of fsys, which must lead to the files of the machine.
 func OpenOn(fsys disk.FS, dir string) (*Repository, error) {

@@ -23,6 +23,7 @@ import (
 // tmp/w-<random>/, the writer directory of this DirStore. Beside it is the file
 // tmp/w-<random>.lock, which is held by flock for as long as the DirStore lives:
 // whoever can take that lock knows that the owner is dead and may remove both.
+// disk.Of says whom all of that belongs to.
 //
 // A DirStore is safe for concurrent use by many goroutines, and any number of
 // DirStores in any number of processes may share one directory, on any number of
@@ -41,7 +42,7 @@ type DirStore struct {
 
 // NewDirStore returns a Store over dir, which must exist. It writes nothing:
 // the writer directory is made with the first draft. Close ends it.
-func NewDirStore(dir string) (*DirStore, error) { return newDirStoreOn(disk.OS{}, dir) }
+func NewDirStore(dir string) (*DirStore, error) { return newDirStoreOn(disk.Of(dir), dir) }
 
 func newDirStoreOn(fsys disk.FS, dir string) (*DirStore, error) {
 	abs, err := filepath.Abs(dir)

@@ -113,6 +113,59 @@ func TestUnreadableForUser(t *testing.T) {
 	}
 }
 
+// TestRootLeavesNothingOfItsOwn: what root makes in the repository of a user, be it an index
+// that has to be built for a mount, the user goes on with.
+func TestRootLeavesNothingOfItsOwn(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	src := mkdir(t, home, "src")
+	createTree(t, src, []treetest.Node{{Path: "file", UID: somebody, GID: somebody, Data: []byte("1")}})
+	must(t, os.Chown(src, somebody, somebody))
+	as := asUser(somebody, somebody, nil, "true").Args
+	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := r.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	t.Cleanup(r.verify)
+	create := []string{"--quiet", "--root", src, "/file"}
+	r.createExit(0, create...)
+	root := &repo{t: t, dir: r.dir}
+	mount := func() { root.mount().stop() }
+	for what, changes := range map[string]func(){
+		"mount":  mount,
+		"list":   func() { root.generations() },
+		"create": func() { root.create(create...) },
+		"init": func() {
+			must(t, os.RemoveAll(r.dir))
+			must(t, os.Mkdir(r.dir, 0o700))
+			must(t, os.Chown(r.dir, somebody, somebody))
+			if res := root.mkbackup("init"); res.code != 0 {
+				t.Errorf("init by root: exit code %d\n%s", res.code, res.stderr)
+			}
+		},
+		"mount, with the user's directories,": func() {
+			for _, dir := range []string{"index", "tmp"} {
+				must(t, os.Chown(mkdir(t, r.dir, dir), somebody, somebody))
+			}
+			mount()
+		},
+	} {
+		for _, dir := range []string{"index", "tmp"} {
+			must(t, os.RemoveAll(filepath.Join(r.dir, dir)))
+		}
+		changes()
+		if found := run(t, "find", r.dir, "!", "-user", "nobody"); found != "" {
+			t.Errorf("%s by root: not the user's: %s", what, found)
+		}
+		if _, res := r.createExit(0, create...); res.stderr != "" {
+			t.Errorf("create by the user after %s by root: %q", what, res.stderr)
+		}
+		if res := r.mkbackup("check", "--read-data"); res.code != 0 || res.stderr != "" {
+			t.Errorf("check by the user after %s by root: exit code %d, %q", what, res.code, res.stderr)
+		}
+	}
+}
+
 // TestUnreadableAttributes: what a user cannot read of a directory is missing each time,
 // not only in the first run, which has it in its generation without.
 func TestUnreadableAttributes(t *testing.T) {
