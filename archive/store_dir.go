@@ -100,29 +100,34 @@ func (s *DirStore) Close() error {
 // It lies on the file system of the objects and vanishes with Close, or after a
 // crash with the next writer.
 func (s *DirStore) TempDir(pattern string) (string, error) {
-	writer, err := s.writerDir()
+	var dir string
+	err := s.inWriterDir(func(writer string) error {
+		dir = filepath.Join(writer, randomName(pattern))
+		if err := s.fsys.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("make a temporary directory: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
 		return "", err
-	}
-	dir := filepath.Join(writer, randomName(pattern))
-	if err := s.fsys.Mkdir(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make a temporary directory: %w", err)
 	}
 	return dir, nil
 }
 
 // Create implements Store.
 func (s *DirStore) Create() (Draft, error) {
-	writer, err := s.writerDir()
+	d := &dirDraft{store: s}
+	err := s.inWriterDir(func(writer string) (err error) {
+		d.f, err = s.fsys.OpenFile(filepath.Join(writer, randomName("draft-*")), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
+		if err != nil {
+			return fmt.Errorf("create a draft: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	p := filepath.Join(writer, randomName("draft-*"))
-	f, err := s.fsys.OpenFile(p, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
-	if err != nil {
-		return nil, fmt.Errorf("create a draft: %w", err)
-	}
-	return &dirDraft{store: s, f: f}, nil
+	return d, nil
 }
 
 // Open implements Store.
@@ -339,6 +344,35 @@ func (s *DirStore) forgetDirs() {
 	s.mu.Lock()
 	clear(s.synced)
 	s.mu.Unlock()
+}
+
+// inWriterDir calls create, which makes something in the writer directory. Where that is
+// gone, as after an older copy was put back over the repository, another one is made.
+func (s *DirStore) inWriterDir(create func(writer string) error) error {
+	writer, err := s.writerDir()
+	if err != nil {
+		return err
+	}
+	if err = create(writer); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.forgetWriter(writer)
+	if writer, err = s.writerDir(); err != nil {
+		return err
+	}
+	return create(writer)
+}
+
+// forgetWriter gives up a writer directory that is gone, unless somebody else was faster.
+func (s *DirStore) forgetWriter(writer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lock == nil || s.writer != writer {
+		return
+	}
+	_ = s.fsys.Remove(s.lock.Name()) // it may be gone, too; else the next writer removes it
+	s.lock.Close()
+	s.lock = nil
 }
 
 // writerDir returns the path of the writer directory; the first call makes it,

@@ -632,6 +632,34 @@ func TestDirStoreTmpRemoved(t *testing.T) {
 	}
 }
 
+// TestDirStoreWriterIsGone: nor does it end what the writer can make.
+func TestDirStoreWriterIsGone(t *testing.T) {
+	s := newDirStore(t, t.TempDir())
+	writer := func() string { return filepath.Dir(must(s.TempDir("x"))) }
+	tmp := filepath.Join(s.Dir(), "tmp")
+	for i, gone := range []func() string{func() string { return tmp }, writer} { // with its lock, or without
+		writer()
+		for _, create := range []func(){
+			func() { must(os.Stat(writer())) },
+			func() { put(t, s, fmt.Sprint("parts/", i), "data") },
+		} {
+			if err := os.RemoveAll(gone()); err != nil {
+				t.Fatal(err)
+			}
+			create()
+			if left := must(os.ReadDir(tmp)); len(left) != 2 {
+				t.Errorf("tmp holds %v, want a writer directory and its lock", left)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := must(os.ReadDir(tmp)); len(left) != 0 {
+		t.Errorf("tmp holds %v after the end", left)
+	}
+}
+
 // faultyFS fails in what it is told to: the operation, and the beginning of the last
 // component of the name.
 type faultyFS struct {
