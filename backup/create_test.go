@@ -991,8 +991,9 @@ func TestPrintable(t *testing.T) {
 
 func TestMountType(t *testing.T) {
 	const text = "22 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n" +
-		"40 22 0:50 / /backups ro,nosuid master:2 propagate_from:1 - fuse.backupfs /srv/b ro\n"
-	for id, want := range map[string]string{"22": "ext4", "40": "fuse.backupfs", "4": "", "": ""} {
+		"40 22 0:50 / /backups ro,nosuid master:2 propagate_from:1 - fuse.backupfs /srv/b ro\n" +
+		"41 22 0:51 / /mnt/\u00a0-\u00a0name rw - tmpfs tmpfs rw\n"
+	for id, want := range map[string]string{"22": "ext4", "40": "fuse.backupfs", "41": "tmpfs", "4": "", "": ""} {
 		if got := mountType(text, id); got != want {
 			t.Errorf("mount %q is %q, want %q", id, got, want)
 		}

@@ -341,8 +341,8 @@ func mountID(fdinfo string) string {
 // field behind the "-" that ends the optional ones.
 func mountType(mountinfo, id string) string {
 	for line := range strings.Lines(mountinfo) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != id {
+		fields := strings.Split(line, " ") // of blanks, only this one, tabs and newlines are escaped
+		if fields[0] != id {
 			continue
 		}
 		if i := slices.Index(fields, "-"); i >= 0 && i+1 < len(fields) {

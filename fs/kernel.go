@@ -332,7 +332,7 @@ func mounts() ([]mountEntry, error) {
 
 func parseMount(line string) (e mountEntry, ok bool) {
 	front, back, ok := strings.Cut(line, " - ")
-	fields := strings.Fields(front)
+	fields := strings.Split(front, " ") // of blanks, only this one, tabs and newlines are escaped
 	if !ok || len(fields) < 5 {
 		return mountEntry{}, false
 	}

@@ -6,10 +6,11 @@ import (
 )
 
 func TestParseMount(t *testing.T) {
-	const line = `98 20 0:44 / /mnt/a\040b\134c ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0`
-	want := mountEntry{parent: 20, device: "0:44", at: `/mnt/a b\c`, fstype: "fuse.backupfs"}
-	if got, ok := parseMount(line); !ok || got != want {
-		t.Errorf("%+v, %t", got, ok)
+	for written, at := range map[string]string{`/mnt/a\040b\134c`: `/mnt/a b\c`, "/mnt/\u00a0\v\f\r\u0085\u3000": "/mnt/\u00a0\v\f\r\u0085\u3000"} {
+		want := mountEntry{parent: 20, device: "0:44", at: at, fstype: "fuse.backupfs"}
+		if got, ok := parseMount("98 20 0:44 / " + written + " ro,nosuid,nodev shared:9 - fuse.backupfs /srv/backup ro,user_id=0"); !ok || got != want {
+			t.Errorf("%+v, %t", got, ok)
+		}
 	}
 	for _, bad := range []string{"", "1 2 3", "98 20 0:44 / - ext4 /dev/sda"} {
 		if _, ok := parseMount(bad); ok {
