@@ -72,6 +72,20 @@ func (m *Mount) Read(in *fuse.ReadIn, b []byte) (fuse.ReadResult, fuse.Status) {
 	return m.server.Load().Read(nil, in, b)
 }
 
+// AskDirectory answers requests for a directory of a generation, and returns the answers.
+func (m *Mount) AskDirectory(generation uint64, dir index.DirID) map[string]fuse.Status {
+	s, header := m.server.Load(), fuse.InHeader{NodeId: dirNode(generation, dir)}
+	_, xattr := s.GetXAttr(nil, &header, aclPrefix+"access", nil)
+	return map[string]fuse.Status{
+		"getattr":     s.GetAttr(nil, &fuse.GetAttrIn{InHeader: header}, new(fuse.AttrOut)),
+		"getxattr":    xattr,
+		"readdir":     s.ReadDir(nil, &fuse.ReadIn{InHeader: header}, fuse.NewDirEntryList(make([]byte, 4096), 0)),
+		"lookup .":    s.Lookup(nil, &header, ".", new(fuse.EntryOut)),
+		"lookup ..":   s.Lookup(nil, &header, "..", new(fuse.EntryOut)),
+		"readdirplus": s.ReadDirPlus(nil, &fuse.ReadIn{InHeader: header}, fuse.NewDirEntryList(make([]byte, 4096), 0)),
+	}
+}
+
 // ReadMeanwhile returns which files are pushed before a READ of a file is answered. The
 // kernel knows all files of an ascending list; the two before that one were just read,
 // and those of meanwhile are once the READ has moved its stream on.

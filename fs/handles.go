@@ -46,7 +46,7 @@ func (s *server) parent(node uint64) (uint64, fuse.Status) {
 	dir, err := d.view().Dir(d.dir)
 	switch {
 	case err != nil:
-		return 0, s.fail("lookup of the parent", node, err)
+		return 0, s.failDir("lookup of the parent", node, err)
 	case s.m.pinned.Number != 0 && (dir.Parent == 0 || dir.Parent == s.m.pinned.Root):
 		return rootNode, fuse.OK
 	case dir.Parent != 0:

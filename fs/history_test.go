@@ -11,6 +11,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -241,6 +242,23 @@ func TestAnotherHistoryIsRefused(t *testing.T) {
 			wantContent(t, at+"/dir-two/f", "two")
 		})
 	}
+}
+
+// A file handle may be of a directory that the log had in another history. Nothing has
+// failed then.
+func TestDirectoryOfAnotherHistory(t *testing.T) {
+	r := newRepo(t)
+	version(r, "one", "2026-11-21T03:00:00Z")
+	_, log, m := mounted(t, r, fs.Options{})
+	for request, status := range m.AskDirectory(1, 1<<30) {
+		if status != fuse.Status(unix.ESTALE) {
+			t.Errorf("%s: %v", request, status)
+		}
+	}
+	if n := m.Metrics().Failures; n != 0 {
+		t.Errorf("%d failures are counted", n)
+	}
+	log.wantNone(t)
 }
 
 // Each replacement of the mount is told.

@@ -78,7 +78,7 @@ func (s *server) readDir(node, offset uint64, out entryList) fuse.Status {
 		return fuse.OK
 	}
 	if err := s.readDirectory(node, d, int64(max(offset, offsetEntries)-offsetEntries), out); err != nil {
-		return s.fail("readdir", node, err)
+		return s.failDir("readdir", node, err)
 	}
 	return fuse.OK
 }

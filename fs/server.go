@@ -138,6 +138,15 @@ func (s *server) fail(op string, node uint64, err error) fuse.Status {
 	return fuse.EIO
 }
 
+// failDir is fail where err may be that there is no such directory: a file handle of it is
+// of another history of the log.
+func (s *server) failDir(op string, node uint64, err error) fuse.Status {
+	if errors.Is(err, index.ErrNotFound) {
+		return errStale
+	}
+	return s.fail(op, node, err)
+}
+
 // countFailure counts an error that is answered with EIO. An index that is damaged is
 // opened anew.
 func (s *server) countFailure(err error) {
@@ -273,7 +282,7 @@ func (s *server) dirAttr(node uint64, out *fuse.Attr) fuse.Status {
 	defer d.release()
 	dir, err := d.view().Dir(d.dir)
 	if err != nil {
-		return s.fail("getattr", node, err)
+		return s.failDir("getattr", node, err)
 	}
 	setAttr(out, node, dir.Attr, 0)
 	return fuse.OK
@@ -539,7 +548,7 @@ func (s *server) xattrInode(node uint64) (index.Ino, fuse.Status) {
 	defer d.release()
 	dir, err := d.view().Dir(d.dir)
 	if err != nil {
-		return 0, s.fail("getxattr", node, err)
+		return 0, s.failDir("getxattr", node, err)
 	}
 	return dir.Ino, fuse.OK
 }
