@@ -293,6 +293,9 @@ func (m *Mount) checkEnd(shown *snapshot, records []uint64) error {
 		if shown.lacks(h) {
 			return errOtherHistory
 		}
+		if shown.mayLack(h) {
+			last = min(last, number-1) // it is looked at again
+		}
 	}
 	if last < end {
 		m.counters.refreshFailures.Add(1)

@@ -58,6 +58,16 @@ func (s *snapshot) lacks(h archive.Header) bool {
 	return h.Time.After(s.opened) && h.Time.Before(time.Now())
 }
 
+// maxAhead is how far the clock of another machine that commits may be ahead of ours.
+const maxAhead = 24 * time.Hour
+
+// mayLack reports whether lacks can tell only once it is as late here as where the record
+// was committed.
+func (s *snapshot) mayLack(h archive.Header) bool {
+	ahead := time.Until(h.Time)
+	return !s.knows(h.Number) && ahead > 0 && ahead < maxAhead
+}
+
 // release gives a reference back.
 func (s *snapshot) release() {
 	if s.refs.Add(-1) == 0 {
