@@ -111,13 +111,96 @@ func foreground(t *testing.T, repo string, args ...string) (mnt string, process 
 			t.Errorf("it ended with %v and said %q", err, stderr.String())
 		}
 	})
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Lstat(mnt + "/latest"); err == nil {
-			return mnt, cmd.Process
-		}
+	waitMounted(t, mnt)
+	return mnt, cmd.Process
+}
+
+func waitMounted(t *testing.T, mnt string) {
+	t.Helper()
+	for start := time.Now(); !isMounted(mnt); time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > 10*time.Second {
 			t.Fatal("it is not mounted after 10 s")
 		}
+	}
+}
+
+func isMounted(mnt string) bool {
+	_, err := os.Lstat(mnt + "/latest")
+	return err == nil
+}
+
+// background is the program in the foreground, beside the test, which ends it.
+type background struct {
+	*exec.Cmd
+	stderr bytes.Buffer
+}
+
+// beside starts a command that mounts at mnt.
+func beside(t *testing.T, cmd *exec.Cmd, mnt string) *background {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	b := &background{Cmd: cmd}
+	b.Stderr = &b.stderr
+	if err := b.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // if the test did not
+		b.Process.Kill()
+		unix.Unmount(mnt, unix.MNT_DETACH)
+	})
+	waitMounted(t, mnt)
+	return b
+}
+
+// wantEnd waits for the end, and checks the exit code and that nothing is mounted.
+func (b *background) wantEnd(t *testing.T, mnt string, code int) {
+	t.Helper()
+	_ = b.Wait() // its exit code is what counts
+	if got := b.ProcessState.ExitCode(); got != code {
+		t.Errorf("exit code %d, want %d: %s", got, code, b.stderr.String())
+	}
+	if list, err := os.ReadDir(mnt); err != nil || len(list) > 0 {
+		t.Errorf("at the mount point: %v, %v", list, err)
+	}
+}
+
+// TestBusyStop: as long as a mount lives on that somebody uses, an index may be on its way
+// into the repository, of which nothing is taken away. The next writer does.
+func TestBusyStop(t *testing.T) {
+	repo, mnt := newRepo(t, 1, 1), t.TempDir()
+	b := beside(t, program(t, "-f", repo, mnt), mnt)
+	f, err := os.Open(mnt + "/latest/f0000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b.Process.Signal(unix.SIGTERM)
+	b.wantEnd(t, mnt, 0)
+	if !strings.Contains(b.stderr.String(), "was busy") {
+		t.Errorf("it said %q", b.stderr.String())
+	}
+	unpublished := func() []string {
+		list, err := filepath.Glob(repo + "/tmp/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if left := unpublished(); len(left) != 2 {
+		t.Errorf("tmp holds %q, want a writer directory and its lock", left)
+	}
+	next, err := archive.Open(repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.TempDir("x"); err != nil {
+		t.Error(err)
+	}
+	next.Close()
+	if left := unpublished(); len(left) > 0 {
+		t.Errorf("tmp holds %q behind the next writer", left)
 	}
 }
 
@@ -212,14 +295,7 @@ func TestNobodyReads(t *testing.T) {
 	})
 	write.Close()
 	read.Close()
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Lstat(mnt + "/latest"); err == nil {
-			break
-		}
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("it is not mounted after 10 s")
-		}
-	}
+	waitMounted(t, mnt)
 	for range 3 { // a message each
 		if _, err := os.ReadFile(mnt + "/latest/f0000"); !errors.Is(err, unix.EIO) {
 			t.Error(err)

@@ -47,27 +47,28 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	}
 	signal.Ignore(syscall.SIGPIPE) // a mount outlives who reads its messages
 	c.limitHeap(0)
-	repository, err := archive.Open(c.repository)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = repository.Close() }() // nothing was written to it but an index, which is published
 	metrics, err := listenMetrics(c.metrics)
 	if err != nil {
 		return err
 	}
 	defer metrics.close()
+	repository, err := archive.Open(c.repository)
+	if err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 1)
 	c.Log, c.WatchFrames = log, c.limitHeap
 	c.Mounting = func() { signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) }
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
+		_ = repository.Close() // nothing was written to it but an index, which is published
 		return err
 	}
 	metrics.serve(mount, log)
 	ended := make(chan struct{})
 	go func() {
 		mount.Wait()
+		_ = repository.Close() // not before: an index may be on its way into it
 		close(ended)
 	}()
 	if err := ready(); err != nil {
@@ -87,7 +88,8 @@ func (c *config) limitHeap(frames int64) {
 	debug.SetMemoryLimit(max(c.CacheSize+ownMemory-frames, leastHeap))
 }
 
-// unmount ends the mount after a signal.
+// unmount ends the mount after a signal. Where it is busy, what it has begun in the
+// repository is left to the next one who writes there.
 func (c *config) unmount(mount *fs.Mount, log func(string, ...any), ended <-chan struct{}) error {
 	if err := notify("STOPPING=1"); err != nil {
 		log("%v", err)
