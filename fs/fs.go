@@ -86,7 +86,8 @@ type Mount struct {
 	server      atomic.Pointer[server] // of the connection that is mounted; nil at first
 	mountMu     sync.Mutex             // held by who changes what is mounted
 
-	done chan struct{} // closed when everything is released
+	done    chan struct{} // closed when everything is released
+	aborted error         // why the mount has ended, where nobody unmounted it; set before that
 }
 
 // refreshes is the state of bringing the mount up to the log's end.
@@ -180,6 +181,7 @@ func (m *Mount) serve() error {
 // releases everything.
 func (m *Mount) run() {
 	m.poll()
+	m.aborted = m.removeAborted()
 	m.release()
 	close(m.done)
 }
@@ -193,6 +195,25 @@ func (m *Mount) release() {
 
 // Wait returns when the mount has ended, by Unmount or from outside.
 func (m *Mount) Wait() { <-m.done }
+
+// Err returns, once Wait has returned, why the mount has ended, nil where it was unmounted.
+func (m *Mount) Err() error { return m.aborted }
+
+// removeAborted takes away what is left at the mount point where the kernel has ended the
+// connection, but not the mount: somebody has forced that while it was in use.
+func (m *Mount) removeAborted() error {
+	if ours, _ := isMounted(m.mountpoint); !ours {
+		return nil
+	}
+	time.Sleep(forcedPause) // to look at the mount keeps it busy
+	if !removeDead(m.mountpoint) {
+		return nil
+	}
+	return fmt.Errorf("%s: its connection was aborted while it was in use, as `umount -f` does: it was unmounted; mount it anew", m.mountpoint)
+}
+
+// forcedPause is how long `umount -f` has, once it has ended the connection, to unmount.
+const forcedPause = 100 * time.Millisecond
 
 // Unmount ends the mount. Where programs use it the kernel refuses that: then
 // it is taken out of the file tree all the same, and busy is true. It lives on

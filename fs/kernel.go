@@ -250,14 +250,16 @@ func checkMountpoint(mountpoint, repository string) error {
 	return nil
 }
 
-// removeDead unmounts what answers no more, if it is a mount of ours. Who looks at
-// the mount point afterwards sees whether it worked.
-func removeDead(mountpoint string) {
+// removeDead unmounts what answers no more, if it is a mount of ours, and reports whether
+// there was one. Who looks at the mount point afterwards sees whether it worked.
+func removeDead(mountpoint string) (found bool) {
 	// Unlike those of its root, the numbers of a file system are never cached.
 	err := unix.Statfs(mountpoint, new(unix.Statfs_t))
 	if ours, _ := isMounted(mountpoint); ours && errors.Is(err, unix.ENOTCONN) {
 		_ = unmount(mountpoint, true)
+		return true
 	}
+	return false
 }
 
 // within reports whether path is dir or lies below it. Both are clean.

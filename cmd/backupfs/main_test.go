@@ -204,6 +204,35 @@ func TestBusyStop(t *testing.T) {
 	}
 }
 
+// TestForcedUnmount: where a mount is in use, `umount -f` ends no more than its connection.
+// What is left of it must not stay there in silence.
+func TestForcedUnmount(t *testing.T) {
+	repo := newRepo(t, 1, 1)
+	for _, busy := range []bool{false, true} {
+		mnt := t.TempDir()
+		b := beside(t, program(t, "-f", repo, mnt), mnt)
+		if busy {
+			f, err := os.Open(mnt + "/latest/f0000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+		}
+		err := unix.Unmount(mnt, unix.MNT_FORCE)
+		if forced := err == nil; forced == busy {
+			t.Errorf("busy %t: %v", busy, err)
+		}
+		if !busy {
+			b.wantEnd(t, mnt, 0)
+			continue
+		}
+		b.wantEnd(t, mnt, exitFailed)
+		if text := b.stderr.String(); !strings.Contains(text, "aborted") {
+			t.Errorf("it said %q", text)
+		}
+	}
+}
+
 // anonymous returns the anonymous memory of a process in MiB.
 func anonymous(t *testing.T, pid int) int {
 	m, err := measure.MemoryOf(pid)

@@ -76,7 +76,7 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	}
 	select {
 	case <-ended:
-		return nil
+		return mount.Err()
 	case <-signals:
 		return c.unmount(mount, log, ended)
 	}
@@ -103,5 +103,5 @@ func (c *config) unmount(mount *fs.Mount, log func(string, ...any), ended <-chan
 		return nil
 	}
 	<-ended
-	return nil
+	return mount.Err()
 }
