@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,8 +66,7 @@ func startBackground() error {
 // forwardSignals passes on the signals of a user who loses patience before the
 // mount is ready.
 func forwardSignals(p *os.Process) (stop func()) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signals := cli.Catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		for range signals {
 			_ = p.Signal(syscall.SIGTERM) // it may have ended by itself

@@ -233,6 +233,25 @@ func TestForcedUnmount(t *testing.T) {
 	}
 }
 
+// TestIgnoresWhatItsCallerDoes: nohup(1), and a shell that starts a job in the background of
+// a script, keep a mount from ending with them.
+func TestIgnoresWhatItsCallerDoes(t *testing.T) {
+	repo, mnt := newRepo(t, 1, 1), t.TempDir()
+	backupfs := program(t, "-f", repo, mnt)
+	cmd := exec.Command("sh", append([]string{"-c", `trap "" HUP INT; exec "$0" "$@"`}, backupfs.Args...)...)
+	cmd.Env = backupfs.Env
+	b := beside(t, cmd, mnt)
+	for _, signal := range []os.Signal{unix.SIGHUP, unix.SIGINT} {
+		b.Process.Signal(signal)
+		time.Sleep(200 * time.Millisecond) // it is heard
+		if !isMounted(mnt) {
+			t.Fatalf("%v ends it", signal)
+		}
+	}
+	b.Process.Signal(unix.SIGTERM)
+	b.wantEnd(t, mnt, 0)
+}
+
 // anonymous returns the anonymous memory of a process in MiB.
 func anonymous(t *testing.T, pid int) int {
 	m, err := measure.MemoryOf(pid)

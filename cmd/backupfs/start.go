@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/fs"
 )
 
@@ -56,9 +57,9 @@ func (c *config) serve(log func(string, ...any), ready func() error) error {
 	if err != nil {
 		return err
 	}
-	signals := make(chan os.Signal, 1)
+	var signals <-chan os.Signal
 	c.Log, c.WatchFrames = log, c.limitHeap
-	c.Mounting = func() { signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) }
+	c.Mounting = func() { signals = cli.Catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP) }
 	mount, err := fs.New(repository, c.mountpoint, c.Options)
 	if err != nil {
 		_ = repository.Close() // nothing was written to it but an index, which is published

@@ -101,26 +101,14 @@ func caught(ctx context.Context) syscall.Signal {
 // so SIGHUP, which comes from the shell and from the kernel when a terminal is closed.
 func withSignals() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	catch(syscall.SIGHUP)
-	signals := catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	cli.Catch(syscall.SIGHUP)
+	signals := cli.Catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		caught, _ := (<-signals).(syscall.Signal)
 		signal.Stop(signals)
 		cancel(interrupt(caught))
 	}()
 	return ctx
-}
-
-// catch returns a channel for signals. One that our caller had ignored, as nohup(1) does,
-// stays so.
-func catch(list ...os.Signal) chan os.Signal {
-	signals := make(chan os.Signal, 1)
-	for _, s := range list {
-		if !signal.Ignored(s) {
-			signal.Notify(signals, s)
-		}
-	}
-	return signals
 }
 
 func command() *cobra.Command {

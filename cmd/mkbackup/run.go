@@ -444,7 +444,7 @@ func runSteps(ctx context.Context, repository string, steps []step, o *outcome) 
 		return err
 	}
 	r := &runner{repository: repository, program: program}
-	go r.passOn(catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP))
+	go r.passOn(cli.Catch(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP))
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			r.code = exitCode(ctx, err) // for the hooks to come
