@@ -89,8 +89,8 @@ soak: deps ## all that follows in full, each decoder fuzzed for 10 minutes: an h
 soak-lane%:
 	@status=0; for part in $(SOAK_lane$*); do integration/soak.sh bin/soak/$$part.log $(MAKE) soak-$$part || status=1; done; exit $$status
 
-soak-decoders: ## each decoder fuzzed for 10 minutes, two at a time, with what the tests leave of the cores
-	nice -n 5 $(MAKE) fuzz FUZZTIME=10m FUZZJOBS=2 FUZZWORKERS=1
+soak-decoders: ## each decoder fuzzed for 10 minutes, three at a time, with what the tests leave of the cores
+	nice -n 10 $(MAKE) fuzz FUZZTIME=10m FUZZJOBS=3 FUZZWORKERS=1
 
 # SOAK_RUN='TestPowerCut' runs a part: make soak-tests SOAK_RUN=...
 soak-tests: deps ## the tests below in full, or those of SOAK_RUN
