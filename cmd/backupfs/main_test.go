@@ -219,10 +219,10 @@ func TestForcedUnmount(t *testing.T) {
 			defer f.Close()
 		}
 		err := unix.Unmount(mnt, unix.MNT_FORCE)
-		if forced := err == nil; forced == busy {
-			t.Errorf("busy %t: %v", busy, err)
+		if busy && err == nil {
+			t.Error("it was unmounted in use")
 		}
-		if !busy {
+		if err == nil { // it may be in use for a moment by what has just looked at it
 			b.wantEnd(t, mnt, 0)
 			continue
 		}
