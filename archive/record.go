@@ -46,7 +46,6 @@ const (
 	maxTarget      = 64 << 10 // bytes of a symlink's target: Linux hands out less than a page, which has no more
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
-
 )
 
 // maxEntryLine is the most raw bytes that a writer gives the line of an entry in the record of
