@@ -3,7 +3,6 @@ package archive
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -170,13 +169,7 @@ func (r *jsonReader) moment() time.Time {
 
 // hex reads a digest.
 func (r *jsonReader) hex(digest *[32]byte) {
-	var text []byte
-	if end := r.at + 1 + hex.EncodedLen(len(digest)); end < len(r.text) && r.text[end] == '"' && r.accept('"') {
-		text, r.at = r.text[r.at:end], end+1 // unhex takes no quote or escape for a digit
-	} else {
-		text = r.bytes()
-	}
-	if err := unhex(digest[:], text); err != nil {
+	if err := unhex(digest[:], r.bytes()); err != nil {
 		r.failf("%v", err)
 	}
 }

@@ -10,8 +10,10 @@ package archive
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,26 +52,12 @@ func unhex(dst, text []byte) error {
 	if len(text) != hex.EncodedLen(len(dst)) {
 		return fmt.Errorf("digest of %d characters, want %d", len(text), hex.EncodedLen(len(dst)))
 	}
-	for i := range dst {
-		high, low := digits[text[2*i]], digits[text[2*i+1]]
-		if high|low > 15 {
-			return fmt.Errorf("a digest with %q, want hexadecimal digits, no capitals", text[2*i:2*i+2])
-		}
-		dst[i] = high<<4 | low
+	if slices.ContainsFunc(text, func(c byte) bool { return 'A' <= c && c <= 'F' }) {
+		return errors.New("digest in capitals")
 	}
-	return nil
+	_, err := hex.Decode(dst, text)
+	return err
 }
-
-// digits has the value of each hexadecimal digit, and 255 for all other bytes.
-var digits = func() (values [256]byte) {
-	for c := range values {
-		values[c] = 255
-	}
-	for value, c := range "0123456789abcdef" {
-		values[c] = byte(value)
-	}
-	return values
-}()
 
 // Part describes a published part. It is all that is needed to verify any of
 // its bytes: Tail digests the tail, the tail digests every frame.
