@@ -649,16 +649,8 @@ func TestAgainstSilent(t *testing.T) {
 	create(t, r, optionsFor(dir))
 	db := openIndex(t, r)
 	defer db.Close()
-	gens, err := db.Generations()
-	if err != nil {
-		t.Fatal(err)
-	}
 	entry := func(path string) archive.Entry {
-		e, err := db.At(1).Resolve(gens[0].Root, path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return archive.Entry{Path: path, Attr: e.Attr}
+		return archive.Entry{Path: path, Attr: entryOf(t, db, path).Attr}
 	}
 	rotten, swapped, gone := entry("rotten"), entry("swapped"), entry("sub/missing")
 	rotten.Data = []archive.Extent{{Len: 1, Hash: archive.HashOf([]byte("x"))}} // and then a hole
@@ -722,10 +714,6 @@ func TestAgainstVanished(t *testing.T) {
 	create(t, r, optionsFor(dir))
 	db := openIndex(t, r)
 	defer db.Close()
-	gens, err := db.Generations()
-	if err != nil {
-		t.Fatal(err)
-	}
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -733,10 +721,7 @@ func TestAgainstVanished(t *testing.T) {
 	defer unix.Close(fd)
 	a := &comparison{checking: &checking{ctx: t.Context(), repo: r, db: db, options: CheckOptions{Progress: new(CheckProgress)}}, view: db.At(1)}
 	for i, name := range []string{"file", "sub", "link", "listed"} {
-		stored, err := a.view.Resolve(gens[0].Root, name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		stored := entryOf(t, db, name)
 		live, err := statBeneath(fd, name)
 		if err := errors.Join(err, os.Remove(filepath.Join(dir, name))); err != nil {
 			t.Fatal(err)

@@ -64,6 +64,20 @@ func openIndex(t testing.TB, r *archive.Repository) *index.DB {
 	return db
 }
 
+// entryOf returns what the first generation has at a path.
+func entryOf(t testing.TB, db *index.DB, path string) index.Dirent {
+	t.Helper()
+	gens, err := db.Generations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := db.At(1).Resolve(gens[0].Root, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 func create(t testing.TB, r *archive.Repository, o CreateOptions) Summary {
 	t.Helper()
 	s, err := Create(context.Background(), r, o)
@@ -466,16 +480,7 @@ func TestSelection(t *testing.T) {
 	}
 	db := openIndex(t, r)
 	defer db.Close()
-	gens, err := db.Generations()
-	if err != nil {
-		t.Fatal(err)
-	}
-	view := db.At(1)
-	entry, err := view.Resolve(gens[0].Root, "var")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if node, err := view.Dir(entry.Dir); err != nil || node.Attr.Mode != 0o700 {
+	if node, err := db.At(1).Dir(entryOf(t, db, "var").Dir); err != nil || node.Attr.Mode != 0o700 {
 		t.Errorf("the private parent is stored as %+v, %v", node, err)
 	}
 	o.Paths = []string{"/nowhere"}
@@ -768,12 +773,7 @@ func TestACLsAlone(t *testing.T) {
 // TestSizesThatOverflow: files whose sizes cannot be added are problems, and not the end
 // of the repository.
 func TestSizesThatOverflow(t *testing.T) {
-	dir, err := os.MkdirTemp("/dev/shm", "backupfs") // other file systems refuse such files
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	r := newRepository(t)
+	r, dir := newRepository(t), memoryDir(t) // other file systems refuse such files
 	for name, size := range map[string]int64{"a": math.MaxInt64, "b": 1, "c": maxRaw - 1, "d": 1} {
 		write(t, dir+"/"+name, nil)
 		if err := os.Truncate(dir+"/"+name, size); err != nil {
@@ -793,12 +793,7 @@ func TestSizesThatOverflow(t *testing.T) {
 
 // TestGrowsOverflow: so is a file that becomes so large only after the directory was read.
 func TestGrowsOverflow(t *testing.T) {
-	dir, err := os.MkdirTemp("/dev/shm", "backupfs") // other file systems refuse such files
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	r := newRepository(t)
+	r, dir := newRepository(t), memoryDir(t) // other file systems refuse such files
 	write(t, dir+"/a", []byte("a"))
 	write(t, dir+"/b", []byte("b"))
 	var problems []string
@@ -1138,11 +1133,10 @@ func TestUnavailable(t *testing.T) {
 // TestManyHoles: the ranges of a file are bounded, and no hole is one of them, however many
 // bytes it has.
 func TestManyHoles(t *testing.T) {
-	f, err := os.CreateTemp("/dev/shm", "backupfs") // other file systems have shorter files
+	f, err := os.Create(filepath.Join(memoryDir(t), "f")) // other file systems have shorter files
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(f.Name())
 	defer f.Close()
 	const step, data = 1 << 56, 4096
 	for i := range int64(21) {

@@ -91,28 +91,18 @@ func newRepo(t *testing.T, files, size int) string {
 // mounted, and returns where, and its process.
 func foreground(t *testing.T, repo string, args ...string) (mnt string, process *os.Process) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
 	mnt = t.TempDir()
-	cmd := program(t, append(append([]string{"-f"}, args...), repo, mnt)...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	b := beside(t, program(t, append(append([]string{"-f"}, args...), repo, mnt)...), mnt)
 	t.Cleanup(func() {
 		if err := unix.Unmount(mnt, 0); err != nil {
 			t.Errorf("unmount: %v", err)
-			cmd.Process.Kill()
-			unix.Unmount(mnt, unix.MNT_DETACH)
+			b.Process.Kill()
 		}
-		if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
-			t.Errorf("it ended with %v and said %q", err, stderr.String())
+		if err := b.Wait(); err != nil || b.stderr.Len() > 0 {
+			t.Errorf("it ended with %v and said %q", err, b.stderr.String())
 		}
 	})
-	waitMounted(t, mnt)
-	return mnt, cmd.Process
+	return mnt, b.Process
 }
 
 func waitMounted(t *testing.T, mnt string) {
