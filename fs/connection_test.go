@@ -199,6 +199,7 @@ func TestXattrsAppearBehindALongPath(t *testing.T) {
 		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
 		return err == nil
 	})
+	eventually(t, "the replacement is not told", func() bool { return len(log.all()) > 0 })
 	if said := log.all(); len(said) != 1 || !strings.Contains(said[0], "the mount was replaced") {
 		t.Errorf("logged %q", said)
 	}
