@@ -18,18 +18,19 @@ UNITS     = $(shell $(GO) list ./... | grep -v /integration)
 FUZZTIME    ?= 12s
 FUZZJOBS    ?= 1
 FUZZWORKERS ?= $(shell nproc)
-# What make soak runs in full: damage of every kind; kills, power cuts; faults; a year.
+# What make soak runs in full: damage of every kind; kills, power cuts; faults; full disks; a year.
 SOAK_attacks := TestEveryBit|TestRandomFlips|TestManyFlips|TestTruncation|TestMisplaced|TestIndexDamage|TestHostileRepositories|TestTenGenerations|TestBorder|TestSwappedForOutside
 SOAK_kills   := TestKilledAt|TestPowerCut
-SOAK_faults  := TestFaultAtEvery|TestSourceFaultAtEveryCall|TestNoRoom
+SOAK_faults  := TestFaultAtEvery|TestSourceFaultAtEveryCall
+SOAK_room    := TestNoRoom
 SOAK_life    := TestServersLife|TestBooted
-SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_faults)|$(SOAK_life)
+SOAK_RUN     ?= $(SOAK_attacks)|$(SOAK_kills)|$(SOAK_faults)|$(SOAK_room)|$(SOAK_life)
 # Its lanes run at the same time, the parts of each one after the other.
 SOAK_lane1 := life crashes
 SOAK_lane2 := kills
 SOAK_lane3 := attacks
 SOAK_lane4 := faults
-SOAK_lane5 := decoders
+SOAK_lane5 := room decoders
 TESTFLAGS ?=
 
 # Programs that the tests call, and the Debian packages that hold them.
@@ -43,7 +44,7 @@ BENCHFLAGS     ?=
 SCALEFLAGS     ?= -cost docs
 
 .DELETE_ON_ERROR:
-.PHONY: all build deps test test-units test-integration soak soak-decoders soak-tests soak-attacks soak-kills soak-faults soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
+.PHONY: all build deps test test-units test-integration soak soak-decoders soak-tests soak-attacks soak-kills soak-faults soak-room soak-life soak-crashes mutants race fuzz lint vet vulncheck demo bench bench-scale bench-churn bench-deps install uninstall deb clean help
 
 all: build ## the same as build
 
@@ -96,7 +97,7 @@ soak-decoders: ## each decoder fuzzed for 10 minutes, three at a time, with what
 soak-tests: deps ## the tests below in full, or those of SOAK_RUN
 	SOAK=1 $(GO) test $(TESTFLAGS) -tags soak -count=1 -timeout 2h -v -run '^($(SOAK_RUN))' ./integration
 
-soak-attacks soak-kills soak-faults:
+soak-attacks soak-kills soak-faults soak-room:
 	$(MAKE) soak-tests SOAK_RUN='$(SOAK_$(@:soak-%=%))'
 
 soak-life: ## a server's year, before what else wants the cores: no more than a quarter of an hour
