@@ -142,7 +142,7 @@ func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 type Placement struct {
 	Part Digest
 	Content
-	Record uint64 // in a checkpoint: the record that said so first; else 0
+	Record uint64 // in a line of a checkpoint: the record that said so first; in other lines 0
 }
 
 // Given is how many numbers of directories and of inodes the index has given before

@@ -512,9 +512,9 @@ func (c *compaction) validate(s *survivors) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := c.db.Live(func(p archive.Part, content archive.Content, need index.Need) error {
-		if _, moved := s.moved[content.Hash]; need > 0 && !moved {
-			needed[p.Name] = true
+	if _, err := c.db.Live(func(p archive.Placement, need index.Need) error {
+		if _, moved := s.moved[p.Hash]; need > 0 && !moved {
+			needed[p.Part] = true
 		}
 		return nil
 	}); err != nil {

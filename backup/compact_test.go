@@ -29,7 +29,7 @@ func usageOf(t testing.TB, r *archive.Repository) index.Usage {
 	t.Helper()
 	db := openIndex(t, r)
 	defer db.Close()
-	u, err := db.Live(func(archive.Part, archive.Content, index.Need) error { return nil })
+	u, err := db.Live(func(archive.Placement, index.Need) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +109,75 @@ func TestCompactLimits(t *testing.T) {
 		t.Errorf("without: %+v", s)
 	}
 	wantContents(t, r, 3, map[string]string{"a": string(randomBytes(4, 30000)), "b": string(randomBytes(2, 30000))})
+}
+
+// TestInterruptedBesideCompact: what another source's run names of an interrupted one stays
+// for a week, whether a checkpoint comes between or not, or until that run is forgotten.
+func TestInterruptedBesideCompact(t *testing.T) {
+	const files, size = 64, 32 << 10
+	interrupted := func(t *testing.T, r *archive.Repository, dir string) CreateOptions {
+		for i := range files {
+			write(t, fmt.Sprintf("%s/%02d", dir, i), randomBytes(uint64(i), size))
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		o := optionsFor(dir)
+		o.Source = "web1"
+		o.Events.Change = func(_ Change, path string) {
+			if path == fmt.Sprint(files-1) {
+				cancel()
+			}
+		}
+		if _, err := Create(ctx, r, o); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		o.Events.Change = nil
+		return o
+	}
+	for name, c := range map[string]struct {
+		age    time.Duration
+		forget bool
+		stays  bool
+	}{
+		"today":         {0, false, true},
+		"a clock ahead": {-time.Minute, false, true},
+		"long ago":      {8 * 24 * time.Hour, false, false},
+		"forgotten":     {0, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, dir, other := newRepository(t), t.TempDir(), t.TempDir()
+			o := interrupted(t, r, dir)
+			for i := range 10 { // most of the log will be of no use
+				write(t, other+"/file", randomBytes(uint64(1000+i), 300))
+				beside := optionsFor(other)
+				beside.Time = time.Now().Add(-c.age)
+				create(t, r, beside)
+			}
+			for number := range uint64(8) {
+				forget(t, r, 2+number)
+			}
+			if c.forget {
+				forget(t, r, 1)
+			}
+			s := compact(t, r, CompactOptions{})
+			stored := s.StoredBytes - s.RemovedBytes
+			if kept := stored > files/2*size; kept != c.stays || s.DeadAfter > 0 {
+				t.Fatalf("%d bytes are left, %+v", stored, s)
+			}
+			if s.Checkpoint == 0 {
+				t.Errorf("no checkpoint: %+v", s)
+			}
+			if again := compact(t, r, CompactOptions{}); again.Removed != 0 || again.StoredBytes != stored+s.NewBytes {
+				t.Errorf("again: %+v", again)
+			}
+			if s := create(t, r, o); (s.StoredBytes < files/2*size) != c.stays {
+				t.Errorf("%d bytes are stored by the next run", s.StoredBytes)
+			}
+			if s := compact(t, r, CompactOptions{}); s.DeadAfter != 0 {
+				t.Errorf("in the end: %+v", s)
+			}
+		})
+	}
 }
 
 // threeNights makes a log of which most is about what was forgotten, and parts of which all

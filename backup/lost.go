@@ -84,9 +84,9 @@ func (c *creation) reportLost() error {
 		return nil
 	}
 	needed := make(map[archive.Digest]bool)
-	_, err := c.db.Live(func(p archive.Part, _ archive.Content, need index.Need) error {
-		if need > 0 && c.lost[p.Name] {
-			needed[p.Name] = true
+	_, err := c.db.Live(func(p archive.Placement, need index.Need) error {
+		if need > 0 && c.lost[p.Part] {
+			needed[p.Part] = true
 		}
 		return nil
 	})

@@ -17,7 +17,7 @@ type RepositoryStats struct {
 	Parts           int     `json:"parts"`         // that are there
 	RawBytes        int64   `json:"raw_bytes"`     // of their tar streams
 	StoredBytes     int64   `json:"stored_bytes"`  // of the files that they are
-	DeadBytes       int64   `json:"dead_bytes"`    // of these, those that no generation needs, estimated
+	DeadBytes       int64   `json:"dead_bytes"`    // of these, those that no generation needs or is going to, estimated
 	LogBytes        int64   `json:"log_bytes"`     // stored
 	IndexBytes      int64   `json:"index_bytes"`   // stored
 	Deduplication   float64 `json:"deduplication"` // GenerationBytes / ContentBytes; 0 where there are none

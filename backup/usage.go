@@ -3,7 +3,9 @@ package backup
 import (
 	"cmp"
 	"errors"
+	"math"
 	"slices"
+	"time"
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
@@ -87,12 +89,16 @@ type usage struct {
 	index    index.Usage
 }
 
-// measure finds out what generations need. damaged is told of each part whose
+// measure finds out what generations need, or are going to. damaged is told of each part whose
 // tail cannot be read or is wrong; it counts as needed.
 func measure(repo *archive.Repository, db *index.DB, damaged func(error)) (*usage, error) {
 	u := &usage{partSize: repo.PartSize}
 	named := make(map[archive.Digest]*partUse)
-	err := db.Parts(func(p archive.Part) bool {
+	young, err := youngGenerations(db)
+	if err != nil {
+		return nil, err
+	}
+	err = db.Parts(func(p archive.Part) bool {
 		use := &partUse{Part: p}
 		u.parts = append(u.parts, use)
 		named[p.Name] = use
@@ -101,9 +107,12 @@ func measure(repo *archive.Repository, db *index.DB, damaged func(error)) (*usag
 	if err != nil {
 		return nil, err
 	}
-	u.index, err = db.Live(func(p archive.Part, c archive.Content, need index.Need) error {
-		use := named[p.Name]
-		use.spans = append(use.spans, span{c.RawOffset, int32(c.RawLen), need})
+	u.index, err = db.Live(func(p archive.Placement, need index.Need) error {
+		if need == 0 && young[p.Record] {
+			need = awaited
+		}
+		use := named[p.Part]
+		use.spans = append(use.spans, span{p.RawOffset, int32(p.RawLen), need})
 		return nil
 	})
 	if err != nil {
@@ -122,6 +131,25 @@ func measure(repo *archive.Repository, db *index.DB, damaged func(error)) (*usag
 		u.dead += p.dead
 	}
 	return u, nil
+}
+
+// awaited is the need of a content that a generation named and does not need itself, for
+// awaitedLasts. An interrupted run stored it, maybe one of another source: its next run may
+// need it.
+const (
+	awaited      index.Need = math.MaxUint32
+	awaitedLasts            = 7 * 24 * time.Hour
+)
+
+// youngGenerations returns the numbers of the generations that are not older than
+// awaitedLasts, or that far ahead.
+func youngGenerations(db *index.DB) (map[uint64]bool, error) {
+	generations, err := db.Generations()
+	young := make(map[uint64]bool)
+	for _, g := range generations {
+		young[g.Number] = time.Since(g.Time).Abs() < awaitedLasts
+	}
+	return young, err
 }
 
 // measure computes live and dead. Only a part that holds both has its tail read.

@@ -28,15 +28,15 @@ type Usage struct {
 // the same time, unless they are current.
 type Need uint32
 
-// Live yields every content, where it lies, and who needs it, in the order of the
-// hashes. It ends with the first error of yield. The error wraps ErrDamaged where
+// Live yields every content, where it lies, which record said so first, and who needs
+// it, in the order of the hashes. It ends with the first error of yield. The error wraps ErrDamaged where
 // a content that a generation needs is not in any part.
 //
 // It holds 4 bytes for each inode number that was ever given and 4 for each directory,
 // but not for long stretches of numbers that are not in use, and 25 to 38 for each content that is needed: up to 38 MB per million.
 // Contents are told apart by 8 bytes of their hashes: where two have the same,
 // both count as needed.
-func (d *DB) Live(yield func(p archive.Part, c archive.Content, need Need) error) (Usage, error) {
+func (d *DB) Live(yield func(archive.Placement, Need) error) (Usage, error) {
 	l := liveness{db: d, died: map[DirID]uint64{}, needed: map[uint64]needed{}}
 	if d.tables == nil {
 		return l.usage, nil
@@ -215,29 +215,15 @@ func (l *liveness) inodes() error {
 	})
 }
 
-func (l *liveness) contents(yield func(archive.Part, archive.Content, Need) error) error {
-	err := scan(l.db.tables, l.db.number, []byte{spaceContent}, func(key, value []byte) error {
-		at, err := decodePlace(value)
-		if err != nil {
-			return err
-		}
-		part, err := l.db.part(at.part)
-		if errors.Is(err, errPartGone) {
-			l.usage.Gone++
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		short := binary.BigEndian.Uint64(key[1:])
-		n := l.needed[short]
-		l.usage.Contents++
-		if n.need > 0 {
-			l.needed[short] = needed{n.need, true}
-			l.usage.Live++
-		}
-		return yield(part, archive.Content{Hash: archive.Hash(key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}, n.need)
-	})
+func (l *liveness) contents(yield func(archive.Placement, Need) error) error {
+	c := newCursor(l.db.tables, l.db.number, []byte{spaceContent}, scanOptions{})
+	var err error
+	for more := c.seek([]byte{spaceContent}); more && err == nil; more = c.next() {
+		err = l.content(c, yield)
+	}
+	if closeErr := c.close(); err == nil {
+		err = closeErr
+	}
 	if err != nil {
 		return err
 	}
@@ -251,6 +237,31 @@ func (l *liveness) contents(yield func(archive.Part, archive.Content, Need) erro
 		return fmt.Errorf("%w: %d contents that generations need are in no part", ErrDamaged, lost)
 	}
 	return nil
+}
+
+// content yields the content that a cursor is at, unless its part was removed.
+func (l *liveness) content(c *cursor, yield func(archive.Placement, Need) error) error {
+	at, err := decodePlace(c.value)
+	if err != nil {
+		return err
+	}
+	part, err := l.db.part(at.part)
+	if errors.Is(err, errPartGone) {
+		l.usage.Gone++
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	short := binary.BigEndian.Uint64(c.key[1:])
+	n := l.needed[short]
+	l.usage.Contents++
+	if n.need > 0 {
+		l.needed[short] = needed{n.need, true}
+		l.usage.Live++
+	}
+	return yield(archive.Placement{Part: part.Name, Record: c.at,
+		Content: archive.Content{Hash: archive.Hash(c.key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}}, n.need)
 }
 
 // Gone yields every content whose part was removed.

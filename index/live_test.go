@@ -69,9 +69,9 @@ func TestRemovedPart(t *testing.T) {
 	if db.LastRemoval() != 4 {
 		t.Errorf("last removal %d, want 4", db.LastRemoval())
 	}
-	usage, err := db.Live(func(p archive.Part, c archive.Content, need Need) error {
-		if need == 0 || c.Hash != (archive.Hash{2}) {
-			t.Errorf("%s has need %d", c.Hash, need)
+	usage, err := db.Live(func(p archive.Placement, need Need) error {
+		if need == 0 || p.Hash != (archive.Hash{2}) {
+			t.Errorf("%s has need %d", p.Hash, need)
 		}
 		return nil
 	})
@@ -137,7 +137,7 @@ func TestLost(t *testing.T) {
 	if err := applyLines(t, b, archive.KindCompaction, 0, archive.Line{Removed: &two.Name}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := finished(t, b).Live(func(archive.Part, archive.Content, Need) error { return nil })
+	_, err := finished(t, b).Live(func(archive.Placement, Need) error { return nil })
 	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "1 contents that generations need") {
 		t.Error(err)
 	}
@@ -175,7 +175,7 @@ func TestNeed(t *testing.T) {
 		3: "1222", // 1 and 2 are kept, 2 is the newest
 	} {
 		got := ""
-		usage, err := history(forgotten).Live(func(_ archive.Part, _ archive.Content, need Need) error {
+		usage, err := history(forgotten).Live(func(_ archive.Placement, need Need) error {
 			got += fmt.Sprint(need)
 			return nil
 		})
@@ -205,7 +205,7 @@ func TestNumbersClaimed(t *testing.T) {
 	}
 	db := mustOpen(t, r, Options{})
 	defer db.Close()
-	usage, err := db.Live(func(archive.Part, archive.Content, Need) error { return nil })
+	usage, err := db.Live(func(archive.Placement, Need) error { return nil })
 	if err != nil || usage.Inodes != 2 || usage.DeadInodes != 1 { // that of the root is none that a generation needs
 		t.Errorf("live: %+v, %v", usage, err)
 	}

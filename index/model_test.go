@@ -413,13 +413,13 @@ func (h *history) needs(kept []uint64) map[archive.Hash]Need {
 func (h *history) checkLive(t *testing.T, db *DB, kept []uint64) {
 	t.Helper()
 	want, got := h.needs(kept), map[archive.Hash]Need{}
-	usage, err := db.Live(func(p archive.Part, c archive.Content, need Need) error {
-		place, err := db.Content(c.Hash)
-		if err != nil || place.Part != p || place.RawOffset != c.RawOffset || place.RawLen != c.RawLen {
-			t.Errorf("content %s is in %s at %d, said to be at %+v, %v", c.Hash, p.Name, c.RawOffset, place, err)
+	usage, err := db.Live(func(p archive.Placement, need Need) error {
+		place, err := db.Content(p.Hash)
+		if err != nil || place.Part.Name != p.Part || place.RawOffset != p.RawOffset || place.RawLen != p.RawLen {
+			t.Errorf("content %s is in %s at %d, said to be at %+v, %v", p.Hash, p.Part, p.RawOffset, place, err)
 		}
 		if need > 0 {
-			got[c.Hash] = need
+			got[p.Hash] = need
 		}
 		return nil
 	})
