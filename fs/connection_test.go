@@ -106,7 +106,7 @@ func testXattrsAppear(t *testing.T, o fs.Options) {
 	root, sub, file := openRaw(t, mnt), openRaw(t, mnt+"/latest/d"), openRaw(t, mnt+"/latest/d/f")
 
 	second := commitXattr(r, "x", "2026-11-21T04:00:00Z")
-	within(t, "the attribute", func() bool {
+	eventually(t, "the attribute is not there", func() bool {
 		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
 		return err == nil
 	})
@@ -142,7 +142,7 @@ func testXattrsAppear(t *testing.T, o fs.Options) {
 		t.Errorf("the second generation in the old mount: %v", err)
 	}
 	third := commitXattr(r, "y", "2026-11-21T05:00:00Z")
-	within(t, "the next generation", func() bool { return exists(filepath.Join(mnt, third, "y")) })
+	eventually(t, "the next generation is not there", func() bool { return exists(filepath.Join(mnt, third, "y")) })
 
 	if busy, err := m.Unmount(); !busy || err != nil {
 		t.Errorf("unmount while the old mount is in use: busy %t, %v", busy, err)
@@ -175,7 +175,7 @@ func TestXattrsAppearInAnEmptyRepository(t *testing.T) {
 	defer func() { _ = unix.Unmount(elsewhere, unix.MNT_DETACH) }()
 	name := commitXattr(r, "x", "2026-11-21T04:00:00Z")
 	for _, at := range []string{mnt, elsewhere} {
-		within(t, "the attribute", func() bool {
+		eventually(t, "the attribute is not there", func() bool {
 			_, err := unix.Lgetxattr(filepath.Join(at, name, "x"), "user.x", nil)
 			return err == nil
 		})
@@ -195,7 +195,7 @@ func TestXattrsAppearBehindALongPath(t *testing.T) {
 	r.begin("").commit("2026-11-21T03:00:00Z")
 	mnt, log := mount(t, r, fs.Options{})
 	commitXattr(r, "x", "2026-11-21T04:00:00Z")
-	within(t, "the attribute", func() bool {
+	eventually(t, "the attribute is not there", func() bool {
 		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
 		return err == nil
 	})
@@ -274,7 +274,7 @@ func TestXattrsAppearBehindAnotherMount(t *testing.T) {
 	if err := unix.Unmount(mnt, 0); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the attribute", func() bool {
+	eventually(t, "the attribute is not there", func() bool {
 		_, err := unix.Lgetxattr(mnt+"/latest/x", "user.x", nil)
 		return err == nil
 	})

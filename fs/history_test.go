@@ -91,7 +91,7 @@ func TestAnotherHistory(t *testing.T) {
 				}
 			}
 			rewrite(r)
-			within(t, "the other history", func() bool { return exists(mnt + "/latest/dir-other/f") })
+			eventually(t, "the other history is not there", func() bool { return exists(mnt + "/latest/dir-other/f") })
 			wantContent(t, mnt+"/latest/dir-other/f", "other")
 			if exists(mnt+"/"+lost) || exists(mnt+"/latest/dir-three") {
 				t.Error("what was lost is shown")
@@ -106,7 +106,7 @@ func TestAnotherHistory(t *testing.T) {
 				t.Errorf("the file that was open: %q, %v", b[:n], err)
 			}
 			version(r, "next", "2026-11-21T08:00:00Z")
-			within(t, "the next generation", func() bool { return exists(mnt + "/latest/dir-next/f") })
+			eventually(t, "the next generation is not there", func() bool { return exists(mnt + "/latest/dir-next/f") })
 			said := slices.DeleteFunc(log.all(), func(text string) bool { return strings.HasPrefix(text, "index 3 is not used") })
 			if n := lostEnds(said); n > 1 || int64(n) != m.Metrics().RefreshFailures {
 				t.Errorf("%d failures", m.Metrics().RefreshFailures)
@@ -274,7 +274,7 @@ func TestAnotherHistoryTwice(t *testing.T) {
 	for n, data := range []string{"three", "four"} {
 		r.lose(1)
 		version(r, data, fmt.Sprintf("2026-11-21T0%d:00:00Z", 5+n))
-		within(t, "the other history", func() bool { return exists(mnt + "/latest/dir-" + data + "/f") })
+		eventually(t, "the other history is not there", func() bool { return exists(mnt + "/latest/dir-" + data + "/f") })
 		eventually(t, "the replacement is not told", func() bool {
 			return strings.Count(strings.Join(log.all(), "\n"), "the mount was replaced") == n+1
 		})
@@ -297,7 +297,7 @@ func TestLostRecordsAreShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	version(r, "three", "2026-11-21T05:00:00Z")
-	within(t, "the next generation", func() bool { return exists(mnt + "/latest/dir-three/f") })
+	eventually(t, "the next generation is not there", func() bool { return exists(mnt + "/latest/dir-three/f") })
 	log.wantLostEnds(t, 1)
 }
 
@@ -322,6 +322,6 @@ func TestLostRecordsArePutBack(t *testing.T) {
 	move(2, ".aside", "")
 	move(3, ".aside", "")
 	version(r, "four", "2026-11-21T06:00:00Z")
-	within(t, "the next generation", func() bool { return exists(mnt + "/latest/dir-four/f") })
+	eventually(t, "the next generation is not there", func() bool { return exists(mnt + "/latest/dir-four/f") })
 	log.wantLostEnds(t, 2)
 }

@@ -37,16 +37,6 @@ func cachedPages(t *testing.T, path string) uint64 {
 	return st.Cache
 }
 
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(what)
-		}
-	}
-}
-
 // manyFiles makes a generation of directories with files of 5,000 bytes each,
 // which take two pages, and returns the paths of the files in their order.
 func manyFiles(r *repo, dirs, files int) (paths []string) {
@@ -212,7 +202,7 @@ func TestReadDoesNotPushItself(t *testing.T) {
 	r := newRepo(t)
 	mnt, _, m := mounted(t, r, fs.Options{})
 	paths := manyFiles(r, 1, 40)
-	within(t, "the generation", func() bool { return exists(mnt + "/latest") })
+	eventually(t, "the generation is not there", func() bool { return exists(mnt + "/latest") })
 	var all []index.Ino
 	for _, path := range paths {
 		all = append(all, index.Ino(stat(t, filepath.Join(mnt, "latest", path)).Ino))
