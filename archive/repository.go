@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -234,7 +235,9 @@ func unused(dir string, e fs.DirEntry) bool {
 		return false
 	}
 	below, err := os.ReadDir(filepath.Join(dir, e.Name()))
-	return err == nil && (len(below) == 0 || e.Name() == "tmp")
+	return err == nil && !slices.ContainsFunc(below, func(b fs.DirEntry) bool {
+		return e.Name() != "tmp" || !strings.HasPrefix(b.Name(), writerPrefix)
+	})
 }
 
 func (r *Repository) writeConfig() error {

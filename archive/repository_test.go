@@ -121,6 +121,16 @@ func TestInitRefuses(t *testing.T) {
 	if _, err := Init(full, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a directory with files: %v", err)
 	}
+	own := t.TempDir() // what a tmp/ holds that nobody has initialized is not ours to remove
+	if err := os.MkdirAll(own+"/tmp/photos", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(own, InitOptions{}); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("a directory with files in tmp: %v", err)
+	}
+	if _, err := os.Stat(own + "/tmp/photos"); err != nil {
+		t.Error(err)
+	}
 	r := newTestRepository(t)
 	if _, err := Init(r.Dir(), InitOptions{}); err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("a repository: %v", err)

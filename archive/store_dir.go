@@ -390,6 +390,9 @@ func (s *DirStore) writerDir() (string, error) {
 	if err := s.fsys.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("create a draft: %w", err)
 	}
+	if info, err := os.Lstat(tmp); err == nil && !info.IsDir() { // what lies elsewhere is not ours to remove
+		return "", fmt.Errorf("create a draft: %s is not a directory: remove it", tmp)
+	}
 	s.removeDead(tmp)
 	lock, err := s.lockNew(tmp)
 	if err != nil {
@@ -405,6 +408,9 @@ func (s *DirStore) writerDir() (string, error) {
 	return writer, nil
 }
 
+// writerPrefix is what the name of a writer directory begins with.
+const writerPrefix = "w-"
+
 // lockSuffix is what the name of a lock has behind that of its writer directory. The
 // lock is of a file that is open for writing: NFS and SMB pass on to other machines
 // no lock of a directory, and NFS no exclusive one of a file that is only read.
@@ -418,7 +424,7 @@ const lockSuffix = ".lock"
 func (s *DirStore) lockNew(tmp string) (disk.File, error) {
 	const attempts = 100
 	for range attempts {
-		f, err := s.fsys.OpenFile(filepath.Join(tmp, randomName("w-*"+lockSuffix)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := s.fsys.OpenFile(filepath.Join(tmp, randomName(writerPrefix+"*"+lockSuffix)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return nil, err
 		}

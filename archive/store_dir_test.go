@@ -660,6 +660,23 @@ func TestDirStoreWriterIsGone(t *testing.T) {
 	}
 }
 
+// TestDirStoreTmpElsewhere: where tmp leads elsewhere nothing is removed there.
+func TestDirStoreTmpElsewhere(t *testing.T) {
+	s, elsewhere := newDirStore(t, t.TempDir()), t.TempDir()
+	if err := os.Mkdir(filepath.Join(elsewhere, "w-mine"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, filepath.Join(s.Dir(), "tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(); err == nil || !strings.Contains(err.Error(), "tmp is not a directory: remove it") {
+		t.Errorf("%v", err)
+	}
+	if left := must(os.ReadDir(elsewhere)); len(left) != 1 {
+		t.Errorf("%v", left)
+	}
+}
+
 // faultyFS fails in what it is told to: the operation, and the beginning of the last
 // component of the name.
 type faultyFS struct {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -586,7 +587,7 @@ func copyApart(fsys disk.FS, base *sealed, list []tableFile, dir string) error {
 }
 
 func copyFile(fsys disk.FS, from, to string) error {
-	in, err := os.Open(from)
+	in, err := fsys.OpenFile(from, os.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -596,7 +597,7 @@ func copyFile(fsys disk.FS, from, to string) error {
 		return err
 	}
 	defer out.Close()
-	if _, err := io.Copy(out, in); err != nil {
+	if _, err := io.Copy(out, io.NewSectionReader(in, 0, math.MaxInt64)); err != nil {
 		return err
 	}
 	if err := out.Sync(); err != nil {

@@ -166,6 +166,59 @@ func TestRootLeavesNothingOfItsOwn(t *testing.T) {
 	}
 }
 
+// TestRootInAHostileRepository: a user cannot make root change what is not his by the way in
+// which his repository is laid out.
+func TestRootInAHostileRepository(t *testing.T) {
+	home, roots := tempDir(t), tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	must(t, os.Chmod(roots, 0o755))
+	createTree(t, roots, []treetest.Node{
+		{Path: "w-file", Data: []byte("root's")},
+		{Path: "w-dir", Type: treetest.Dir, Mode: 0o755},
+		{Path: "w-dir/file", Data: []byte("root's")},
+	})
+	before := readTree(t, roots)
+	src := mkdir(t, home, "src")
+	createTree(t, src, []treetest.Node{{Path: "file", UID: somebody, GID: somebody, Data: []byte("1")}})
+	as := asUser(somebody, somebody, nil, "true").Args
+	user := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := user.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	first, _ := user.createExit(0, "--quiet", "--root", src, "/")
+	user.createExit(0, "--quiet", "--root", src, "/file")
+	if res := user.mkbackup("forget", first.Generation); res.code != 0 {
+		t.Fatalf("forget: exit code %d\n%s", res.code, res.stderr)
+	}
+	root := &repo{t: t, dir: user.dir}
+	for name, lay := range map[string]func(){
+		"tmp": func() {
+			must(t, os.RemoveAll(filepath.Join(user.dir, "index")))
+			must(t, os.RemoveAll(filepath.Join(user.dir, "tmp")))
+			must(t, os.Symlink(roots, filepath.Join(user.dir, "tmp")))
+		},
+		"index": func() {
+			must(t, os.RemoveAll(filepath.Join(user.dir, "tmp")))
+			must(t, os.RemoveAll(filepath.Join(user.dir, "index")))
+			must(t, os.Symlink(roots, filepath.Join(user.dir, "index")))
+		},
+		"index/swept": func() {
+			must(t, os.RemoveAll(filepath.Join(user.dir, "index")))
+			must(t, os.Mkdir(filepath.Join(user.dir, "index"), 0o700))
+			must(t, os.Symlink(filepath.Join(roots, "w-file"), filepath.Join(user.dir, "index", "swept")))
+			must(t, os.Chown(filepath.Join(user.dir, "index"), somebody, somebody))
+		},
+	} {
+		lay()
+		for _, args := range [][]string{{"list"}, {"create", "--quiet", "--root", src, "/"}, {"compact", "--max-dead", "0"}, {"reindex"}, {"check"}} {
+			if res := root.mkbackup(args[0], args[1:]...); res.code < 0 || res.code > 4 {
+				t.Errorf("%s: %s: exit code %d\n%s", name, args[0], res.code, res.stderr)
+			}
+		}
+		wantTree(t, name+" leads elsewhere", before, roots, treetest.Options{})
+	}
+}
+
 // TestUnreadableAttributes: what a user cannot read of a directory is missing each time,
 // not only in the first run, which has it in its generation without.
 func TestUnreadableAttributes(t *testing.T) {

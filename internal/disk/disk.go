@@ -21,7 +21,8 @@ import (
 // file by File.Sync, the entries of a directory, which are neither those above it
 // nor those below, by SyncDir. Of the rest any part may be there.
 type FS interface {
-	// OpenFile opens a file for writing, as os.OpenFile does.
+	// OpenFile opens a file, as os.OpenFile does, but not one that a symbolic link
+	// leads to.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	// Mkdir makes a directory.
 	Mkdir(name string, perm fs.FileMode) error
@@ -64,7 +65,7 @@ type OS struct{}
 
 // OpenFile implements FS.
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag, perm)
+	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +102,7 @@ func (OS) RemoveAll(name string) error { return os.RemoveAll(name) }
 
 // SyncDir implements FS.
 func (OS) SyncDir(name string) error {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}

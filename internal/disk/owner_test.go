@@ -1,8 +1,11 @@
 package disk
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,19 +62,108 @@ func TestOwned(t *testing.T) {
 	}
 }
 
-// TestOwnedElsewhere: the way of a user cannot lead root to where the user may not write
-// what is his.
+// TestOwnedElsewhere: the way of a user cannot lead root to where the user has no rights,
+// neither with root's rights nor with those that the user has not.
 func TestOwnedElsewhere(t *testing.T) {
 	dir, closed := dirOf(t, somebody), dirOf(t, 0)
-	if err := os.Symlink(closed, filepath.Join(dir, "tmp")); err != nil {
+	secret := filepath.Join(closed, "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Of(dir).Mkdir(filepath.Join(dir, "tmp/dir"), 0o700); err != nil {
+	for name, target := range map[string]string{"tmp": closed, "file": secret} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fsys := Of(dir)
+	there := filepath.Join(dir, "tmp", "secret")
+	open := func(name string, flag int) error {
+		f, err := fsys.OpenFile(name, flag, 0o600)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	for what, err := range map[string]error{
+		"Mkdir":                fsys.Mkdir(filepath.Join(dir, "tmp", "dir"), 0o700),
+		"OpenFile to create":   open(filepath.Join(dir, "tmp", "new"), os.O_WRONLY|os.O_CREATE),
+		"OpenFile to truncate": open(filepath.Join(dir, "file"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC),
+		"OpenFile to read":     open(there, os.O_RDONLY),
+		"Chmod":                fsys.Chmod(there, 0o777),
+		"Chmod of a link":      fsys.Chmod(filepath.Join(dir, "file"), 0o777),
+		"Link":                 fsys.Link(there, filepath.Join(dir, "mine")),
+		"Rename":               fsys.Rename(there, filepath.Join(dir, "mine")),
+		"RenameNew":            fsys.RenameNew(there, filepath.Join(dir, "mine")),
+		"Exchange":             fsys.Exchange(there, filepath.Join(dir, "file")),
+		"Remove":               fsys.Remove(there),
+		"RemoveAll":            fsys.RemoveAll(there),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	text, err := os.ReadFile(secret)
+	info, statErr := os.Stat(secret)
+	if err != nil || string(text) != "secret" || statErr != nil || info.Mode() != 0o600 {
+		t.Errorf("the file outside: %q, %v, %v", text, info, err)
+	}
+	if list, err := os.ReadDir(closed); err != nil || len(list) != 1 {
+		t.Errorf("the directory outside has %v, %v", list, err)
+	}
+}
+
+// TestOwnedByRoot: what root has made in a user's directory, or keeps from him, is changed by
+// root.
+func TestOwnedByRoot(t *testing.T) {
+	above := dirOf(t, 0)
+	dir := filepath.Join(above, "dir")
+	for _, d := range []string{dir, dir + "/a", dir + "/b"} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(dir, somebody, somebody); err != nil {
 		t.Fatal(err)
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(closed, "dir"), &st); err != nil || st.Uid != 0 {
-		t.Errorf("%v, of %d", err, st.Uid)
+	fsys := Of(dir)
+	f, err := fsys.OpenFile(dir+"/a/one", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for _, step := range []struct {
+		what string
+		err  error
+	}{
+		{"Chmod", fsys.Chmod(dir+"/a/one", 0o400)},
+		{"Link", fsys.Link(dir+"/a/one", dir+"/b/two")},
+		{"RenameNew", fsys.RenameNew(dir+"/a/one", dir+"/b/three")},
+		{"Rename", fsys.Rename(dir+"/b/three", dir+"/three")},
+		{"Exchange", fsys.Exchange(dir+"/a", dir+"/b")},
+		{"Remove", fsys.Remove(dir + "/a/two")},
+		{"Mkdir", fsys.Mkdir(dir+"/b/c", 0o700)},
+		{"RemoveAll", fsys.RemoveAll(dir + "/b")},
+		{"SyncDir", fsys.SyncDir(dir + "/a")},
+	} {
+		if step.err != nil {
+			t.Errorf("%s: %v", step.what, step.err)
+		}
+	}
+	if err := fsys.RenameNew(dir+"/three", dir+"/a"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("RenameNew to a name that is taken: %v", err)
+	}
+	var names []string
+	for _, d := range []string{dir, dir + "/a"} {
+		list, err := os.ReadDir(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			names = append(names, e.Name())
+		}
+	}
+	if want := []string{"a", "three"}; !slices.Equal(names, want) {
+		t.Errorf("left are %q, want %q", names, want)
 	}
 }
 
