@@ -55,6 +55,9 @@ func (c *compaction) checkpoint() error {
 		c.summary.Limited = true
 		return nil
 	}
+	if err := c.readLog(); err != nil || c.summary.BadRecords > 0 {
+		return err
+	}
 	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: limit, program: c.options.Program, hooks: c.options.hooks})
 	if errors.Is(err, fs.ErrExist) {
 		c.notef("the log was not made shorter: another run committed meanwhile")
@@ -67,6 +70,33 @@ func (c *compaction) checkpoint() error {
 	c.summary.Checkpoint = number
 	c.options.hooks.reach("checkpoint committed")
 	return c.follow(number)
+}
+
+// readLog reads the records that a checkpoint would make needless, and reports those that
+// are damaged: the index knows what they said, but that a disk rots must not be hidden.
+func (c *compaction) readLog() error {
+	first := max(c.db.Begins(), 1)
+	var before archive.Digest // of the record before
+	for number := first; number <= c.db.Number(); number++ {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		h, digest, err := c.repo.ReadRecord(number)
+		switch {
+		case archive.IsInconclusive(err):
+			return err
+		case err == nil && before != (archive.Digest{}) && h.Previous != before:
+			err = fmt.Errorf("log record %d: it, or the record before it, was replaced", number)
+		case err == nil && number == c.db.Number() && digest != c.db.RecordDigest():
+			err = fmt.Errorf("log record %d: it was replaced", number)
+		}
+		before = digest
+		if err != nil {
+			c.summary.BadRecords++
+			c.problem(err)
+		}
+	}
+	return nil
 }
 
 type checkpointOptions struct {

@@ -55,6 +55,7 @@ type CompactSummary struct {
 	LogBytes      int64   `json:"log_bytes"`        // of new log records
 	Checkpoint    uint64  `json:"checkpoint"`       // the record that makes those before it needless; 0: none was made
 	Damaged       int     `json:"damaged_parts"`    // that stay because they are damaged, each reported
+	BadRecords    int     `json:"damaged_records"`  // of the log, each reported: it was not made shorter
 	Limited       bool    `json:"limited"`          // a limit ended the run early
 	Seconds       float64 `json:"seconds"`
 	Swept
@@ -195,6 +196,10 @@ func (c *compaction) keepDamaged(part archive.Digest, err error) {
 	}
 	c.damaged[part] = true
 	c.summary.Damaged++
+	c.problem(err)
+}
+
+func (c *compaction) problem(err error) {
 	if c.options.Problem != nil {
 		c.options.Problem(err)
 	}

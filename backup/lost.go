@@ -57,24 +57,38 @@ func (c *creation) listParts() (unnamed []archive.Digest, err error) {
 
 // countMissing reports the records that the index was derived from and that are missing.
 func (c *creation) countMissing() error {
-	records, err := c.repo.Records()
-	if err != nil {
-		return err
+	missing, err := MissingRecords(c.repo, c.db)
+	for _, number := range missing {
+		c.lostRecords++
+		c.damagef("log record %d is missing: only the index still knows what it said; `mkbackup check --repair` writes that to the log again", number)
 	}
-	for number := max(c.db.Begins(), 1); number <= c.db.Number(); number++ {
+	return err
+}
+
+// MissingRecords returns the numbers of the records that the index was derived from and
+// that the log lacks, but for those that a later checkpoint stands for. No record is read.
+func MissingRecords(repo *archive.Repository, db *index.DB) (missing []uint64, err error) {
+	records, err := repo.Records()
+	if err != nil {
+		return nil, err
+	}
+	first := max(db.Begins(), 1)
+	if len(records) > 0 && records[0] > first {
+		first = max(first, repo.Checkpoint(records[:1]))
+	}
+	for number := first; number <= db.Number(); number++ {
 		if _, there := slices.BinarySearch(records, number); there {
 			continue
 		}
-		_, err := c.repo.RecordDigest(number) // of a network file system the listing may be an old one
+		_, err := repo.RecordDigest(number) // of a network file system the listing may be an old one
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			c.lostRecords++
-			c.damagef("log record %d is missing: only the index still knows what it said; `mkbackup check --repair` writes that to the log again", number)
+			missing = append(missing, number)
 		case err != nil:
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // reportLost names the parts that are missing and that generations need, the first

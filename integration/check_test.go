@@ -126,8 +126,10 @@ func TestDamagedLogIsRead(t *testing.T) {
 	names := r.generations()
 	records := r.records()
 	must(t, os.Rename(records[1], records[1]+".away"))
-	if res := r.mkbackup("diff", names[0], names[2]); res.code != 0 || res.stdout != "M /file  (content, size, mtime)\n" {
+	if res := r.mkbackup("diff", names[0], names[2]); res.code != 4 || res.stdout != "M /file  (content, size, mtime)\n" {
 		t.Errorf("diff over a record that is missing: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
+	} else {
+		wantOneLine(t, res.stderr, "the log lacks 1 record, the first is 2: ", "`mkbackup check --repair`")
 	}
 	must(t, os.Rename(records[1]+".away", records[1]))
 	flip(t, records[2], 8*40)
@@ -318,6 +320,30 @@ func TestUnreadableRecordIsRepaired(t *testing.T) {
 		t.Errorf("generations %q, want %q", got, want)
 	}
 	r.checkJSON(0, "--read-data")
+}
+
+// TestCompactTellsOfDamagedRecords: a checkpoint, in which nothing of a damaged record is,
+// does not hide that it was damaged, or is missing.
+func TestCompactTellsOfDamagedRecords(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, record string){
+		"damaged": func(t *testing.T, record string) { flip(t, record, 8*60) },
+		"missing": func(t *testing.T, record string) { must(t, os.Remove(record)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := fourNights(t)
+			harm(t, r.records()[2])
+			r.forgets("--keep-last", "1")
+			res := r.mkbackup("compact", "--max-dead", "0")
+			if res.code != 4 || !strings.Contains(res.stderr, "log record 3") || !strings.Contains(res.stderr, "1 damaged log record, named above: the log was not made shorter") {
+				t.Errorf("exit code %d\n%s", res.code, res.stderr)
+			}
+			if res := r.mkbackup("check", "--repair"); res.code != 0 {
+				t.Errorf("check --repair: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
+			}
+			r.compact(0, "--max-dead", "0")
+			r.checkJSON(0, "--read-data")
+		})
+	}
 }
 
 // TestOldIndexIsRepaired: an index that is not the newest is mended, too: by check

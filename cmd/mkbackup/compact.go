@@ -39,7 +39,7 @@ one record then stands for all before it, which are deleted.
 It can be interrupted at any time: what was done stays done.
 
 Exit codes: 0 done, also when there was nothing to do; 1 failed;
-2 wrong usage; 4 done, but parts are damaged, named above, and were kept;
+2 wrong usage; 4 done, but parts or log records are damaged, named above, and were kept;
 129, 130, 143 interrupted.`,
 		Example: `  mkbackup compact /srv/backup --dry-run
   mkbackup compact /srv/backup --time-limit 1h
@@ -89,17 +89,29 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	if err != nil {
 		return err
 	}
-	o.errors = int64(summary.Damaged)
+	o.errors = int64(summary.Damaged + summary.BadRecords)
 	o.detail("last_success_stored_bytes", summary.NewBytes)
 	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
 	o.measure(cmd.Context(), repo, true)
 	if err := printed(f.print(cmd.OutOrStdout(), progress.summaryEvent(), summary), f.DryRun); err != nil {
 		return err
 	}
-	if summary.Damaged > 0 {
-		return &exitError{exitDamage, plural(int64(summary.Damaged), "damaged part") + ", named above, left as they are: see `mkbackup check`"}
+	return compactDamage(summary)
+}
+
+// compactDamage returns the error that ends a run which found damage.
+func compactDamage(s backup.CompactSummary) error {
+	var problems []string
+	if s.Damaged > 0 {
+		problems = append(problems, plural(int64(s.Damaged), "damaged part")+", named above, left as they are: see `mkbackup check`")
 	}
-	return nil
+	if s.BadRecords > 0 {
+		problems = append(problems, plural(int64(s.BadRecords), "damaged log record")+", named above: the log was not made shorter, `mkbackup check --repair` writes it again")
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return &exitError{exitDamage, strings.Join(problems, "; ")}
 }
 
 // complete checks the flags and fills the options that are not flags.

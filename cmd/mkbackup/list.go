@@ -34,8 +34,8 @@ func listCommand() *cobra.Command {
 bytes of all files, holes included. Every command takes a generation by its number,
 or by its name; behind SOURCE/ where it has a source.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the log is damaged, or has lost its
-last records: what is printed is what can be read, and "mkbackup check" says what is
+Exit codes: 0 done; 1 failed; 2 wrong usage; 4 the log ends with damage, or lacks
+records: what is printed is what can be read, and "mkbackup check" says what is
 lost; 129, 130, 143 interrupted. The other commands that only read keep to the same.`,
 		Example: `  mkbackup list /srv/backup
   mkbackup list /srv/backup --source web1 --json`,

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/backup"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -15,7 +17,7 @@ func withIndex(ctx context.Context, dir string, read func(db *index.DB) error) e
 }
 
 // withRepository is withIndex for a command that reads more than the index. Where the
-// log is damaged or has lost its last records, it shows what can be read, and exits as
+// newest record is damaged or the log has lost any, it shows what can be read, and exits as
 // for damage. The context is that of withSignals.
 func withRepository(ctx context.Context, dir string, read func(repo *archive.Repository, db *index.DB) error) error {
 	repo, err := archive.Open(dir)
@@ -29,9 +31,16 @@ func withRepository(ctx context.Context, dir string, read func(repo *archive.Rep
 	}
 	defer db.Close()
 	defer endAtOnce(ctx, repo)()
+	missing, err := backup.MissingRecords(repo, db)
+	if err != nil {
+		return err
+	}
 	switch err := read(repo, db); {
 	case err != nil:
 		return err
+	case len(missing) > 0:
+		return &exitError{exitDamage, fmt.Sprintf("the log lacks %s, the first is %d: this is what the index still knows of, and `mkbackup check --repair` writes it to the log again",
+			plural(int64(len(missing)), "record"), missing[0])}
 	case db.Problem() != nil:
 		return &exitError{exitDamage, "the log is damaged, and this is what can be read: `mkbackup check` says what is lost, and what to do"}
 	case lost:
