@@ -275,7 +275,7 @@ func (c *compaction) batch(plan []*partUse) (n int) {
 type survivors struct {
 	sources   []*partUse                        // the parts that it makes needless
 	copied    map[archive.Digest][]archive.Hash // what was copied of each of them
-	rescued   bool                              // a part is damaged; what could be copied of it is in published
+	rescued   bool                              // something was copied of a part that is damaged, and stays: it is in published
 	published []archive.PublishedPart
 	moved     map[archive.Hash]struct{} // contents of published
 }
@@ -398,7 +398,7 @@ func (c *compaction) copyPart(packer *archive.Packer, p *partUse, offsets []int6
 	var damage *archive.DamageError
 	if errors.As(err, &damage) {
 		c.keepDamaged(p.Name, err)
-		s.rescued = true
+		s.rescued = s.rescued || len(copied.Contents) > 0
 		return nil
 	}
 	if err != nil {
@@ -430,7 +430,7 @@ func (c *compaction) same(p archive.Part, contents []archive.Content) error {
 func (c *compaction) commit(s *survivors) error {
 	for {
 		if len(s.sources) == 0 && !s.rescued {
-			return nil // others have done all of it; a later run uses what was published
+			return nil // others have done all of it, or nothing could be copied; a later run uses what was published
 		}
 		number := c.db.Number() + 1
 		c.options.hooks.reach("before commit")

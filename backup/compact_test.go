@@ -346,6 +346,28 @@ func TestCompactWrongContents(t *testing.T) {
 	}
 }
 
+// TestCompactDamagedPart: a part of which nothing can be copied stays, and makes no record
+// that says nothing.
+func TestCompactDamagedPart(t *testing.T) {
+	r, source := spoiled(t)
+	write(t, source+"/gone", randomBytes(1, 2000))
+	write(t, source+"/kept", randomBytes(2, 2000))
+	create(t, r, optionsFor(source))
+	if err := os.Remove(source + "/gone"); err != nil {
+		t.Fatal(err)
+	}
+	create(t, r, optionsFor(source))
+	forget(t, r, 1)
+	damage(t, filepath.Join(r.Dir(), archive.PartStoreName(partsOf(t, r, 2, "kept")[0])))
+	c := compactionOf(t, r)
+	if err := c.compact(); err != nil {
+		t.Fatal(err)
+	}
+	if last, err := r.Last(); c.summary.Damaged != 1 || last != 3 || err != nil {
+		t.Errorf("%+v; the last record is %d, %v", c.summary, last, err)
+	}
+}
+
 // TestCompactLosesNothing: nothing is committed where less was copied than is needed.
 func TestCompactLosesNothing(t *testing.T) {
 	r, source := newRepository(t), t.TempDir()
