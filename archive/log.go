@@ -33,7 +33,7 @@ func recordNumber(name string) (uint64, bool) {
 		return 0, false
 	}
 	number, err := strconv.ParseUint(digits, 10, 64)
-	return number, err == nil && RecordStoreName(number) == name
+	return number, err == nil && number <= maxRecord && RecordStoreName(number) == name
 }
 
 // Records returns the numbers of the records that are there, ascending.

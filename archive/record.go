@@ -48,6 +48,9 @@ const (
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
 
+// maxRecord is the greatest number of a record: who counts up to it does not come round to 0.
+const maxRecord = math.MaxInt64
+
 // maxEntryLine is the most raw bytes that a writer gives the line of an entry in the record of
 // a generation: 16,777,155. A checkpoint adds two numbers to it, of at most maxInodeNumber and
 // math.MaxInt64. A reader takes maxLine.
@@ -88,6 +91,9 @@ func (h Header) validate() error {
 		}
 	default:
 		return fmt.Errorf("record %d: unknown kind %.300q: written by a newer program?", h.Number, h.Kind)
+	}
+	if h.Number > maxRecord {
+		return fmt.Errorf("record %d: want a number of at most %d", h.Number, int64(maxRecord))
 	}
 	if h.Number == 0 || h.Base >= h.Number {
 		return fmt.Errorf("record %d: impossible base %d", h.Number, h.Base)

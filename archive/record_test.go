@@ -332,6 +332,24 @@ func TestHostileRecords(t *testing.T) {
 	}
 }
 
+// TestRecordNumbers: numbers of records have a bound, beyond which nothing is a record.
+func TestRecordNumbers(t *testing.T) {
+	r := newTestRepository(t)
+	for _, number := range []uint64{7, maxRecord, maxRecord + 1, math.MaxUint64} {
+		if err := os.WriteFile(filepath.Join(r.Dir(), RecordStoreName(number)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if numbers, err := r.Records(); !slices.Equal(numbers, []uint64{7, maxRecord}) || err != nil {
+		t.Errorf("%d, %v", numbers, err)
+	}
+	d := must(r.NewRecord())
+	defer d.Discard()
+	if _, _, err := d.Commit(Header{Kind: KindForget, Number: maxRecord + 1}); err == nil || !strings.Contains(err.Error(), "want a number of at most 9223372036854775807") {
+		t.Errorf("a record beyond: %v", err)
+	}
+}
+
 // TestLinesOfKinds: a record has the lines of its kind.
 func TestLinesOfKinds(t *testing.T) {
 	lines := map[string]Line{"part": {Part: &Part{}}, "content": {Content: &Placement{}}, "entry": {Entry: &Entry{}}, "gone": {Gone: "a"},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -326,6 +327,22 @@ func TestLogRepaired(t *testing.T) {
 				t.Errorf("the next backup: %+v", s)
 			}
 		})
+	}
+}
+
+// TestStrayRecords: an empty file by the name of a record that is far off is a gap in the log,
+// and one by a number that no record has is none. A check of either comes to its end.
+func TestStrayRecords(t *testing.T) {
+	for number, want := range map[uint64]int{math.MaxInt64: math.MaxInt64 - 1, math.MaxUint64: 0} {
+		r, source := spoiled(t)
+		create(t, r, optionsFor(source))
+		write(t, filepath.Join(r.Dir(), archive.RecordStoreName(number)), nil)
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		result, err := Check(ctx, r, CheckOptions{})
+		if err != nil || result.DamagedRecords != want || result.Generations != 1 {
+			t.Errorf("record %d: %+v, %v", number, result, err)
+		}
 	}
 }
 
