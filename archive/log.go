@@ -93,16 +93,10 @@ func (r *Repository) NextRecord(after uint64) (uint64, error) {
 
 // SettleRecord returns once a record that is there, and those before it, are on stable
 // storage. Their writer may have died before they were. Whatever a crash of the machine
-// must not leave behind without the record may be done then.
+// must not leave behind without the record may be done then. Nothing is remembered of it:
+// an older copy of the log may be put back, and another record get that number.
 func (r *Repository) SettleRecord(number uint64) error {
-	if r.settled.Load() >= number {
-		return nil
-	}
-	if err := r.store.Settle(RecordStoreName(number)); err != nil {
-		return err
-	}
-	r.settled.Store(number)
-	return nil
+	return r.store.Settle(RecordStoreName(number))
 }
 
 // RecordDigest returns the digest of a record's stored bytes, which the next
@@ -489,7 +483,6 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
 	}
-	d.repository.settled.Store(h.Number)
 	return Digest(sum.Sum(nil)), stored, nil
 }
 

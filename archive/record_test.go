@@ -19,6 +19,7 @@ import (
 
 	"github.com/backupfs/backupfs/internal/watchdog"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // TestLineBytes fixes the JSON of every kind of line, as docs/FORMAT.md gives it.
@@ -347,6 +348,28 @@ func TestRecordNumbers(t *testing.T) {
 	defer d.Discard()
 	if _, _, err := d.Commit(Header{Kind: KindForget, Number: maxRecord + 1}); err == nil || !strings.Contains(err.Error(), "want a number of at most 9223372036854775807") {
 		t.Errorf("a record beyond: %v", err)
+	}
+}
+
+// TestSettledAgain: that a record was settled says nothing about one that has its number later,
+// in an older copy of the log that was put back.
+func TestSettledAgain(t *testing.T) {
+	fsys := &faultyFS{base: "log"}
+	r := must(InitOn(fsys, filepath.Join(t.TempDir(), "repo"), InitOptions{}))
+	defer r.Close()
+	for number := uint64(1); number <= 2; number++ {
+		d := must(r.NewRecord())
+		defer d.Discard()
+		if _, _, err := d.Commit(Header{Kind: KindForget, Number: number}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.SettleRecord(2); err != nil {
+		t.Fatal(err)
+	}
+	fsys.operation = "sync"
+	if err := r.SettleRecord(1); !errors.Is(err, unix.EIO) {
+		t.Error(err)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,8 +55,7 @@ type Config struct {
 // place of its index. It is safe for concurrent use.
 type Repository struct {
 	Config
-	store   *DirStore
-	settled atomic.Uint64 // the newest record that is known to be on stable storage
+	store *DirStore
 }
 
 // InitOptions are the choices made once for a repository.
