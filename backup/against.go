@@ -291,65 +291,58 @@ func (a *comparison) sameContent(dir int, live inode, stored index.Dirent) (bool
 	return false, nil
 }
 
-// compareWindow is how many bytes of a file have their extents in memory.
-const compareWindow = 64 << 20
-
 // sameData compares an open file of the size stored with what is stored of it:
 // the hash of each content, and zeros where there is none.
 func (a *comparison) sameData(fd int, stored index.Dirent) (bool, error) {
-	for off, size := int64(0), stored.Attr.Size; off < size; {
-		extents, err := a.db.Extents(stored.Ino, off, compareWindow)
-		if err != nil {
-			return false, fatal{err}
+	off, same := int64(0), true
+	var err error
+	indexErr := a.db.Extents(stored.Ino, 0, stored.Attr.Size, func(x index.Extent) bool {
+		if same, err = a.zeros(fd, off, x.Offset); same && err == nil {
+			same, err = a.holds(fd, x)
 		}
-		start := off
-		for _, x := range extents {
-			same, err := a.zeros(fd, off, x.Offset)
-			if same && err == nil {
-				same, err = a.holds(fd, x)
-			}
-			if !same || err != nil {
-				return false, err
-			}
-			off = x.Offset + x.Len
-		}
-		if end := min(start+compareWindow, size); off < end {
-			if same, err := a.zeros(fd, off, end); !same || err != nil {
-				return false, err
-			}
-			off = end
-		}
-		a.options.Progress.done.Add(off - start)
+		off = x.Offset + x.Len
+		return same && err == nil
+	})
+	switch {
+	case indexErr != nil:
+		return false, fatal{indexErr}
+	case !same || err != nil:
+		return false, err
 	}
-	return true, nil
+	return a.zeros(fd, off, stored.Attr.Size)
 }
 
 // holds reports whether a file has the content of an extent.
 func (a *comparison) holds(fd int, x index.Extent) (bool, error) {
+	if err := a.ctx.Err(); err != nil {
+		return false, fatal{err}
+	}
 	a.chunk = slices.Grow(a.chunk[:0], int(x.Len))[:x.Len]
 	n, err := readFull(fd, a.chunk, x.Offset)
+	a.options.Progress.done.Add(x.Len)
 	return err == nil && int64(n) == x.Len && archive.HashOf(a.chunk) == x.Hash, err
 }
 
 // zeros reports whether a range of a file is a hole, or reads as one.
 func (a *comparison) zeros(fd int, from, to int64) (bool, error) {
 	for from < to {
+		start := from
 		if data, err := unix.Seek(fd, from, unix.SEEK_DATA); err == unix.ENXIO {
-			return true, nil
+			from = to
 		} else if err == nil {
-			from = data
-		}
-		if from >= to {
-			return true, nil
+			from = min(data, to)
 		}
 		if err := a.ctx.Err(); err != nil {
 			return false, fatal{err}
 		}
-		n, err := readFull(fd, a.buffer[:min(int64(len(a.buffer)), to-from)], from)
-		if err != nil || n == 0 || bytes.Count(a.buffer[:n], []byte{0}) != n {
-			return false, err
+		if from < to {
+			n, err := readFull(fd, a.buffer[:min(int64(len(a.buffer)), to-from)], from)
+			if err != nil || n == 0 || bytes.Count(a.buffer[:n], []byte{0}) != n {
+				return false, err
+			}
+			from += int64(n)
 		}
-		from += int64(n)
+		a.options.Progress.done.Add(from - start)
 	}
 	return true, nil
 }

@@ -411,50 +411,45 @@ func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) er
 // part that is missing, and is not stored again yet. Where no part is, and nothing has to
 // be said again, it does not look for contents whose part was removed.
 func (c *creation) isLost(old *index.Dirent) (bool, error) {
-	if len(c.lost) == 0 && c.base != 0 {
+	if len(c.lost) == 0 && c.base != 0 || old.Attr.Type != archive.TypeFile {
 		return false, nil
 	}
-	data, err := c.dataBefore(old)
+	lost := false
+	err := c.db.Extents(old.Ino, 0, old.Attr.Size, func(x index.Extent) bool {
+		_, stored := c.stored[x.Hash]
+		lost = !stored && c.lost[x.Part.Name]
+		return !lost
+	})
 	if errors.Is(err, index.ErrNotFound) {
 		c.notef("what generations need was in a part that was removed: where the source has it, it is stored again")
 		return true, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	for _, x := range data {
-		if _, stored := c.stored[x.Hash]; stored {
-			continue
-		}
-		place, err := c.db.Content(x.Hash)
-		if err != nil {
-			return false, err
-		}
-		if c.lost[place.Part.Name] {
-			return true, nil
-		}
-	}
-	return false, nil
+	return lost, err
 }
 
-func (c *creation) dataBefore(old *index.Dirent) ([]archive.Extent, error) {
+func (c *creation) dataBefore(old *index.Dirent) (data []archive.Extent, err error) {
 	if old.Attr.Type != archive.TypeFile {
 		return nil, nil
 	}
-	extents, err := c.db.Extents(old.Ino, 0, old.Attr.Size)
-	var data []archive.Extent
-	for _, x := range extents {
+	err = c.db.Extents(old.Ino, 0, old.Attr.Size, func(x index.Extent) bool {
 		data = append(data, archive.Extent{Offset: x.Offset, Len: x.Len, Hash: x.Hash})
-	}
+		return true
+	})
 	return data, err
 }
 
 func (c *creation) sameContents(old *index.Dirent, entry archive.Entry) (bool, error) {
-	data, err := c.dataBefore(old)
+	same, left := true, entry.Data
+	err := c.db.Extents(old.Ino, 0, old.Attr.Size, func(x index.Extent) bool {
+		if same = len(left) > 0 && left[0] == (archive.Extent{Offset: x.Offset, Len: x.Len, Hash: x.Hash}); same {
+			left = left[1:]
+		}
+		return same
+	})
 	if errors.Is(err, index.ErrNotFound) { // its part was removed
 		return false, nil
 	}
-	return !entry.Changed && slices.Equal(data, entry.Data), err
+	return same && len(left) == 0 && !entry.Changed, err
 }
 
 // read returns the entry of a file that is new or changed; the contents are

@@ -515,7 +515,7 @@ func TestContradictions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Extents(e.Ino, 0, 100); !errors.Is(err, ErrDamaged) {
+	if _, err := extentsOf(db, e.Ino, 0, 100); !errors.Is(err, ErrDamaged) {
 		t.Errorf("extents: %v", err)
 	}
 }

@@ -245,7 +245,7 @@ func readCosts(b *testing.B, db *DB, v View) string {
 	measure("dir", func(n int) { _, err := v.Dir(dirs[n].Dir); check(err) })
 	measure("list of 20", func(n int) { check(v.List(dirs[n].Dir, "", func(Dirent) bool { return true })) })
 	measure("inode", func(n int) { _, err := db.Inode(inos[n]); check(err) })
-	measure("extents", func(n int) { _, err := db.Extents(inos[n], 0, 1<<20); check(err) })
+	measure("extents", func(n int) { _, err := extentsOf(db, inos[n], 0, 1<<20); check(err) })
 	return strings.Join(costs, ", ")
 }
 
@@ -309,7 +309,7 @@ func BenchmarkRead(b *testing.B) {
 		"Dir":     func() error { _, err := v.Dir(dir.Dir); return err },
 		"List20":  func() error { return v.List(dir.Dir, "", func(Dirent) bool { return true }) },
 		"Inode":   func() error { _, err := db.Inode(e.Ino); return err },
-		"Extents": func() error { _, err := db.Extents(e.Ino, 0, 1<<20); return err },
+		"Extents": func() error { _, err := extentsOf(db, e.Ino, 0, 1<<20); return err },
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

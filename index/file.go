@@ -35,19 +35,19 @@ func (d *DB) inode(i Ino) (inode, error) {
 	return decodeInode(value)
 }
 
-// Extents returns the extents that touch the n bytes of a file from off on, whole
-// and in order, and where they lie now.
-func (d *DB) Extents(i Ino, off, n int64) ([]Extent, error) {
+// Extents yields the extents that touch the n bytes of a file from off on, whole and in
+// order, and where they lie now, until yield returns false. It does not collect them: a
+// file may have as many as bytes.
+func (d *DB) Extents(i Ino, off, n int64, yield func(Extent) bool) error {
 	node, err := d.inode(i)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return d.extents(d, i, node, off, n)
+	return d.extents(d, i, node, off, n, yield)
 }
 
 // extents is Extents with the places that another index knows.
-func (d *DB) extents(places *DB, i Ino, node inode, off, n int64) ([]Extent, error) {
-	var list []Extent
+func (d *DB) extents(places *DB, i Ino, node inode, off, n int64, yield func(Extent) bool) error {
 	var placeErr error
 	err := d.spans(i, node, off, func(e archive.Extent) bool {
 		if e.Offset-off >= n {
@@ -57,16 +57,9 @@ func (d *DB) extents(places *DB, i Ino, node inode, off, n int64) ([]Extent, err
 		if p, placeErr = places.contentOf(i, e); placeErr != nil {
 			return false
 		}
-		list = append(list, Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
-		return true
+		return yield(Extent{Offset: e.Offset, Len: e.Len, Hash: e.Hash, Part: p.Part, RawOffset: p.RawOffset})
 	})
-	if err == nil {
-		err = placeErr
-	}
-	if err != nil {
-		return nil, err
-	}
-	return list, nil
+	return cmp.Or(err, placeErr)
 }
 
 // spans yields the extents that end behind off, in order, until yield returns
@@ -384,20 +377,23 @@ func (d *DB) ReadPlaced(r PartReader, places *DB, i Ino, b []byte, off int64) (i
 // fill fills b with the bytes of a file from off on, and returns how many are
 // good where it fails.
 func (d *DB) fill(r PartReader, places *DB, i Ino, node inode, b []byte, off int64) (int, error) {
-	list, err := d.extents(places, i, node, off, int64(len(b)))
-	if err != nil {
-		return 0, err
-	}
 	n := 0 // filled so far
-	for _, e := range list {
+	var readErr error
+	err := d.extents(places, i, node, off, int64(len(b)), func(e Extent) bool {
 		skip := max(off-e.Offset, 0) // bytes of the extent before off
 		start := int(e.Offset + skip - off)
 		clear(b[n:start])
-		n = start + int(min(e.Len-skip, int64(len(b)-start)))
-		err := r.ReadAt(e.Part, b[start:n], e.RawOffset+skip)
-		if err != nil && !places.readElsewhere(r, e, b[start:n], skip) {
-			return start, err
+		n = start
+		end := start + int(min(e.Len-skip, int64(len(b)-start)))
+		readErr = r.ReadAt(e.Part, b[start:end], e.RawOffset+skip)
+		if readErr != nil && !places.readElsewhere(r, e, b[start:end], skip) {
+			return false
 		}
+		n, readErr = end, nil
+		return true
+	})
+	if err = cmp.Or(readErr, err); err != nil {
+		return n, err
 	}
 	clear(b[n:])
 	return len(b), nil

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/backupfs/backupfs/archive"
 )
@@ -178,7 +180,7 @@ func TestExtents(t *testing.T) {
 				want = append(want, x.Offset)
 			}
 		}
-		list, err := db.Extents(e.Ino, off, n)
+		list, err := extentsOf(db, e.Ino, off, n)
 		var got []int64
 		for _, x := range list {
 			got = append(got, x.Offset)
@@ -187,9 +189,48 @@ func TestExtents(t *testing.T) {
 			t.Fatalf("%d+%d: %d, %v, want %d", off, n, got, err, want)
 		}
 	}
-	if _, err := db.Extents(e.Ino+2, 0, 1); !errors.Is(err, ErrNotFound) {
+	if _, err := extentsOf(db, e.Ino+2, 0, 1); !errors.Is(err, ErrNotFound) {
 		t.Errorf("extents of no inode: %v", err)
 	}
+}
+
+// TestTinyExtents: a read holds no list of the extents that it touches, of which a log may
+// give a file as many as bytes.
+func TestTinyExtents(t *testing.T) {
+	const count = 50_000
+	db, ino := tinyExtents(t, count)
+	b := make([]byte, count)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	n, err := db.ReadAt(fakeParts{}, ino, b, 0)
+	runtime.ReadMemStats(&after)
+	if n != count || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	if each := (after.TotalAlloc - before.TotalAlloc) / count; each >= uint64(unsafe.Sizeof(Extent{})) {
+		t.Errorf("%d bytes are allocated for each extent", each)
+	}
+}
+
+// tinyExtents returns an index with a file of extents of one byte.
+func tinyExtents(t testing.TB, count int) (*DB, Ino) {
+	t.Helper()
+	part := &archive.Part{Stored: 1000, Raw: 1 << 30, TailStored: 10}
+	place := archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.HashOf([]byte("x")), RawOffset: 512, RawLen: 1}}
+	file := &archive.Entry{Path: "f", Attr: fileAttr(int64(count))}
+	for i := range count {
+		file.Data = append(file.Data, archive.Extent{Offset: int64(i), Len: 1, Hash: place.Hash})
+	}
+	b := newTestBuilder(t)
+	if err := applyLines(t, b, archive.KindGeneration, 0, archive.Line{Part: part}, archive.Line{Content: &place}, entryLine(".", dirAttr()), archive.Line{Entry: file}); err != nil {
+		t.Fatal(err)
+	}
+	db := finished(t, b)
+	e, err := db.At(1).Resolve(1, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db, e.Ino
 }
 
 // TestFiles looks for files of one whole content among others.

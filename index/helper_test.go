@@ -100,3 +100,12 @@ func finished(t testing.TB, b *builder) *DB {
 	t.Cleanup(func() { db.Close() })
 	return db
 }
+
+// extentsOf returns what Extents yields.
+func extentsOf(db *DB, i Ino, off, n int64) (list []Extent, err error) {
+	err = db.Extents(i, off, n, func(e Extent) bool {
+		list = append(list, e)
+		return true
+	})
+	return list, err
+}

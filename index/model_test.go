@@ -576,7 +576,7 @@ func (h *history) checkInode(t *testing.T, db *DB, ino Ino, want *archive.Entry)
 	if err != nil || !slices.Equal(xattrs, want.Xattrs) || ino.HasXattrs() != (len(want.Xattrs) > 0) {
 		t.Fatalf("inode %d: %q, %v, want %q", ino, xattrs, err, want.Xattrs)
 	}
-	got, err := db.Extents(ino, 0, want.Attr.Size)
+	got, err := extentsOf(db, ino, 0, want.Attr.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -608,7 +608,7 @@ func dump(t *testing.T, db *DB) string {
 		found := walk(t, db.At(g.Number), g.Root)
 		for _, path := range slices.Sorted(maps.Keys(found)) {
 			e := found[path]
-			x, err := db.Extents(e.Ino, 0, 1<<62)
+			x, err := extentsOf(db, e.Ino, 0, 1<<62)
 			if err != nil {
 				t.Fatal(err)
 			}

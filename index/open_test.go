@@ -382,7 +382,7 @@ func readEverything(dir string, files []tableFile, number uint64) (generation ui
 		err := v.List(dir, "", func(e Dirent) bool {
 			fmt.Fprintln(&s, e)
 			var x []Extent
-			if x, inner = db.Extents(e.Ino, 0, 1<<60); inner == nil {
+			if x, inner = extentsOf(db, e.Ino, 0, 1<<60); inner == nil {
 				fmt.Fprintln(&s, x)
 			}
 			if e.Dir != 0 {
