@@ -477,6 +477,34 @@ func TestRepairIndex(t *testing.T) {
 	wantSameFiles(t, before, digests(t, filepath.Join(r.Dir(), "log")))
 }
 
+// TestStrayIndex: an empty directory by the name of an index beyond the log tells of no lost
+// records: it is in the way of nobody, and goes.
+func TestStrayIndex(t *testing.T) {
+	r, source := spoiled(t)
+	stray := filepath.Join(r.IndexDir(), "000000000999")
+	create(t, r, optionsFor(source))
+	for _, repair := range []bool{false, true} {
+		if err := os.Mkdir(stray, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if c := check(t, r, CheckOptions{}); c.DamagedIndexes != 1 || c.DamagedRecords != 0 {
+			t.Errorf("%+v, %q", c.CheckResult, c.damages)
+		}
+		if repair {
+			check(t, r, CheckOptions{Repair: true})
+		} else if s := create(t, r, optionsFor(source)); s.LostRecords != 0 {
+			t.Errorf("%+v", s)
+		}
+		if c := check(t, r, CheckOptions{}); c.Damaged() {
+			t.Errorf("repaired %t: %+v, %q", repair, c.CheckResult, c.damages)
+		}
+	}
+	if err := os.Mkdir(stray, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	compact(t, r, CompactOptions{}) // does not refuse
+}
+
 // TestIndexOfAnotherLog: an index that is sound, but says something else than the log.
 func TestIndexOfAnotherLog(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()

@@ -22,8 +22,8 @@ var errSchema = errors.New("another schema")
 // with.
 var errOutdated = errors.New("the log does not go back so far")
 
-// ErrBeyondLog says that a sealed index was made of more records than the log has:
-// records are missing at its end, or the index is of another repository's log.
+// ErrBeyondLog says that a sound index of the repository was made of more records than the
+// log has: records are missing at its end.
 var ErrBeyondLog = errors.New("it goes beyond the log")
 
 // ErrOtherEnd says that a sealed index was made with another record than the one that

@@ -296,7 +296,7 @@ func (p *opener) reject(number uint64, err error) {
 // exchanged for another one.
 func (p *opener) verify(n, last uint64) (*sealed, error) {
 	s, err := p.verifyOnce(n, last)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrBeyondLog) {
 		s, err = p.verifyOnce(n, last)
 	}
 	return s, err
@@ -304,7 +304,7 @@ func (p *opener) verify(n, last uint64) (*sealed, error) {
 
 func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	if n > last {
-		return nil, fmt.Errorf("%w, which ends with record %d: `mkbackup check` says what is missing", ErrBeyondLog, last)
+		return nil, p.verifyBeyond(n, last)
 	}
 	var digest archive.Digest // of a record that may be large: on another core
 	var digestErr error
@@ -329,9 +329,22 @@ func (p *opener) verifyOnce(n, last uint64) (*sealed, error) {
 	return found, nil
 }
 
-// otherRecord says that the log has another record, of that digest, than a sound index
-// was made with.
-func (p *opener) otherRecord(found *sealed, last uint64, digest archive.Digest) error {
+// verifyBeyond says what is wrong with an index of a record that the log does not have. The
+// error wraps ErrBeyondLog where that is all: a sound index tells that the record was there.
+func (p *opener) verifyBeyond(n, last uint64) error {
+	s, err := verifySeal(p.dir(n), p.r.ID, n, p.owners, p.verified)
+	if err == nil {
+		err = checkMeta(&sealed{seal: *s, dir: p.dir(n)})
+	}
+	if err != nil {
+		return fmt.Errorf("%w; so it does not prove that there were records behind %d, with which the log ends", err, last)
+	}
+	return fmt.Errorf("%w, which ends with record %d: `mkbackup check` says what is missing", ErrBeyondLog, last)
+}
+
+// checkMeta makes sure that an index that agrees with its seal was made with the record that
+// the seal names.
+func checkMeta(found *sealed) error {
 	db, err := newDB(found.dir, found.Tables, found.Record)
 	if err != nil {
 		return err
@@ -339,6 +352,15 @@ func (p *opener) otherRecord(found *sealed, last uint64, digest archive.Digest) 
 	defer db.Close()
 	if db.meta.digest != found.Digest {
 		return fmt.Errorf("%w: it contradicts its seal", ErrDamaged)
+	}
+	return nil
+}
+
+// otherRecord says that the log has another record, of that digest, than a sound index
+// was made with.
+func (p *opener) otherRecord(found *sealed, last uint64, digest archive.Digest) error {
+	if err := checkMeta(found); err != nil {
+		return err
 	}
 	digests := fmt.Sprintf("its record %d has the digest %s, not %s", found.Record, found.Digest, digest)
 	if found.Record == last && p.ofAnotherLog(&found.seal) {
@@ -836,9 +858,10 @@ func (p *opener) exchange(dir string, number uint64) error {
 }
 
 // setOldAside sets indexes aside: all but the newest two; of those before number the ones
-// that are known to be bad, or all where number's was built anew because they may be; and
-// those before the checkpoint that the log begins with, which nobody can go on with. What
-// tells of other records than the log has stays, unless all is built anew.
+// that are known to be bad, or all where number's was built anew because they may be;
+// those before the checkpoint that the log begins with, which nobody can go on with; and
+// of those behind number the ones that prove nothing. What tells of other records than the
+// log has stays, unless all is built anew.
 // Whoever has one open goes on reading. It is a courtesy: what cannot be moved stays.
 func (p *opener) setOldAside(number, begins uint64) {
 	numbers, err := p.list()
@@ -851,9 +874,11 @@ func (p *opener) setOldAside(number, begins uint64) {
 		switch {
 		case n < begins:
 			return false
+		case n > number:
+			return !p.bad[n] && !p.rebuild || !p.provesNothing(n, number)
 		case p.rebuild:
-			return n >= number
-		case p.bad[n] && n > number || !p.bad[n] && kept <= 2:
+			return n == number
+		case !p.bad[n] && kept <= 2:
 			return true
 		}
 		return p.tellsOther(n, number)
@@ -887,6 +912,22 @@ func (p *opener) tellsOther(n, last uint64) bool {
 	}
 	digest, err := p.recordDigest(n, last)
 	return err == nil && digest != s.Digest
+}
+
+// provesNothing reports whether what is there by the number of a record behind last, the end
+// of the log, is no index of that record. It looks anew: another process may have committed
+// the record and published its index meanwhile. One that is damaged, but has a seal of this
+// repository, may be of a record that the log has lost: it stays, unless all is built anew.
+func (p *opener) provesNothing(n, last uint64) bool {
+	s, err := readSeal(filepath.Join(p.dir(n), sealName), p.owners)
+	if err != nil || s.Repository != p.r.ID || s.Record != n {
+		return !archive.IsInconclusive(err)
+	}
+	if !p.rebuild || s.Schema != schema {
+		return false
+	}
+	_, err = p.verify(n, last)
+	return !errors.Is(err, ErrBeyondLog) && !archive.IsInconclusive(err)
 }
 
 // setAside takes a sealed index away: all of it at once for whoever looks. Its files

@@ -463,6 +463,117 @@ func TestForeignLog(t *testing.T) {
 	}
 }
 
+// TestBeyondLog: only a sound index of the repository tells of records that the log does not
+// have. What else has its name goes with the next index that is published, or if it may be
+// such an index that was damaged, when all are built anew.
+func TestBeyondLog(t *testing.T) {
+	t.Parallel()
+	seal := func(dir string) string { return filepath.Join(dir, sealName) }
+	for name, c := range map[string]struct {
+		spoil          func(t *testing.T, r *archive.Repository, dir string) // of index 6, which is beyond the log
+		proves         bool
+		stays, rebuilt bool // it stays when another one is published, or all are built anew
+	}{
+		"sound":   {spoil: func(*testing.T, *archive.Repository, string) {}, proves: true, stays: true, rebuilt: true},
+		"damaged": {spoil: func(t *testing.T, _ *archive.Repository, dir string) { flip(t, tableOf(t, dir)) }, stays: true},
+		"half":    {spoil: func(t *testing.T, _ *archive.Repository, dir string) { removeAll(t, tableOf(t, dir)) }, stays: true},
+		"of another record 6": {spoil: func(t *testing.T, r *archive.Repository, dir string) {
+			s, err := readSeal(seal(dir), owners{uint32(os.Geteuid())})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rewriteSeal(t, dir, s.Digest.String(), archive.Digest{1}.String())
+		}, stays: true},
+		"of another program": {spoil: func(t *testing.T, _ *archive.Repository, dir string) {
+			rewriteSeal(t, dir, fmt.Sprintf(`"schema": %d`, schema), fmt.Sprintf(`"schema": %d`, schema+1))
+		}, stays: true, rebuilt: true},
+		"without a seal": {spoil: func(t *testing.T, _ *archive.Repository, dir string) { removeAll(t, seal(dir)) }},
+		"empty": {spoil: func(t *testing.T, _ *archive.Repository, dir string) {
+			removeAll(t, dir)
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"a file": {spoil: func(t *testing.T, _ *archive.Repository, dir string) {
+			removeAll(t, dir)
+			if err := os.WriteFile(dir, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"of another repository": {spoil: func(t *testing.T, r *archive.Repository, dir string) {
+			rewriteSeal(t, dir, r.ID, strings.Repeat("0", 32))
+		}},
+		"of record 7": {spoil: func(t *testing.T, _ *archive.Repository, dir string) {
+			rewriteSeal(t, dir, `"record": 6`, `"record": 7`)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, h := newRepository(t), newHistory(7, 6)
+			for n := uint64(1); n <= 6; n++ {
+				h.commit(t, r, n)
+			}
+			mustClose(t, mustOpen(t, r, Options{}))
+			removeAll(t, filepath.Join(r.Dir(), archive.RecordStoreName(6)))
+			c.spoil(t, r, filepath.Join(r.IndexDir(), dirName(6)))
+			var found []error
+			db := mustOpen(t, r, Options{Log: new(messages).log, Damaged: func(_ uint64, err error) { found = append(found, err) }})
+			h.check(t, db)
+			mustClose(t, db)
+			if proves := len(found) == 1 && errors.Is(found[0], ErrBeyondLog); !db.Kept() || db.Number() != 5 || proves != c.proves {
+				t.Errorf("kept %t, record %d, %v", db.Kept(), db.Number(), found)
+			}
+			if stays := slices.Contains(sealedIndexes(t, r), dirName(6)); stays != c.stays {
+				t.Errorf("it stays: %t", stays)
+			}
+			if db, err := Rebuild(r, Options{}); err != nil {
+				t.Fatal(err)
+			} else {
+				mustClose(t, db)
+			}
+			if stays := slices.Contains(sealedIndexes(t, r), dirName(6)); stays != c.rebuilt {
+				t.Errorf("after all were built anew it stays: %t", stays)
+			}
+			h.commit(t, r, 6) // whatever is left is in nobody's way
+			db = mustOpen(t, r, Options{Log: new(messages).log})
+			h.check(t, db)
+			mustClose(t, db)
+			if !db.Kept() || db.Number() != 6 {
+				t.Errorf("kept %t, record %d", db.Kept(), db.Number())
+			}
+			noTemporaryFiles(t, r)
+		})
+	}
+}
+
+// TestPublishedMeanwhile: an index that another process has put in the place of one that
+// proves nothing, for a record that it has just committed, stays.
+func TestPublishedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, rebuild := range []bool{false, true} {
+		r, h := newRepository(t), newHistory(7, 6)
+		for n := uint64(1); n <= 6; n++ {
+			h.commit(t, r, n)
+			if n >= 5 {
+				mustClose(t, mustOpen(t, r, Options{}))
+			}
+		}
+		p := &opener{Options: Options{Log: func(format string, a ...any) { t.Errorf(format, a...) }}, r: r,
+			owners: owners{uint32(os.Geteuid())}, bad: map[uint64]bool{6: true}, verified: newVerified(nil), rebuild: rebuild}
+		p.setOldAside(5, 0)
+		if got := sealedIndexes(t, r); !slices.Contains(got, dirName(6)) {
+			t.Errorf("rebuild %t: indexes %v", rebuild, got)
+		}
+	}
+}
+
+func removeAll(t *testing.T, name string) {
+	t.Helper()
+	if err := os.RemoveAll(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestForeignDamagedLog: the index of another log does not stand in for a damaged one,
 // where what can be read of the log says that it is another.
 func TestForeignDamagedLog(t *testing.T) {
