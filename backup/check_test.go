@@ -725,6 +725,27 @@ func TestAgainstSilent(t *testing.T) {
 	}
 }
 
+// TestAgainstInterrupted: the comparison of a file without holes ends within it.
+func TestAgainstInterrupted(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	write(t, name, []byte("x"))
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx, interrupt := context.WithCancel(t.Context())
+	a := &comparison{checking: &checking{ctx: ctx, options: CheckOptions{Progress: new(CheckProgress)}}}
+	x := index.Extent{Len: 1, Hash: archive.HashOf([]byte("x"))}
+	if same, err := a.holds(int(f.Fd()), x); !same || err != nil {
+		t.Errorf("%t, %v", same, err)
+	}
+	interrupt()
+	if _, err := a.holds(int(f.Fd()), x); !errors.As(err, new(fatal)) || !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 // TestAgainstRemovedMeanwhile: what is removed while a tree is compared was changed since,
 // also where its directory was looked at before.
 func TestAgainstRemovedMeanwhile(t *testing.T) {
