@@ -3,6 +3,7 @@ package backup
 import (
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,19 +21,14 @@ type selection struct {
 	children map[string]*selection
 }
 
-// newSelection returns the selection of paths below root; both are absolute
-// where root is not "". Symlinks above the last component are resolved, since
-// what is stored is the tree as it is; below another root they cannot be. A path that
-// ends with a "/", or with "." or "..", is that of a directory, also where that is
-// reached through a symlink.
+// newSelection returns the selection of paths below root, which is absolute where it is
+// not "". Symlinks above the last component are resolved, since what is stored is the
+// tree as it is. A path that ends with a "/", or with "." or "..", is that of a directory,
+// also where that is reached through a symlink.
 func newSelection(root string, paths []string) (*selection, error) {
 	s := &selection{}
 	for _, path := range paths {
-		if root != "" {
-			s.add(filepath.Clean("/" + path))
-			continue
-		}
-		resolved, err := resolve(path)
+		resolved, err := resolve(root, path)
 		if err != nil {
 			return nil, err
 		}
@@ -45,8 +41,14 @@ func newSelection(root string, paths []string) (*selection, error) {
 
 // resolve returns the absolute path of what the kernel finds at a path, without symlinks
 // but a last component. It takes no ".." away before symlinks are followed. A path that does
-// not exist stays as it is: the walk says that it is missing.
-func resolve(path string) (string, error) {
+// not exist stays as it is: the walk says that it is missing. Where root is not "", it is
+// what "/" is in paths, absolute or not, and in symlinks.
+func resolve(root, path string) (string, error) {
+	follow := filepath.EvalSymlinks
+	if root != "" {
+		path = "/" + path
+		follow = func(path string) (string, error) { return resolveIn(root, path) }
+	}
 	if !filepath.IsAbs(path) {
 		here, err := unix.Getwd() // os.Getwd may have symlinks in it
 		if err != nil {
@@ -58,11 +60,44 @@ func resolve(path string) (string, error) {
 	if isDirPath(path) {
 		parent, last = path, ""
 	}
-	resolved, err := filepath.EvalSymlinks(parent)
+	resolved, err := follow(parent)
 	if err != nil {
 		return filepath.Clean(path), nil
 	}
 	return filepath.Join(resolved, last), nil
+}
+
+// resolveIn returns the path of a directory without symlinks, where root is the "/" of
+// both paths and of all symlinks: none leads out of it.
+func resolveIn(root, path string) (string, error) {
+	top, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(top)
+	fd, err := enterIn(top, path)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return pathIn(top, fd)
+}
+
+// pathIn returns the path of an open directory in the one that is its "/".
+func pathIn(root, dir int) (string, error) {
+	above, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", root))
+	if err != nil {
+		return "", err
+	}
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir))
+	if err != nil {
+		return "", err
+	}
+	below, err := filepath.Rel(above, path)
+	if err == nil && !filepath.IsLocal(below) { // it was moved meanwhile
+		err = unix.ENOENT
+	}
+	return "/" + below, err
 }
 
 // isDirPath reports whether a path can only be that of a directory.

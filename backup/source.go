@@ -40,6 +40,13 @@ func enterBeneath(dir int, name string) (int, error) {
 	return openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: beneath}, &patience{})
 }
 
+// enterIn is enterBeneath for a path of several components and with symlinks, for all of
+// which root is "/".
+func enterIn(root int, path string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return openat2(root, path, &how, &patience{})
+}
+
 // patience is how long to wait for files that somebody has a lease of (Samba, the server of
 // NFS): the kernel asks for it back, and the file cannot be opened until it is given back
 // (fcntl(2), Leases).
@@ -70,7 +77,7 @@ var errLease = errors.New("another program has a lease of it (fcntl(2)) and does
 func openat2(dir int, name string, how *unix.OpenHow, leases *patience) (int, error) {
 	for began := time.Now(); ; {
 		fd, err := unix.Openat2(dir, name, how)
-		if err == unix.ENOSYS { // before Linux 5.6: one component and O_NOFOLLOW mean the same
+		if err == unix.ENOSYS && how.Resolve == beneath { // before Linux 5.6: one component and O_NOFOLLOW mean the same
 			fd, err = unix.Openat(dir, name, int(how.Flags), 0)
 		}
 		switch {

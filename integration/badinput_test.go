@@ -448,7 +448,8 @@ func TestPathThatIsNotEntered(t *testing.T) {
 func TestSelectionOfPaths(t *testing.T) {
 	src := tempDir(t)
 	createTree(t, src, []treetest.Node{{Path: "a/one", Data: []byte("1")}, {Path: "a/b/two", Data: []byte("2")}, {Path: "a-b/three", Data: []byte("3")},
-		{Path: "c", Data: []byte("4")}, {Path: "link", Type: treetest.Symlink, Target: "a"}})
+		{Path: "c", Data: []byte("4")}, {Path: "link", Type: treetest.Symlink, Target: "a"},
+		{Path: "absolute", Type: treetest.Symlink, Target: "/a/b"}, {Path: "a-b/up", Type: treetest.Symlink, Target: "../../../a/b"}})
 	r := newRepo(t)
 	all := readTree(t, src)
 	for _, c := range []struct {
@@ -461,7 +462,13 @@ func TestSelectionOfPaths(t *testing.T) {
 		{[]string{"/a/b", "/a", "/a/b/two"}, []string{".", "a", "a/b", "a/b/two", "a/one"}},
 		{[]string{"/c", "/a-b/three"}, []string{".", "a-b", "a-b/three", "c"}},
 		{[]string{"/link"}, []string{".", "link"}},
-		{[]string{"/a/../c", "//a-b/"}, []string{".", "a-b", "a-b/three", "c"}},
+		{[]string{"/a/../c", "//a-b/"}, []string{".", "a-b", "a-b/three", "a-b/up", "c"}},
+		{[]string{"/link/"}, []string{".", "a", "a/b", "a/b/two", "a/one"}},
+		{[]string{"link/."}, []string{".", "a", "a/b", "a/b/two", "a/one"}},
+		{[]string{"/link/one"}, []string{".", "a", "a/one"}},
+		{[]string{"/absolute/"}, []string{".", "a", "a/b", "a/b/two"}},
+		{[]string{"/absolute/../one"}, []string{".", "a", "a/one"}},
+		{[]string{"/a-b/up/"}, []string{".", "a", "a/b", "a/b/two"}},
 	} {
 		s := r.create(append([]string{"--root", src}, c.paths...)...)
 		m := r.mount("--generation", s.Generation)
@@ -469,6 +476,10 @@ func TestSelectionOfPaths(t *testing.T) {
 			t.Errorf("create %q stores %q, want %q", c.paths, got, c.want)
 		}
 		m.stop()
+	}
+	for path, resolved := range map[string]string{"/c/": "/c", "/link/one/": "/link/one", "/none/": "/none"} {
+		_, res := r.createExit(3, "--root", src, path, "/a/b")
+		wantOneLine(t, strings.Split(res.stderr, "\n")[0], "mkbackup: "+resolved+": ", "director")
 	}
 	cmd := exec.Command(mkbackup, "create", r.dir, "--json", "a/b", "./c") // relative to the working directory
 	cmd.Dir = src

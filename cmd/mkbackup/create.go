@@ -35,8 +35,9 @@ changed since the source's generation before are read; a file is unchanged if it
 type, size, times and inode number are.
 
 A PATH that is a symlink is stored as one; with a / at its end it is the directory that
-it leads to. PATHs may overlap: what several of them hold is stored once. What has two
-names, as by a bind mount, is read and listed under both; its contents are stored once.
+it leads to. With --root, DIR is what / is in PATHs and in symlinks: none leads out of it.
+PATHs may overlap: what several of them hold is stored once. What has two names, as by a
+bind mount, is read and listed under both; its contents are stored once.
 
 Files that cannot be read are named, the others are backed up, and the exit code
 is 3. A mount of backups and the repository itself are left out; /proc, /sys and
