@@ -332,6 +332,7 @@ func (c *creation) file(dir int, e *scannedEntry, path string, old *index.Dirent
 	if c.options.DryRun {
 		if e.Type == archive.TypeFile {
 			c.summary.ReadBytes += e.Size
+			c.summary.StoredBytes += e.Size
 		}
 		c.count(old, &e.inode, path, same)
 		return nil

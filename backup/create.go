@@ -105,7 +105,7 @@ type Summary struct {
 	Errors      int64   `json:"errors"`        // problems, each reported
 	RawBytes    int64   `json:"raw_bytes"`     // of all files, each link counted
 	ReadBytes   int64   `json:"read_bytes"`    // read from the source
-	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record
+	StoredBytes int64   `json:"stored_bytes"`  // of new parts and of the log record; of a dry run those of contents at the most, uncompressed
 	Parts       int64   `json:"parts"`         // new parts
 	Missing     int64   `json:"missing_parts"` // parts that were not there, each reported
 	LostRecords uint64  `json:"lost_records"`  // that are missing in the log, or damaged, each or as its end reported

@@ -120,8 +120,11 @@ func TestDryRunChangesNothing(t *testing.T) {
 	write(t, filepath.Join(src, "file"), "longer")
 	before := shell(t, `cd "$1"; find . -type f -exec sha256sum {} + | sort`, r.dir)
 	s := r.create("--dry-run", "--root", src, "/")
-	if s.Changed < 1 || s.ReadBytes != 6 {
+	if s.Changed < 1 || s.ReadBytes != 6 || s.StoredBytes != 6 {
 		t.Errorf("summary of a dry run: %+v", s)
+	}
+	if text := r.mkbackup("create", "--dry-run", "--root", src, "/").stdout; !strings.HasSuffix(text, "; 6 B of contents would be read, and at most as much stored\n") {
+		t.Errorf("a dry run says %q", text)
 	}
 	if after := shell(t, `cd "$1"; find . -type f -exec sha256sum {} + | sort`, r.dir); after != before {
 		t.Errorf("a dry run changed the repository:\n%s", firstDifference(before, after))

@@ -52,6 +52,11 @@ entered. A FILE may have blank lines and, behind #, comments. A directory with a
 CACHEDIR.TAG or NAME, when so asked, is stored with nothing else in it. A PATH that is
 excluded itself is a problem: it is named, and the exit code is 3.
 
+With --dry-run no file is read. So what would be stored is only known to be at most
+what would be read, but for what the generation takes in the log: stored_bytes in JSON
+is that, too. Contents that are there already are not stored again, and others are
+compressed.
+
 A part of the repository that is missing is named. What lay in it is read and stored
 again where the source still has it, so that the new generation is whole, and so are
 the older ones as far as they have the same contents; the exit code is 4. So it is where
@@ -83,7 +88,7 @@ something of the repository is missing or damaged; 129, 130, 143 interrupted.`,
 	addReadRateFlag(flags, &f.ReadRate)
 	addGentleFlags(flags, &f.gentle)
 	flags.StringVar(&f.time, "time", "", "the generation's `TIME` (RFC 3339) instead of now")
-	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read and stored; change nothing")
+	flags.BoolVar(&f.DryRun, "dry-run", false, "say what would be read, and at most stored; change nothing")
 	addMetricsFlag(flags, &f.metrics)
 	addJSONProgressFlags(flags, &f.progress)
 	flags.BoolVarP(&f.progress.quiet, "quiet", "q", false, "print only problems")
@@ -221,7 +226,7 @@ func (f *createFlags) print(w io.Writer, event string, s backup.Summary) error {
 		counts += fmt.Sprintf(", %s excluded", plural(s.Excluded, "path"))
 	}
 	if f.DryRun {
-		_, err := fmt.Fprintf(w, "dry run: %s; %s would be read\n", counts, humanize.IBytes(uint64(s.ReadBytes)))
+		_, err := fmt.Fprintf(w, "dry run: %s; %s of contents would be read, and at most as much stored\n", counts, humanize.IBytes(uint64(s.ReadBytes)))
 		return err
 	}
 	name := s.Generation
