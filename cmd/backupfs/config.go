@@ -44,13 +44,16 @@ func (c *config) define(flags *pflag.FlagSet) {
 
 // complete checks the command line and makes its paths absolute.
 func (c *config) complete(args []string, flags *pflag.FlagSet) error {
-	allowOther, least := false, minCache
+	allowOther, least, given := false, minCache, givenValues(flags)
 	for _, list := range c.mount {
 		for option := range strings.SplitSeq(list, ",") {
 			if err := c.mountOption(option, flags, &allowOther); err != nil {
 				return usageError{err}
 			}
 		}
+	}
+	if err := contradiction(given, flags); err != nil {
+		return usageError{err}
 	}
 	args, err := c.readFile(args, flags)
 	if err != nil {
@@ -86,6 +89,24 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 		return err
 	}
 	c.mountpoint, err = filepath.Abs(args[1])
+	return err
+}
+
+// givenValues returns the values of the flags that are given, by name.
+func givenValues(flags *pflag.FlagSet) map[string]string {
+	values := make(map[string]string)
+	flags.Visit(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	return values
+}
+
+// contradiction returns an error where an option of -o has changed the value of a flag that
+// was given, too: which of them is meant nobody knows.
+func contradiction(given map[string]string, flags *pflag.FlagSet) (err error) {
+	for name, value := range givenValues(flags) {
+		if before, twice := given[name]; twice && before != value {
+			err = fmt.Errorf("--%s is %q, and -o says %q: leave one of them out", name, before, value)
+		}
+	}
 	return err
 }
 

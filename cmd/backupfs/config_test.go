@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,6 +49,27 @@ func TestConfig(t *testing.T) {
 		if c, err = parse(append(args, "r", "m")...); err != nil || !c.Private {
 			t.Errorf("%q: %+v, %v", args, c, err)
 		}
+	}
+}
+
+// TestFlagAndOption: what a flag and -o say differently is not guessed. Of several -o the last
+// one counts, as in mount(8).
+func TestFlagAndOption(t *testing.T) {
+	for name, values := range map[string][2]string{"source": {"web1", "x"}, "generation": {"1", "2"}, "name-format": {"%Y", "%y"},
+		"cache-size": {"1G", "2G"}, "metrics-listen": {":1", ":2"}} {
+		option, flag := []string{"-o", name + "=" + values[0]}, []string{"--" + name, values[1]}
+		for _, args := range [][]string{append(option, flag...), append(flag, option...)} {
+			_, err := parse(append(args, "r", "m")...)
+			if !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "--"+name) {
+				t.Errorf("%q: %v", args, err)
+			}
+		}
+	}
+	if c, err := parse("r", "m", "--cache-size", "512MiB", "-o", "cache-size=512M"); err != nil || c.CacheSize != 512<<20 {
+		t.Errorf("the same size twice: %+v, %v", c, err)
+	}
+	if c, err := parse("r", "m", "-o", "source=a,source=b", "-o", "source=c"); err != nil || c.Source != "c" {
+		t.Errorf("-o alone: %+v, %v", c, err)
 	}
 }
 
