@@ -145,6 +145,14 @@ func TestExitCodesAndMessages(t *testing.T) {
 		c{[]string{backupfs, "--cache-size", "much", r.dir, mountPoint}, 2, "much"},
 		c{[]string{backupfs, "-o", "ro,no-such-option", r.dir, mountPoint}, 2, "no-such-option"},
 		c{[]string{backupfs, r.dir, missing}, 1, missing},
+		c{[]string{mkbackup, "list", missing + "\n\xff"}, 1, missing + `\n\xff: no repository`},
+		c{[]string{mkbackup, "list", r.dir, "--no\nflag"}, 2, `--no\nflag: see`},
+		c{[]string{mkbackup, "check", r.dir, "--against", missing + "\n"}, 1, missing + `\n`},
+		c{[]string{mkbackup, "create", r.dir, "--root", missing + "\n", "/"}, 1, missing + `\n`},
+		c{[]string{mkbackup, "create", r.dir, "--time", "a\nb", src}, 2, `"a\nb"`},
+		c{[]string{backupfs, missing + "\n\xff", mountPoint}, 1, missing + `\n\xff: no repository`},
+		c{[]string{backupfs, r.dir, missing + "\n\xff"}, 1, missing + `\n\xff: no such file`},
+		c{[]string{backupfs, r.dir, mountPoint, "--no\nflag"}, 2, `--no\nflag: see`},
 		c{[]string{backupfs, r.dir, file}, 1, file},
 		c{[]string{backupfs, "--generation", "2001-01-01", r.dir, mountPoint}, 1, "2001-01-01"},
 		c{[]string{backupfs, "--source", "unheard-of", r.dir, mountPoint}, 1, "unheard-of"},
@@ -394,7 +402,7 @@ func TestUnreadableRepository(t *testing.T) {
 	if res.code != 1 {
 		t.Errorf("backupfs: exit code %d, want 1", res.code)
 	}
-	wantOneLine(t, res.stderr, r.dir, "permission denied")
+	wantOneLine(t, res.stderr, r.dir, "permission denied: run it as root, or as the owner")
 }
 
 func TestMissingPathIsNamed(t *testing.T) {

@@ -162,5 +162,5 @@ func (l *backgroundLog) print(format string, a ...any) {
 			return
 		}
 	}
-	_ = l.writer.Warning(fmt.Sprintf(format, a...)) // it connects again by itself
+	_ = l.writer.Warning(cli.OneLine(fmt.Sprintf(format, a...))) // it connects again by itself
 }

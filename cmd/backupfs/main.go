@@ -39,10 +39,10 @@ func run(args []string) int {
 		return int(failed) // the background process has said why
 	}
 	if errors.As(err, new(usageError)) {
-		fmt.Fprintf(os.Stderr, "backupfs: %v: see backupfs --help\n", err)
+		printMessage("%v: see backupfs --help", err)
 		return exitUsage
 	}
-	fmt.Fprintln(os.Stderr, "backupfs:", err)
+	printMessage("%v%s", err, cli.Remedy(err))
 	return exitFailed
 }
 

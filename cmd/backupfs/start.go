@@ -35,7 +35,7 @@ func (c *config) start() error {
 
 // printMessage prints a message to stderr.
 func printMessage(format string, a ...any) {
-	fmt.Fprintf(os.Stderr, "backupfs: "+format+"\n", a...)
+	fmt.Fprintln(os.Stderr, "backupfs:", cli.OneLine(fmt.Sprintf(format, a...)))
 }
 
 // serve mounts and returns when the mount has ended. ready is called once it

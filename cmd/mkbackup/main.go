@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -47,23 +46,9 @@ func main() {
 		err = context.Cause(ctx)
 	}
 	if err != nil && err.Error() != "" {
-		fmt.Fprintln(os.Stderr, "mkbackup:", err.Error()+remedy(err))
+		note(err.Error() + cli.Remedy(err))
 	}
 	os.Exit(code)
-}
-
-// remedy says what to do about an error that does not say so itself because it is
-// the system's.
-func remedy(err error) string {
-	switch {
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		return ": make room there and run it again"
-	case errors.Is(err, fs.ErrPermission) && errors.As(err, new(*fs.PathError)):
-		return ": run it as root, or as the owner"
-	case errors.Is(err, syscall.EROFS):
-		return ": it is mounted read-only"
-	}
-	return ""
 }
 
 // exitCode returns the exit code of a command that ended with err. The context is

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -254,7 +255,7 @@ func (p *progress) warn(line string, m message) {
 	if p.bar != nil {
 		_ = p.bar.Clear()
 	}
-	_, _ = fmt.Fprintln(p.stderr, "mkbackup: "+line)
+	_, _ = fmt.Fprintln(p.stderr, "mkbackup: "+cli.OneLine(line))
 	if p.form == events {
 		_ = json.NewEncoder(p.stdout).Encode(m)
 	}

@@ -11,9 +11,10 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
-func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", text) }
+func note(text string) { fmt.Fprintln(os.Stderr, "mkbackup:", cli.OneLine(text)) }
 
 func notef(format string, a ...any) { note(fmt.Sprintf(format, a...)) }
 

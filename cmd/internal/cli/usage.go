@@ -1,5 +1,5 @@
-// Package cli holds what the command lines of both programs have in common: the
-// form of their help, the completion in a shell, and the signals that they catch.
+// Package cli holds what the command lines of both programs have in common: the form of
+// their help and messages, the completion in a shell, and the signals that they catch.
 package cli
 
 import (
