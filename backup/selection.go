@@ -52,7 +52,7 @@ func resolve(root, path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		here, err := unix.Getwd() // os.Getwd may have symlinks in it
 		if err != nil {
-			return "", fmt.Errorf("%s: the working directory: %w", path, err)
+			return "", fmt.Errorf("%s: the working directory: %w: give an absolute path", path, err)
 		}
 		path = here + "/" + path
 	}

@@ -1004,6 +1004,27 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 	}
 }
 
+// TestWorkingDirectoryThatIsGone: a relative path that means nothing is named.
+func TestWorkingDirectoryThatIsGone(t *testing.T) {
+	r, mnt := newRepo(t), mkdir(t, tempDir(t), "mnt")
+	for _, test := range []struct {
+		path string // the relative one
+		args []string
+	}{
+		{".", []string{mkbackup, "create", r.dir, "."}},
+		{".", []string{mkbackup, "create", r.dir, "--root", ".", "/"}},
+		{"m", []string{backupfs, r.dir, "m"}},
+		{"r", []string{backupfs, "r", mnt}},
+	} {
+		cmd := exec.Command("sh", append([]string{"-c", `cd "$0" && rmdir "$0" && exec "$@"`, mkdir(t, tempDir(t), "gone")}, test.args...)...)
+		res := runCmd(t, cmd)
+		if res.code != 1 {
+			t.Errorf("%q: exit code %d, want 1", test.args, res.code)
+		}
+		wantOneLine(t, res.stderr, ": "+test.path+": the working directory: ", "give an absolute path")
+	}
+}
+
 // TestUnstorable: XFS lets a file have more attributes than a line of the log holds. That
 // is a problem of the file, and a directory is stored without them, each time.
 func TestUnstorable(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	conf "github.com/backupfs/backupfs/cmd/internal/config"
 	"github.com/backupfs/backupfs/cmd/internal/size"
 	"github.com/backupfs/backupfs/fs"
@@ -85,10 +86,10 @@ func (c *config) complete(args []string, flags *pflag.FlagSet) error {
 			return usageError{fmt.Errorf("--metrics-listen %w", err)}
 		}
 	}
-	if c.repository, err = filepath.Abs(args[0]); err != nil {
+	if c.repository, err = cli.Abs(args[0]); err != nil {
 		return err
 	}
-	c.mountpoint, err = filepath.Abs(args[1])
+	c.mountpoint, err = cli.Abs(args[1])
 	return err
 }
 

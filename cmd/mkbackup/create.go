@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 )
 
 type createFlags struct {
@@ -173,7 +173,7 @@ func (f *createFlags) complete(paths []string) error {
 		return &exitError{exitUsage, fmt.Sprintf("bad --source %v", badSource(f.Source))}
 	}
 	if f.Root != "" {
-		root, err := filepath.Abs(f.Root)
+		root, err := cli.Abs(f.Root)
 		if err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -148,7 +149,7 @@ func (f metricsFile) record(ctx context.Context, o outcome, run func(o *outcome)
 // write replaces the file, in one step for who reads it.
 func (f metricsFile) write(o *outcome) error {
 	name := string(f)
-	repository, err := filepath.Abs(o.repository)
+	repository, err := cli.Abs(o.repository)
 	if err != nil {
 		return err
 	}
