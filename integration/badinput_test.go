@@ -68,6 +68,8 @@ func TestExitCodesAndMessages(t *testing.T) {
 		c{[]string{mkbackup, "no-such-command"}, 2, "no-such-command"},
 		c{[]string{mkbackup, "creat", r.dir, src}, 2, "is it create?"},
 		c{[]string{mkbackup, "help", "creat"}, 2, "is it create?"},
+		c{[]string{mkbackup, "creat", "--help"}, 2, "is it create?"},
+		c{[]string{mkbackup, "-h", "no-such-command"}, 2, "no-such-command"},
 		c{[]string{mkbackup, "init", missing, "--part-size", "0"}, 2, "--part-size"},
 		c{[]string{mkbackup, "init", missing, "--part-size", "1KiB"}, 2, "64KiB"},
 		c{[]string{mkbackup, "init", missing, "--part-size", "2TiB"}, 2, "1TiB"},
@@ -251,6 +253,23 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 		must(t, full.Close())
 		if res.code != 1 {
 			t.Errorf("%s to a full disk: exit code %d, want 1", command, res.code)
+		}
+		wantOneLine(t, res.stderr, "space")
+	}
+}
+
+// TestHelpThatCannotBeWritten: help is a result like any other.
+func TestHelpThatCannotBeWritten(t *testing.T) {
+	for _, args := range [][]string{{mkbackup, "--help"}, {mkbackup, "help", "create"}, {mkbackup, "create", "--help"}, {mkbackup, "--version"},
+		{backupfs, "--help"}, {backupfs, "--version"}} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		must(t, err)
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Stdout = full
+		res := runCmd(t, cmd)
+		must(t, full.Close())
+		if res.code != 1 {
+			t.Errorf("%q to a full disk: exit code %d, want 1", args, res.code)
 		}
 		wantOneLine(t, res.stderr, "space")
 	}

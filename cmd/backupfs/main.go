@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,7 +31,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	cmd := newCommand()
 	cmd.SetArgs(args)
-	err := cmd.Execute()
+	err := cli.Execute(context.Background(), cmd)
 	if err == nil {
 		return 0
 	}

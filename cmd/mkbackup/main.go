@@ -40,7 +40,7 @@ func (e *exitError) Error() string { return e.text }
 func main() {
 	debug.SetGCPercent(50) // the memory of a backed-up server belongs to its own work
 	ctx := withSignals()
-	err := command().ExecuteContext(ctx)
+	err := cli.Execute(ctx, command())
 	code := exitCode(ctx, err)
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(*exitError)) {
 		err = context.Cause(ctx)
