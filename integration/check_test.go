@@ -656,6 +656,10 @@ func TestLostConfig(t *testing.T) {
 		if res.stdout != "DAMAGED: repo.json: see above\n" {
 			t.Errorf("%s: it says %q", what, res.stdout)
 		}
+		res = runCmd(t, exec.Command("sh", "-c", `exec "$0" check "$1" 2>&1`, mkbackup, r.dir))
+		if !strings.HasSuffix(res.stdout, "\nDAMAGED: repo.json: see above\n") {
+			t.Errorf("%s: what it says is in the wrong order: %q", what, res.stdout)
+		}
 		if c, _ := r.checkJSON(4); c.Damages != 1 || !c.DamagedConfig {
 			t.Errorf("%s: %+v", what, c)
 		}

@@ -99,10 +99,12 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if errors.Is(err, archive.ErrBadConfig) || errors.Is(err, archive.ErrNoConfig) {
 		o.errors = 1
 		result := backup.CheckResult{Damages: 1, DamagedConfig: true, DamagedParts: []*backup.DamagedPart{}}
-		if err := f.print(cmd.OutOrStdout(), newProgress(f.progress, nil).summaryEvent(), result); err != nil {
+		progress := newProgress(f.progress, nil)
+		progress.warn(err.Error(), message{Event: "damage", Text: err.Error()})
+		if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), result); err != nil {
 			return err
 		}
-		return &exitError{exitDamage, err.Error()}
+		return &exitError{exitDamage, ""}
 	}
 	if err != nil {
 		return err
