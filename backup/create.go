@@ -362,7 +362,8 @@ func (c *creation) chooseBase() error {
 	c.previous = of[len(of)-1]
 	c.view = c.db.At(c.previous.Number)
 	c.scanner.view = c.view
-	c.options.Progress.total.Store(&c.previous)
+	before := c.previous // a copy: another goroutine may read it when another base is chosen
+	c.options.Progress.total.Store(&before)
 	head, ok, err := c.db.Head(c.options.Source)
 	if err == nil && ok && head == c.previous.Number {
 		c.base = head

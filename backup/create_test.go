@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,6 +203,39 @@ func TestOvertaken(t *testing.T) {
 			wantContents(t, r, 1, want)
 			wantContents(t, r, 2, want)
 		})
+	}
+}
+
+// TestProgressOfOvertaken: whoever looks how far a run is does not race with it where it
+// compares again. Only the race detector sees that.
+func TestProgressOfOvertaken(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	write(t, dir+"/a", []byte("one"))
+	create(t, r, optionsFor(dir))
+	o := optionsFor(dir)
+	o.Progress = new(Progress)
+	var ended atomic.Bool
+	var looking sync.WaitGroup
+	most := int64(0)
+	looking.Go(func() {
+		for !ended.Load() {
+			_, before := o.Progress.Files()
+			most = max(most, before)
+			time.Sleep(time.Millisecond) // the detector knows only the last steps of a goroutine
+		}
+	})
+	overtook := false
+	o.hooks.at = func(point string) {
+		if point == "before commit" && !overtook {
+			overtook = true
+			create(t, r, optionsFor(dir))
+		}
+	}
+	s := create(t, r, o)
+	ended.Store(true)
+	looking.Wait()
+	if s.Number != 3 || most != 2 {
+		t.Errorf("%+v, behind a generation of %d files", s, most)
 	}
 }
 
