@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -151,7 +152,8 @@ type creation struct {
 	lostParts   int64                     // those of them that generations need
 	lostRecords uint64                    // that are missing in the log
 	links       map[string]archive.Entry  // first link of each hard-link group that was read
-	said        map[string]bool           // problems and notes that were reported: a second comparison does not repeat them
+	said        map[uint64]struct{}       // hashes of the problems and notes that were reported: a second comparison does not repeat them
+	seed        maphash.Seed              // of those hashes
 	chunks      chunker
 	small       []byte // buffer of one small file
 	matched     bool   // one of the paths is there
@@ -173,7 +175,7 @@ func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Sum
 		o.Progress = new(Progress)
 	}
 	c := &creation{ctx: ctx, repo: repo, options: o, started: time.Now(), scanner: newScanner(ctx, o.Threads), limiter: newLimiter(o.ReadRate), leases: patience{allLeases},
-		stored: make(map[archive.Hash]struct{}), said: make(map[string]bool)}
+		stored: make(map[archive.Hash]struct{}), said: make(map[uint64]struct{}), seed: maphash.MakeSeed()}
 	if c.time = o.Time.UTC(); c.time.IsZero() {
 		c.time = o.hooks.now().UTC()
 	}
@@ -546,13 +548,13 @@ func (c *creation) known(hash archive.Hash) (bool, error) {
 	return true, nil
 }
 
-// first reports whether it is called with text for the first time.
+// first reports whether it is called with text for the first time. There may be millions
+// of texts, of which it keeps hashes: of so many, two are the same once in a million runs.
 func (c *creation) first(text string) bool {
-	if c.said[text] {
-		return false
-	}
-	c.said[text] = true
-	return true
+	hash := maphash.String(c.seed, text)
+	_, before := c.said[hash]
+	c.said[hash] = struct{}{}
+	return !before
 }
 
 func (c *creation) notef(format string, a ...any) {

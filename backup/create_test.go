@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -237,6 +239,36 @@ func TestProgressOfOvertaken(t *testing.T) {
 	if s.Number != 3 || most != 2 {
 		t.Errorf("%+v, behind a generation of %d files", s, most)
 	}
+}
+
+// TestManyProblems: each is reported once, and of millions little is kept. No other test
+// runs meanwhile: the heap is that of the process.
+func TestManyProblems(t *testing.T) {
+	const problems = 100_000
+	c := &creation{said: map[uint64]struct{}{}, seed: maphash.MakeSeed()}
+	reported := 0
+	c.options.Events.Problem = func(string, error) { reported++ }
+	before := heapInUse()
+	for range 2 {
+		for i := range problems {
+			c.problem(fmt.Sprintf("%0200d", i), unix.EACCES)
+		}
+	}
+	taken := heapInUse() - before
+	if reported != problems || c.summary.Errors != 2*problems {
+		t.Errorf("%d problems were reported, %d counted", reported, c.summary.Errors)
+	}
+	if taken > problems*40 {
+		t.Errorf("%d bytes are kept of %d problems", taken, len(c.said))
+	}
+}
+
+// heapInUse returns the bytes of what is reachable.
+func heapInUse() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // TestInterrupted: a run that was interrupted leaves nothing visible, and what
