@@ -79,6 +79,7 @@ type CheckResult struct {
 	Differ         int64          `json:"differ"`           // paths that differ although they look unchanged
 	Uncompared     int64          `json:"uncompared"`       // paths of Against that could not be read
 	Seconds        float64        `json:"seconds"`
+	DataRead       bool           `json:"-"` // the parts of Subset, or all, were read; false where there is none that can be
 	repairs        int            // of Damages: those that were repaired
 }
 

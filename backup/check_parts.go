@@ -142,6 +142,7 @@ func (s *placeSum) add(hash archive.Hash, rawOffset, rawLen int64) {
 // readData reads the parts that are to be read, on all cores: every frame, and
 // what lies in it against the places that the index gives.
 func (c *checking) readData(parts []archive.Part) error {
+	some := len(parts) > 0 // not where the index cannot say which there are
 	parts = slices.DeleteFunc(parts, func(p archive.Part) bool { return !c.options.Subset.has(p.Name) })
 	sums := make(map[archive.Digest]*placeSum, len(parts))
 	total := int64(0)
@@ -163,7 +164,7 @@ func (c *checking) readData(parts []archive.Part) error {
 	if err != nil {
 		return err
 	}
-	return inParallel(parts, func(next func() (archive.Part, bool)) error {
+	err = inParallel(parts, func(next func() (archive.Part, bool)) error {
 		for p, ok := next(); ok; p, ok = next() {
 			if err := c.readPart(verifier, p, *sums[p.Name]); err != nil {
 				return err
@@ -171,6 +172,8 @@ func (c *checking) readData(parts []archive.Part) error {
 		}
 		return nil
 	})
+	c.result.DataRead = some && err == nil
+	return err
 }
 
 // inParallel runs work on all cores. Each takes items with next until there are

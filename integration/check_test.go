@@ -746,6 +746,37 @@ func TestSubsetGoesOn(t *testing.T) {
 	}
 }
 
+// TestSubsetNotRead: a check that comes to no part does not move on to the next subset.
+func TestSubsetNotRead(t *testing.T) {
+	src, cache := tempDir(t), tempDir(t)
+	write(t, filepath.Join(src, "file"), "content")
+	r := &repo{t: t, dir: filepath.Join(tempDir(t), "repo")}
+	run(t, mkbackup, "init", r.dir)
+	r.all(src)
+	next := func(code int) string {
+		t.Helper()
+		cmd := r.command("check", "--read-data-subset", "50%")
+		cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+cache)
+		if res := runCmd(t, cmd); res.code != code {
+			t.Fatalf("exit code %d, want %d\n%s", res.code, code, res.stderr)
+		}
+		return shell(t, `cat "$1"/mkbackup/check-*`, cache)
+	}
+	place := next(0)
+	if again := next(0); again == place {
+		t.Errorf("both halves begin at %s", place)
+	}
+	place = next(0)
+	shell(t, `rm -r "$1"/index/* "$2"; echo damaged >"$2"`, r.dir, r.records()[0])
+	if after := next(4); after != place {
+		t.Errorf("where no index can be opened: the next subset begins at %s, not at %s", after, place)
+	}
+	shell(t, `rm "$1"/log/*`, r.dir)
+	if after := next(1); after != place {
+		t.Errorf("where the log is lost: the next subset begins at %s, not at %s", after, place)
+	}
+}
+
 // TestCheckAgainstUnmounted: what was mounted when it was backed up and is not any more is no
 // damage.
 func TestCheckAgainstUnmounted(t *testing.T) {

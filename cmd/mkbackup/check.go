@@ -128,7 +128,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	if err != nil {
 		return incomplete(result, err)
 	}
-	if f.length != 0 {
+	if f.length != 0 && result.DataRead {
 		rememberSubset(repo, f.Subset)
 	}
 	return f.finish(cmd.OutOrStdout(), progress.summaryEvent(), result)
