@@ -456,7 +456,8 @@ func (d *RecordDraft) Counts() Counts {
 
 // Commit publishes the record as number h.Number. The error wraps fs.ErrExist
 // when somebody else took that number: give it another header and commit again.
-// It returns the digest and the stored bytes of the record.
+// It returns the digest and the stored bytes of the record. Where the error is that of
+// Draft.Publish, the digest is there, too: the record may be visible all the same.
 func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) {
 	if err := h.validate(); err != nil {
 		return Digest{}, 0, err
@@ -477,13 +478,14 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	if err == nil {
 		stored, err = io.Copy(io.MultiWriter(draft, sum), record)
 	}
-	if err == nil {
-		err = draft.Publish(RecordStoreName(h.Number))
-	}
 	if err != nil {
 		return Digest{}, 0, fmt.Errorf("log record %d: %w", h.Number, err)
 	}
-	return Digest(sum.Sum(nil)), stored, nil
+	digest = Digest(sum.Sum(nil))
+	if err := draft.Publish(RecordStoreName(h.Number)); err != nil {
+		return digest, 0, fmt.Errorf("log record %d: %w", h.Number, err)
+	}
+	return digest, stored, nil
 }
 
 // Read returns a reader of the record as Commit would publish it, digest included.

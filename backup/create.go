@@ -167,8 +167,8 @@ type creation struct {
 // counted in Summary.Errors; the generation is committed without those files.
 // Of parts that are missing, the source's files that lay in them are read and stored
 // again.
-// An error means that nothing was committed; parts that were finished stay and
-// are used by the next run. Other runs, on the same source too, may go on at
+// An error means that nothing was committed, unless it says that the generation is; parts
+// that were finished stay and are used by the next run. Other runs, on the same source too, may go on at
 // the same time.
 func Create(ctx context.Context, repo *archive.Repository, o CreateOptions) (Summary, error) {
 	if o.Progress == nil {

@@ -52,7 +52,8 @@ type forgetting struct {
 	named   map[uint64]bool // the generations that Names mean; nil before that is known
 }
 
-// Forget drops generations, all of them with one log record or none. The newest
+// Forget drops generations, all of them with one log record or none, also where an error
+// says that the record is committed. The newest
 // generation of a source is only dropped by its name. The space comes back with
 // Compact. The error wraps index.ErrNoGeneration where a name means none.
 func Forget(ctx context.Context, repo *archive.Repository, o ForgetOptions) (Forgotten, error) {

@@ -103,7 +103,9 @@ func TestFaultAtEverySync(t *testing.T) {
 	for _, kind := range kinds() {
 		failed := 0
 		try := func(s *survivor, what, created string, res result) {
-			s.wantHonest(what, kind.command, created, res, false)
+			if s.wantHonest(what, kind.command, created, res, false) && !strings.Contains(res.stderr, " is committed nevertheless, ") {
+				t.Errorf("%s: exit code %d, and it did not say that the generation is there\n%s", what, res.code, res.stderr)
+			}
 			wantSynced(t, what, kind.command, res)
 			if res.code != 0 {
 				failed++

@@ -62,9 +62,10 @@ again where the source still has it, so that the new generation is whole, and so
 the older ones as far as they have the same contents; the exit code is 4. So it is where
 the log has lost its last records, as the index tells.
 
-Exit codes: 0 done; 1 failed, nothing committed; 2 wrong usage; 3 committed, but
-some files could not be read or changed while they were read; 4 committed, but
-something of the repository is missing or damaged; 129, 130, 143 interrupted.`,
+Exit codes: 0 done; 1 failed, nothing committed unless the message says so; 2 wrong
+usage; 3 committed, but some files could not be read or changed while they were read;
+4 committed, but something of the repository is missing or damaged; 129, 130, 143
+interrupted.`,
 		Example: `  mkbackup create /srv/backup /etc /home
   mkbackup create /srv/backup --source web1 --root /mnt/snapshot /
   mkbackup create /srv/backup / --one-file-system --exclude-caches --exclude '*.tmp' --exclude /var/tmp/

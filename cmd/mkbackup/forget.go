@@ -42,8 +42,8 @@ ones; --keep-within all that are at most so long before the source's latest:
 14d, 36h, 1y6m (m are months). A generation that any rule keeps is kept. The
 newest generation of a source is never dropped by a rule; by its name it is.
 
-Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped;
-2 wrong usage; 129, 130, 143 interrupted, nothing dropped.`,
+Exit codes: 0 done, also when nothing was to drop; 1 failed, nothing dropped
+unless the message says so; 2 wrong usage; 129, 130, 143 interrupted, nothing dropped.`,
 		Example: `  mkbackup forget /srv/backup --keep-daily 14 --keep-weekly 8 --keep-monthly 24 --dry-run
   mkbackup forget /srv/backup 2026-11-22T03-00-00Z web1/latest~3`,
 		Args:              cobra.MinimumNArgs(1),

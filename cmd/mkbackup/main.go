@@ -22,7 +22,7 @@ var version = "unknown"
 
 // Exit codes. docs and scripts rely on them.
 const (
-	exitFailed     = 1 // nothing was committed
+	exitFailed     = 1 // nothing was committed, unless the message says so
 	exitUsage      = 2
 	exitIncomplete = 3 // committed, but some source files could not be read or changed meanwhile
 	exitDamage     = 4 // damage was found

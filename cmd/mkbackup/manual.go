@@ -9,7 +9,7 @@ func book() manual.Book {
 : Done.
 
 **1**
-: Failed; nothing was committed.
+: Failed; nothing was committed, unless the message says so.
 
 **2**
 : Wrong usage.
