@@ -5,8 +5,10 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -51,8 +53,9 @@ const (
 // Export writes a generation, or paths of it, as a PAX tar stream that GNU tar
 // and bsdtar restore in full: types, owners, times in ns, hard links, holes,
 // extended attributes and ACLs. Sockets, for which tar has no type, and what is more
-// than maxXattrs of a file's extended attributes are left out and noted. After an error the stream has no end-of-archive blocks, so that
-// nobody takes it for complete.
+// than maxXattrs of a file's extended attributes are left out and noted. After an error the
+// stream has no end-of-archive blocks, so that nobody takes it for complete. Compactions may
+// go on meanwhile: db, which stays the caller's, need not know where they move contents.
 func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *index.DB, g index.Generation, o ExportOptions) error {
 	if o.Progress == nil {
 		o.Progress = new(ExportProgress)
@@ -63,8 +66,9 @@ func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *inde
 	reader := archive.NewReader(repo.Store(), exportCache)
 	defer reader.Close()
 	out := bufio.NewWriterSize(w, exportBuffer)
-	x := &export{ctx: ctx, db: db, view: db.At(g.Number), reader: reader, out: out, tar: tar.NewWriter(out),
+	x := &export{ctx: ctx, repo: repo, db: db, newest: db, view: db.At(g.Number), reader: reader, out: out, tar: tar.NewWriter(out),
 		note: o.Note, progress: o.Progress, links: make(map[index.Ino]string), buffer: make([]byte, exportBuffer)}
+	defer x.use(db)
 	if err := x.paths(g.Root, o.Paths); err != nil {
 		return err
 	}
@@ -77,7 +81,9 @@ func Export(ctx context.Context, w io.Writer, repo *archive.Repository, db *inde
 // export is an Export that is going on.
 type export struct {
 	ctx      context.Context
-	db       *index.DB
+	repo     *archive.Repository
+	db       *index.DB // of the caller
+	newest   *index.DB // that, or a newer one, which knows where contents lie now
 	view     index.View
 	reader   *archive.Reader
 	lost     error       // why bytes could not be read where they lie
@@ -265,8 +271,7 @@ func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
 			return err
 		}
 		b := x.buffer[:min(n, int64(len(x.buffer)))]
-		x.lost = nil
-		if read, err := x.db.ReadAt(x, ino, b, offset); read < len(b) {
+		if err := x.read(ino, b, offset); err != nil {
 			return err
 		}
 		if x.lost != nil && x.lost.Error() != x.noted {
@@ -281,4 +286,46 @@ func (x *export) copy(w io.Writer, ino index.Ino, offset, n int64) error {
 		x.progress.done.Add(int64(len(b)))
 	}
 	return nil
+}
+
+// read fills b with bytes of a file. No lock keeps a compaction from deleting parts
+// meanwhile: where one is missing, the log may say where its contents lie now.
+func (x *export) read(ino index.Ino, b []byte, offset int64) error {
+	for {
+		x.lost = nil
+		n, err := x.db.ReadPlaced(x, x.newest, ino, b, offset)
+		if n == len(b) {
+			return nil
+		}
+		if errors.Is(err, index.ErrNotFound) && x.newest != x.db {
+			return fmt.Errorf("the generation was forgotten since the export began, and its data removed: export one that `mkbackup list` shows: %w", err)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if newer, renewErr := x.renew(); !newer {
+			return errors.Join(err, renewErr)
+		}
+	}
+}
+
+// renew opens the index again, and reports whether it is a newer one.
+func (x *export) renew() (bool, error) {
+	db, err := index.Open(x.repo, index.Options{Log: x.notef, Partial: true, Previous: x.newest, Interrupted: x.ctx.Err})
+	if err != nil {
+		return false, err
+	}
+	if db.Number() <= x.newest.Number() {
+		return false, db.Close()
+	}
+	x.use(db)
+	return true, nil
+}
+
+// use makes an index the newest one. That of the caller stays open.
+func (x *export) use(db *index.DB) {
+	if x.newest != x.db {
+		_ = x.newest.Close() // of what was only read
+	}
+	x.newest = db
 }

@@ -3,12 +3,17 @@ package backup
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/backupfs/backupfs/archive"
+	"github.com/backupfs/backupfs/index"
 	"github.com/backupfs/backupfs/internal/watchdog"
 )
 
@@ -105,5 +110,52 @@ func TestSparseHeader(t *testing.T) {
 	}
 	if len(records) != 2 {
 		t.Errorf("the records were changed: %v", records)
+	}
+}
+
+// TestExportBesideCompact: what a compaction moves while an export is under way is read where
+// it lies now. Of what it removes, and of a part that is missing, the error says so.
+func TestExportBesideCompact(t *testing.T) {
+	t.Parallel()
+	s := past(t)
+	repo, err := archive.Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	o := optionsFor(s.source)
+	o.Time = time.Unix(1_700_000_000, 0)
+	s.write(t, "brief")
+	create(t, repo, o)
+	db := openIndex(t, repo)
+	defer db.Close()
+	gens, err := db.Generations()
+	if err != nil || len(gens) != 2 {
+		t.Fatalf("%+v, %v", gens, err)
+	}
+	export := func(g index.Generation) (string, error) {
+		var out bytes.Buffer
+		err := Export(t.Context(), &out, repo, db, g, ExportOptions{Note: func(text string) { t.Errorf("noted: %s", text) }})
+		return out.String(), err
+	}
+	before := partsOf(t, repo, 3, "kept")
+	forget(t, repo, gens[1].Number)
+	compact(t, repo, CompactOptions{})
+	if after := partsOf(t, repo, 3, "kept"); slices.Equal(before, after) {
+		t.Fatal("nothing was moved")
+	}
+	if text, err := export(gens[0]); err != nil || !strings.Contains(text, contentOf("kept")) {
+		t.Errorf("of what was moved: %v", err)
+	}
+	if _, err := export(gens[1]); !errors.Is(err, index.ErrNotFound) || !strings.Contains(err.Error(), "/brief: the generation was forgotten") {
+		t.Errorf("of what was removed: %v", err)
+	}
+	for _, part := range partsOf(t, repo, 3, "kept") {
+		if err := os.Remove(filepath.Join(repo.Dir(), archive.PartStoreName(part))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := export(gens[0]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of what is missing: %v", err)
 	}
 }

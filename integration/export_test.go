@@ -2,11 +2,13 @@ package integration
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -135,6 +137,42 @@ func TestExportLargeXattrs(t *testing.T) {
 	if list != "15\ncontentbehind it" {
 		t.Errorf("restored are %q", list)
 	}
+}
+
+// TestExportWhileCompacted: an export that waits for its reader goes on with what a compaction
+// has moved meanwhile.
+func TestExportWhileCompacted(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, []treetest.Node{{Path: "a", Seed: 1, Size: 4 << 20}})
+	r := newRepo(t)
+	r.all(src)
+	createTree(t, src, []treetest.Node{{Path: "kept", Seed: 2, Size: 300_000}, {Path: "dropped", Seed: 3, Size: 300_000}})
+	r.all(src)
+	must(t, os.Remove(filepath.Join(src, "dropped")))
+	r.all(src)
+	r.forgets("2")
+	from, to, err := os.Pipe()
+	must(t, err)
+	defer from.Close()
+	cmd := r.command("export", "latest")
+	cmd.Stdout = to
+	export := start(t, cmd)
+	must(t, to.Close())
+	head := make([]byte, 512)
+	_, err = io.ReadFull(from, head)
+	must(t, err)
+	if c := r.compact(0, "--max-dead", "0"); c.DeletedParts != 1 || c.New != 1 {
+		t.Fatalf("%+v", c)
+	}
+	rest, err := io.ReadAll(from)
+	must(t, err)
+	if code := export.wait(t, time.Minute); code != 0 || export.stderr.Len() > 0 {
+		t.Errorf("exit code %d\n%s", code, export.stderr.String())
+	}
+	archive, restored := filepath.Join(tempDir(t), "archive.tar"), tempDir(t)
+	must(t, os.WriteFile(archive, append(head, rest...), 0o600))
+	run(t, "tar", "-x", "-p", "-f", archive, "-C", restored)
+	wantTree(t, restored, readTree(t, src), restored, treetest.Options{})
 }
 
 // TestExportRefuses wants no archive on a terminal, and none that looks complete
