@@ -174,13 +174,25 @@ func (c *compaction) reopen() error {
 }
 
 func (c *compaction) measure() (err error) {
-	c.usage, err = measure(c.repo, c.db, func(err error) {
+	var damages []error
+	c.usage, err = measure(c.repo, c.db, func(err error) { damages = append(damages, err) })
+	if err != nil {
+		return err
+	}
+	if c.options.DryRun && slices.ContainsFunc(damages, func(err error) bool { return errors.Is(err, fs.ErrNotExist) }) {
+		// It has no lock: another compaction may have deleted the parts that are missing.
+		number := c.db.Number()
+		if err := c.reopen(); err != nil {
+			return err
+		}
+		if c.db.Number() > number {
+			return c.measure()
+		}
+	}
+	for _, err := range damages {
 		var damage *archive.DamageError
 		errors.As(err, &damage)
 		c.keepDamaged(damage.Part, err)
-	})
-	if err != nil {
-		return err
 	}
 	for _, p := range c.usage.parts {
 		p.bad = p.bad || c.damaged[p.Name]

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -249,6 +250,44 @@ func TestCheckpointGivesUp(t *testing.T) {
 	number, _, err := commitCheckpoint(t.Context(), r, db, checkpointOptions{limit: 1, program: "test"})
 	if number != 0 || err != nil {
 		t.Errorf("%d, %v", number, err)
+	}
+}
+
+// TestDryRunBesideCompact: parts that another compaction deleted after a dry run had opened
+// the index are no damage; one that is missing is.
+func TestDryRunBesideCompact(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		between func(r *archive.Repository)
+		damaged int
+	}{
+		"compacted": {func(r *archive.Repository) { compact(t, r, CompactOptions{}) }, 0},
+		"missing": {func(r *archive.Repository) {
+			if err := os.Remove(filepath.Join(r.Dir(), archive.PartStoreName(partsOf(t, r, 3, "kept")[0]))); err != nil {
+				t.Error(err)
+			}
+		}, 1},
+	} {
+		s := past(t)
+		r, err := archive.Open(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		part := partsOf(t, r, 3, "kept")[0]
+		var damages []error
+		o := CompactOptions{DryRun: true, Problem: func(err error) { damages = append(damages, err) }}
+		o.hooks.at = func(point string) {
+			if point == "index opened" {
+				c.between(r)
+			}
+		}
+		if sum := compact(t, r, o); sum.Damaged != c.damaged || len(damages) != c.damaged {
+			t.Errorf("%s: %+v, %q", name, sum, damages)
+		}
+		if _, err := os.Stat(filepath.Join(r.Dir(), archive.PartStoreName(part))); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: the part is there: %v", name, err)
+		}
 	}
 }
 
