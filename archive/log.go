@@ -26,14 +26,14 @@ const recordSuffix = ".jsonl.zst"
 // "log/000000000042.jsonl.zst".
 func RecordStoreName(number uint64) string { return fmt.Sprintf("log/%012d%s", number, recordSuffix) }
 
-// recordNumber returns the number of the record stored as name.
+// recordNumber returns the number of the record stored as name, which is at least 1.
 func recordNumber(name string) (uint64, bool) {
 	digits, ok := strings.CutSuffix(strings.TrimPrefix(name, "log/"), recordSuffix)
 	if !ok || len(digits) < 12 {
 		return 0, false
 	}
 	number, err := strconv.ParseUint(digits, 10, 64)
-	return number, err == nil && number <= maxRecord && RecordStoreName(number) == name
+	return number, err == nil && number > 0 && number <= maxRecord && RecordStoreName(number) == name
 }
 
 // Records returns the numbers of the records that are there, ascending.

@@ -722,6 +722,22 @@ func TestCheckpointRecord(t *testing.T) {
 	}
 }
 
+// TestRecordNames: only what is the name of a record, of number 1 and up, is one.
+func TestRecordNames(t *testing.T) {
+	r := newTestRepository(t)
+	if err := os.MkdirAll(filepath.Join(r.Dir(), "log"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"000000000000", "00000000001", "0000000000002", "-00000000003", "000000000004", "1000000000005", "00000000006x"} {
+		if err := os.WriteFile(filepath.Join(r.Dir(), "log", name+recordSuffix), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := r.Records(); err != nil || !slices.Equal(got, []uint64{4, 1000000000005}) {
+		t.Errorf("records %d, %v", got, err)
+	}
+}
+
 // TestHostileCheckpoints changes a checkpoint in ways that no writer does.
 func TestHostileCheckpoints(t *testing.T) {
 	good := strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1) + checkpointBody + checkpointEnd
