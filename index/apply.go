@@ -452,8 +452,9 @@ func (b *builder) checkName(h archive.Header) error {
 	return nil
 }
 
-// advance checks that path comes behind the one before, and remembers it.
-func (a *applier) advance(path string) error {
+// advance checks that path comes behind the one before, and remembers it. again allows
+// a checkpoint to have the path that was just gone.
+func (a *applier) advance(path string, again bool) error {
 	if a.header.Kind != archive.KindGeneration {
 		return fmt.Errorf("in a record that is a %s", a.header.Kind)
 	}
@@ -461,7 +462,8 @@ func (a *applier) advance(path string) error {
 		path = ""
 	}
 	order := ComparePaths(a.path, path)
-	if again := a.checkpoint != nil && a.gone && order == 0; a.moved && order >= 0 && !again {
+	again = again && a.checkpoint != nil && a.gone && order == 0
+	if a.moved && order >= 0 && !again {
 		return fmt.Errorf("out of order: behind %.300q", a.path)
 	}
 	a.begun, a.moved, a.gone, a.path = true, true, false, path
@@ -639,7 +641,7 @@ func (a *applier) removePath(path string) error {
 	if path == "." {
 		return errors.New("the root cannot go")
 	}
-	if err := a.advance(path); err != nil {
+	if err := a.advance(path, false); err != nil {
 		return err
 	}
 	name, err := a.parent(path)
@@ -717,7 +719,7 @@ func (a *applier) addEntry(e *archive.Entry) error {
 	if err := checkEntry(e); err != nil {
 		return err
 	}
-	if err := a.advance(e.Path); err != nil {
+	if err := a.advance(e.Path, e.Attr.Type == archive.TypeDir); err != nil {
 		return err
 	}
 	if e.Path == "." {

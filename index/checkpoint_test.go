@@ -360,6 +360,7 @@ func TestHostileCheckpointLines(t *testing.T) {
 		l.Entry.Number = ino
 		return l
 	}
+	more := []archive.Line{{Given: &archive.Given{Directories: 2, Inodes: 4}}}
 	good := []archive.Line{{Part: &part}, content, {Removed: &archive.Digest{9}}, given, generation(2, 0), dir(".", 256, 1), file("a", 258),
 		generation(5, 2), {Gone: "a"}, dir("d", 260, 2)}
 	apply := func(lines []archive.Line) error {
@@ -402,7 +403,9 @@ func TestHostileCheckpointLines(t *testing.T) {
 		"a directory in itself":       {replaced(9, dir("d", 260, 1)), "impossible directory number 1"},
 		"a directory twice":           {append(slices.Clone(good), dir("e", 260, 2)), "directory number 2 is taken"},
 		"another root":                {replaced(8, dir(".", 260, 2)), "directory 2 here, and was directory 1"},
-		"gone twice":                  {replaced(8, good[8], good[8]), "it was not there"},
+		"gone twice":                  {replaced(8, good[8], good[8]), "out of order"},
+		"gone, and a file again":      {replaced(8, good[8], file("a", 260)), "out of order"},
+		"gone, and no directory":      {slices.Concat(good[:3], more, good[4:], []archive.Line{generation(6, 5), {Gone: "d"}, file("d", 262)}), "out of order"},
 		"an entry twice":              {replaced(6, file("a", 258), file("a", 258)), "out of order"},
 	} {
 		if err := apply(c.lines); err == nil || !strings.Contains(err.Error(), c.want) {
