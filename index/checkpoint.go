@@ -241,11 +241,12 @@ func childPath(dir, name string) string {
 type checkpoint struct {
 	number uint64
 	given  *archive.Given
-	linked map[Ino]bool // inodes of hard-link groups that were written
+	inos   bitmap           // inodes that were written
+	linked map[Ino][16]byte // of these, those of hard-link groups, with their linkPrint
 }
 
 func newCheckpoint(h archive.Header) *checkpoint {
-	return &checkpoint{number: h.Number, linked: make(map[Ino]bool)}
+	return &checkpoint{number: h.Number, linked: make(map[Ino][16]byte)}
 }
 
 // putAt writes a value at an earlier record.
@@ -338,11 +339,30 @@ func (a *applier) givenIno(e *archive.Entry) (ino Ino, written bool, err error) 
 		return 0, false, fmt.Errorf("impossible inode number %d", ino)
 	}
 	if e.Group == "" {
-		return ino, false, nil
+		return ino, false, a.checkpoint.take(ino)
 	}
-	written = a.checkpoint.linked[ino]
-	a.checkpoint.linked[ino] = true
-	return ino, written, nil
+	print := linkPrint(e)
+	if old, linked := a.checkpoint.linked[ino]; linked && old == print {
+		return ino, true, nil
+	}
+	a.checkpoint.linked[ino] = print
+	return ino, false, a.checkpoint.take(ino)
+}
+
+// take makes sure that nothing else has an inode number.
+func (c *checkpoint) take(ino Ino) error {
+	if c.inos.has(ino) {
+		return fmt.Errorf("inode number %d is taken by what is no link of it", ino)
+	}
+	c.inos.set(ino)
+	return nil
+}
+
+// linkPrint identifies everything about an entry's inode, its hard-link group included.
+func linkPrint(e *archive.Entry) [16]byte {
+	print := fingerprint(e)
+	hash := archive.HashOf(append(print[:], e.Group...))
+	return [16]byte(hash[:])
 }
 
 // errOtherwise says that two indexes do not say the same.

@@ -360,6 +360,12 @@ func TestHostileCheckpointLines(t *testing.T) {
 		l.Entry.Number = ino
 		return l
 	}
+	linkOf := func(group, path string, ino uint64, uid uint32) archive.Line {
+		l := file(path, ino)
+		l.Entry.Group, l.Entry.Attr.Nlink, l.Entry.Attr.UID = group, 3, uid
+		return l
+	}
+	link := func(path string, ino uint64, uid uint32) archive.Line { return linkOf("g", path, ino, uid) }
 	more := []archive.Line{{Given: &archive.Given{Directories: 2, Inodes: 4}}}
 	good := []archive.Line{{Part: &part}, content, {Removed: &archive.Digest{9}}, given, generation(2, 0), dir(".", 256, 1), file("a", 258),
 		generation(5, 2), {Gone: "a"}, dir("d", 260, 2)}
@@ -370,6 +376,10 @@ func TestHostileCheckpointLines(t *testing.T) {
 	}
 	if err := apply(good); err != nil {
 		t.Fatal(err)
+	}
+	links := slices.Concat(good[:6], []archive.Line{link("a", 258, 1), link("b", 260, 2), link("c", 258, 1)}) // as a log can have them
+	if err := apply(links); err != nil {
+		t.Error(err)
 	}
 	replaced := func(i int, lines ...archive.Line) []archive.Line {
 		return slices.Concat(good[:i], lines, good[i+1:])
@@ -406,6 +416,14 @@ func TestHostileCheckpointLines(t *testing.T) {
 		"gone twice":                  {replaced(8, good[8], good[8]), "out of order"},
 		"gone, and a file again":      {replaced(8, good[8], file("a", 260)), "out of order"},
 		"gone, and no directory":      {slices.Concat(good[:3], more, good[4:], []archive.Line{generation(6, 5), {Gone: "d"}, file("d", 262)}), "out of order"},
+		"a number of two files":       {replaced(6, file("a", 258), file("b", 258)), "inode number 258 is taken"},
+		"a number of a directory":     {replaced(6, file("a", 256)), "inode number 256 is taken"},
+		"a directory with a file's":   {replaced(9, dir("d", 258, 2)), "inode number 258 is taken"},
+		"two directories with one":    {replaced(9, dir("d", 256, 2)), "inode number 256 is taken"},
+		"links that differ":           {replaced(6, link("a", 258, 1), link("b", 258, 2)), "inode number 258 is taken"},
+		"links of two groups":         {replaced(6, link("a", 258, 1), linkOf("h", "b", 258, 1)), "inode number 258 is taken"},
+		"a link, and a file":          {replaced(6, link("a", 258, 1), file("b", 258)), "inode number 258 is taken"},
+		"a file, and a link":          {replaced(6, file("a", 258), link("b", 258, 1)), "inode number 258 is taken"},
 		"an entry twice":              {replaced(6, file("a", 258), file("a", 258)), "out of order"},
 	} {
 		if err := apply(c.lines); err == nil || !strings.Contains(err.Error(), c.want) {
