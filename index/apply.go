@@ -352,14 +352,39 @@ func (a *applier) addContent(c archive.Placement) error {
 	if len(a.recent) >= maxRecent {
 		clear(a.recent)
 	}
-	if c.RawLen <= math.MaxUint32 {
-		a.recent[binary.BigEndian.Uint64(c.Hash[:])] = uint32(c.RawLen)
+	if err := a.notice(c.Content); err != nil {
+		return err
 	}
 	a.value = appendPlace(a.value[:0], place{part: a.number, rawOffset: c.RawOffset, rawLen: c.RawLen})
 	if a.checkpoint != nil {
 		return a.putAt(c.Record, appendContentKey(a.key[:0], c.Hash), a.value)
 	}
 	return a.put(appendContentKey(a.key[:0], c.Hash), a.value)
+}
+
+// notice remembers a content that the record names. Where it names the content again, that
+// must have the same length; of other records nobody knows without a look into the index.
+func (a *applier) notice(c archive.Content) error {
+	if c.RawLen > math.MaxUint32 {
+		return nil
+	}
+	before := len(a.recent)
+	a.recent[binary.BigEndian.Uint64(c.Hash[:])] = uint32(c.RawLen)
+	if len(a.recent) > before {
+		return nil
+	}
+	value, err := a.b.get(appendContentKey(a.key[:0], c.Hash))
+	if errors.Is(err, ErrNotFound) { // the other one only begins with the same bytes
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p, err := decodePlace(value)
+	if err == nil && p.rawLen != c.RawLen {
+		err = fmt.Errorf("%d bytes, but it was named before with %d", c.RawLen, p.rawLen)
+	}
+	return err
 }
 
 // removePart makes a part no part of the repository any more. What still says

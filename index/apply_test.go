@@ -125,6 +125,7 @@ func TestHostileRecords(t *testing.T) {
 		"part without size":      {lines: []archive.Line{{Part: &archive.Part{Name: other.Name}}}, want: "impossible sizes"},
 		"part of another size":   {lines: []archive.Line{{Part: &archive.Part{Name: part.Name, Stored: 9, Raw: 9, TailStored: 1}}}, want: "with another size"},
 		"parts too large":        {lines: []archive.Line{{Part: &archive.Part{Name: other.Name, Stored: math.MaxInt64, Raw: 9, TailStored: 1}}}, want: "overflows"},
+		"content of two lengths": {lines: []archive.Line{content(512, 99), content(512, 100)}, want: "100 bytes, but it was named before with 99"},
 		"unknown part":           {lines: []archive.Line{{Content: &archive.Placement{Part: other.Name, Content: archive.Content{Hash: hash, RawLen: 1}}}}, want: "which no record named"},
 		"content beyond part":    {lines: []archive.Line{content(10000, 241)}, want: "outside of the part"},
 		"content before part":    {lines: []archive.Line{content(-1, 10)}, want: "outside of the part"},

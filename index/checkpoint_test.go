@@ -366,6 +366,7 @@ func TestHostileCheckpointLines(t *testing.T) {
 		return l
 	}
 	link := func(path string, ino uint64, uid uint32) archive.Line { return linkOf("g", path, ino, uid) }
+	longer := archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{1}, RawOffset: 512, RawLen: 6}, Record: 2}}
 	more := []archive.Line{{Given: &archive.Given{Directories: 2, Inodes: 4}}}
 	good := []archive.Line{{Part: &part}, content, {Removed: &archive.Digest{9}}, given, generation(2, 0), dir(".", 256, 1), file("a", 258),
 		generation(5, 2), {Gone: "a"}, dir("d", 260, 2)}
@@ -424,6 +425,7 @@ func TestHostileCheckpointLines(t *testing.T) {
 		"links of two groups":         {replaced(6, link("a", 258, 1), linkOf("h", "b", 258, 1)), "inode number 258 is taken"},
 		"a link, and a file":          {replaced(6, link("a", 258, 1), file("b", 258)), "inode number 258 is taken"},
 		"a file, and a link":          {replaced(6, file("a", 258), link("b", 258, 1)), "inode number 258 is taken"},
+		"a content with two lengths":  {replaced(1, content, longer), "6 bytes, but it was named before with 5"},
 		"an entry twice":              {replaced(6, file("a", 258), file("a", 258)), "out of order"},
 	} {
 		if err := apply(c.lines); err == nil || !strings.Contains(err.Error(), c.want) {
