@@ -206,14 +206,14 @@ func (c *checking) contents() error {
 			return err
 		}
 	}
-	gone, err := c.gone()
+	lost, err := c.lostContents()
 	if err != nil {
 		return err
 	}
-	if len(c.damaged)+len(gone) == 0 {
+	if len(c.damaged)+len(lost) == 0 {
 		return nil
 	}
-	if err := c.hits(gone); err != nil {
+	if err := c.hits(lost); err != nil {
 		return err
 	}
 	for _, part := range c.damaged {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -268,31 +269,58 @@ func (c *checking) samePlaces(p archive.Part, contents []archive.Content, want p
 // placed is a content that should lie in a damaged part.
 type placed struct {
 	archive.Content
-	part *DamagedPart
-	in   archive.Part
-	bad  bool
+	part  *DamagedPart
+	in    archive.Part
+	state state
 }
 
-// gone returns the contents that lie in no part, because a compaction removed it, each with
-// a part without a name. It should be that no generation needs one of them.
-func (c *checking) gone() (map[archive.Hash]*DamagedPart, error) {
-	gone, removed := make(map[archive.Hash]*DamagedPart), &DamagedPart{whole: true}
-	if c.db.LastRemoval() == 0 {
-		return gone, nil
-	}
-	err := c.db.Gone(func(hash archive.Hash) { gone[hash] = removed })
+// state tells what comes of reading the place of a content.
+type state int
+
+const (
+	good       state = iota
+	unreadable       // it fails: a reader looks elsewhere
+	wrong            // other bytes, all of which have their digests: a reader takes them
+)
+
+// lostContents returns the contents that generations need and that cannot be read whatever the
+// parts hold: a compaction removed theirs, which stands as a part without a name, or the log
+// gives them another length where it is.
+func (c *checking) lostContents() (map[archive.Hash]*DamagedPart, error) {
+	lengths, err := c.db.Lost()
 	if err != nil {
 		return nil, c.indexDamage(err)
 	}
-	return gone, nil
+	lost, removed := make(map[archive.Hash]*DamagedPart), &DamagedPart{whole: true}
+	damages := make(map[archive.Digest][]error)
+	for _, hash := range slices.SortedFunc(maps.Keys(lengths), func(a, b archive.Hash) int { return slices.Compare(a[:], b[:]) }) {
+		place, err := c.db.Content(hash)
+		if errors.Is(err, index.ErrNotFound) {
+			lost[hash] = removed
+			continue
+		}
+		if err != nil {
+			return nil, c.indexDamage(err)
+		}
+		name := place.Part.Name
+		c.damagedPart(name, false)
+		lost[hash] = c.damaged[name]
+		damages[name] = append(damages[name], &archive.DamageError{Part: name,
+			Problem: fmt.Sprintf("the log gives the content %s %d bytes there, and files have %d of it", hash, place.RawLen, lengths[hash])})
+	}
+	for name, errs := range damages {
+		c.damagedPart(name, false, errs...)
+	}
+	return lost, nil
 }
 
 // hits finds which contents of damaged parts cannot be read, by reading those of
-// which anything may be left, and the files that have one. bad are contents that are
-// known to be lost.
-func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
+// which anything may be left, and the files that have one. lost are contents that
+// cannot be read for another reason.
+func (c *checking) hits(lost map[archive.Hash]*DamagedPart) error {
 	c.options.Progress.start("files", 0)
 	var suspects []placed
+	bad := make(map[archive.Hash]*DamagedPart)
 	err := c.db.Places(func(hash archive.Hash, place index.Place) error {
 		part := c.damaged[place.Part.Name]
 		switch {
@@ -300,7 +328,7 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 		case part.whole:
 			bad[hash] = part
 		default:
-			suspects = append(suspects, placed{archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: place.RawLen}, part, place.Part, false})
+			suspects = append(suspects, placed{archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: place.RawLen}, part, place.Part, good})
 		}
 		return nil
 	})
@@ -311,13 +339,17 @@ func (c *checking) hits(bad map[archive.Hash]*DamagedPart) error {
 		return err
 	}
 	for _, s := range suspects {
-		if s.bad {
+		switch s.state {
+		case unreadable:
 			bad[s.Hash] = s.part
+		case wrong:
+			lost[s.Hash] = s.part
 		}
 	}
 	if err := c.elsewhere(bad); err != nil {
 		return err
 	}
+	maps.Copy(bad, lost)
 	for _, part := range bad {
 		part.Contents++
 	}
@@ -357,27 +389,38 @@ func (c *checking) elsewhere(bad map[archive.Hash]*DamagedPart) error {
 		if err != nil {
 			return c.indexDamage(err)
 		}
-		if slices.ContainsFunc(others, func(p index.Place) bool {
-			return readable(reader, p.Part, archive.Content{Hash: hash, RawOffset: p.RawOffset, RawLen: p.RawLen}, &buffer)
-		}) {
-			part.Elsewhere++
-			delete(bad, hash)
+		for _, p := range others { // a reader takes the first that it can read
+			state := stateOf(reader, p.Part, archive.Content{Hash: hash, RawOffset: p.RawOffset, RawLen: p.RawLen}, &buffer)
+			if state == unreadable {
+				continue
+			}
+			if state == good {
+				part.Elsewhere++
+				delete(bad, hash)
+			}
+			break
 		}
 	}
 	return nil
 }
 
-// readable reports whether a content can be read from a part. buffer is scratch.
-func readable(r *archive.Reader, p archive.Part, content archive.Content, buffer *[]byte) bool {
+// stateOf reads a content where it lies in a part. buffer is scratch.
+func stateOf(r *archive.Reader, p archive.Part, content archive.Content, buffer *[]byte) state {
 	b := slices.Grow((*buffer)[:0], int(content.RawLen))[:content.RawLen]
 	*buffer = b
-	return r.ReadAt(p, b, content.RawOffset) == nil && archive.HashOf(b) == content.Hash
+	if r.ReadAt(p, b, content.RawOffset) != nil {
+		return unreadable
+	}
+	if archive.HashOf(b) != content.Hash {
+		return wrong
+	}
+	return good
 }
 
 // suspectCache is the memory for decoded frames of damaged parts.
 const suspectCache = 64 << 20
 
-// readSuspects reads contents where they lie and notes which are bad.
+// readSuspects reads contents where they lie and notes what comes of that.
 func (c *checking) readSuspects(suspects []placed) error {
 	slices.SortFunc(suspects, func(a, b placed) int {
 		return cmp.Or(slices.Compare(a.in.Name[:], b.in.Name[:]), cmp.Compare(a.RawOffset, b.RawOffset))
@@ -393,7 +436,7 @@ func (c *checking) readSuspects(suspects []placed) error {
 			}
 			for i := range share {
 				s := &share[i]
-				s.bad = !readable(reader, s.in, s.Content, &buffer)
+				s.state = stateOf(reader, s.in, s.Content, &buffer)
 			}
 		}
 		return nil

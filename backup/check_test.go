@@ -133,6 +133,102 @@ func TestWrongPlaces(t *testing.T) {
 	}
 }
 
+// compacted commits a compaction that does nothing but add these lines.
+func compacted(t *testing.T, r *archive.Repository, lines ...archive.Line) {
+	t.Helper()
+	draft, err := r.NewRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer draft.Discard()
+	for _, l := range lines {
+		if err := draft.Add(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := r.Last()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := r.RecordDigest(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindCompaction, Number: last + 1, Previous: digest}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSaidAgain: what a later record says of a content counts, also where an earlier one
+// was right. No program writes such a record.
+func TestSaidAgain(t *testing.T) {
+	content := func(p archive.Part, text string, rawOffset, rawLen int64) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: p.Name, Content: archive.Content{Hash: archive.HashOf([]byte(text)), RawOffset: rawOffset, RawLen: rawLen}}}
+	}
+	other := archive.Part{Name: archive.Digest{9}, Stored: 1000, Raw: 4096, TailStored: 129}
+	for name, c := range map[string]struct {
+		say  func(t *testing.T, r *archive.Repository, p archive.Part)
+		data bool // only reading tells
+		hit  []string
+	}{
+		"shorter": {func(t *testing.T, r *archive.Repository, p archive.Part) {
+			compacted(t, r, content(p, "other", 1536, 4))
+		}, false, []string{"other"}},
+		"longer": {func(t *testing.T, r *archive.Repository, p archive.Part) {
+			compacted(t, r, content(p, "other", 1536, 6))
+		}, false, []string{"other"}},
+		"in a part that is gone": {func(t *testing.T, r *archive.Repository, p archive.Part) {
+			compacted(t, r, archive.Line{Part: &other}, content(other, "other", 512, 5))
+			compacted(t, r, archive.Line{Removed: &other.Name})
+		}, false, []string{"other"}},
+		"where others are": {func(t *testing.T, r *archive.Repository, p archive.Part) {
+			compacted(t, r, content(p, "first", 1536, 5), content(p, "other", 512, 5)) // each where the other one is
+		}, true, []string{"first", "other"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := spoiled(t)
+			contents := []string{"first", "other", "third"}
+			forge(t, r, contents, contents, func([]archive.Content) {})
+			db := openIndex(t, r)
+			var p archive.Part
+			if err := db.Parts(func(only archive.Part) bool { p = only; return true }); err != nil {
+				t.Fatal(err)
+			}
+			db.Close()
+			c.say(t, r, p)
+			for _, rebuild := range []bool{false, true} {
+				if rebuild {
+					db, err := index.Rebuild(r, index.Options{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					db.Close()
+				}
+				for _, o := range []CheckOptions{{}, {ReadData: true}} {
+					got := check(t, r, o)
+					if c.data && !o.ReadData {
+						if got.Damaged() {
+							t.Errorf("%q", got.damages)
+						}
+						continue
+					}
+					if len(got.DamagedParts) != 1 || got.DamagedFiles != len(c.hit) {
+						t.Fatalf("rebuilt %t, %+v: %+v, %q", rebuild, o, got.CheckResult, got.damages)
+					}
+					damaged := got.DamagedParts[0]
+					var hit []string
+					for _, f := range damaged.Files {
+						hit = append(hit, f.Path)
+					}
+					if !got.Damaged() || !slices.Equal(hit, c.hit) || damaged.Elsewhere != 0 || damaged.Contents != len(c.hit) || got.DamagedIndexes != 0 {
+						t.Errorf("rebuilt %t, %+v: %+v, %+v, %q", rebuild, o, got.CheckResult, damaged, got.damages)
+					}
+				}
+			}
+		})
+	}
+}
+
 // forge commits a generation, and the part that it needs. Of what lies in that the record says
 // what change makes of the truth. A file is called as its content, 5 bytes; files are sorted.
 func forge(t *testing.T, r *archive.Repository, contents, files []string, change func([]archive.Content)) {

@@ -1,9 +1,11 @@
 package index
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -30,23 +32,49 @@ type Need uint32
 
 // Live yields every content, where it lies, which record said so first, and who needs
 // it, in the order of the hashes. It ends with the first error of yield. The error wraps ErrDamaged where
-// a content that a generation needs is not in any part.
+// Lost has contents.
 //
 // It holds 4 bytes for each inode number that was ever given and 4 for each directory,
 // but not for long stretches of numbers that are not in use, and 25 to 38 for each content that is needed: up to 38 MB per million.
 // Contents are told apart by 8 bytes of their hashes: where two have the same,
 // both count as needed.
 func (d *DB) Live(yield func(archive.Placement, Need) error) (Usage, error) {
-	l := liveness{db: d, died: map[DirID]uint64{}, needed: map[uint64]needed{}}
-	if d.tables == nil {
-		return l.usage, nil
+	l, lost, err := d.live(yield)
+	if err == nil && len(lost) > 0 {
+		err = fmt.Errorf("%w: %d contents that generations need are in no part, or have another length there", ErrDamaged, len(lost))
 	}
-	for _, step := range []func() error{l.roots, l.deaths, l.entries, l.segments, l.inodes} {
-		if err := step(); err != nil {
-			return l.usage, err
+	return l.usage, err
+}
+
+// Lost returns the contents that files of generations need and that are in no part, or
+// have another length there than a file has of them, which is given. It takes the time and
+// memory that Live takes where a part was ever removed; else hardly any, for a content
+// that was there when a record needed it can only have got another length since.
+func (d *DB) Lost() (map[archive.Hash]int64, error) {
+	if d.meta.removal == 0 {
+		if differ, err := d.twoLengths(); err != nil || !differ {
+			return nil, err
 		}
 	}
-	return l.usage, l.contents(yield)
+	_, lost, err := d.live(func(archive.Placement, Need) error { return nil })
+	return lost, err
+}
+
+func (d *DB) live(yield func(archive.Placement, Need) error) (l *liveness, lost map[archive.Hash]int64, err error) {
+	l = &liveness{db: d, died: map[DirID]uint64{}, needed: map[uint64]needed{}}
+	if d.tables == nil {
+		return l, nil, nil
+	}
+	for _, step := range []func() error{l.roots, l.deaths, l.entries, l.requirements} {
+		if err := step(); err != nil {
+			return l, nil, err
+		}
+	}
+	if err := l.contents(yield); err != nil {
+		return l, nil, err
+	}
+	lost, err = l.lost()
+	return l, lost, err
 }
 
 // liveness finds out what is needed. A directory belongs to the tree of one
@@ -67,9 +95,14 @@ type generationNeed struct {
 }
 
 type needed struct {
-	need  Need
-	found bool // in a part
+	need   Need
+	length uint32 // raw bytes that files have of it, or one of these:
 }
+
+const (
+	lengthFound   = 0              // it lies in a part, with that length
+	lengthsDiffer = math.MaxUint32 // files have different lengths of it
+)
 
 func (l *liveness) roots() error {
 	generations, err := l.db.Generations()
@@ -173,19 +206,41 @@ func newestIn(generations []generationNeed, from, end uint64) Need {
 // ofInode returns the need of a file, 0 for what is none.
 func (l *liveness) ofInode(i Ino) Need { return l.inos.get(uint64(i) >> 1) }
 
-// require notes the contents of some extents.
-func (l *liveness) require(extents []byte, need Need) error {
-	_, err := decodeExtents(extents, 0, func(e archive.Extent) bool {
+// requirements notes the contents of all files that generations need.
+func (l *liveness) requirements() error {
+	return l.extents(func(e archive.Extent, need Need) error {
 		short := binary.BigEndian.Uint64(e.Hash[:])
-		if l.needed[short].need < need {
-			l.needed[short] = needed{need: need}
+		n, known := l.needed[short]
+		length := uint32(e.Len)
+		if known && n.length != length {
+			length = lengthsDiffer
 		}
-		return true
+		if n.need < need || n.length != length {
+			l.needed[short] = needed{max(n.need, need), length}
+		}
+		return nil
 	})
-	return err
 }
 
-func (l *liveness) segments() error {
+// extents calls use with the extents of every file that a generation needs. Their offsets
+// are not those in the file.
+func (l *liveness) extents(use func(archive.Extent, Need) error) error {
+	if err := l.segments(use); err != nil {
+		return err
+	}
+	return l.inodes(use)
+}
+
+func useExtents(extents []byte, need Need, use func(archive.Extent, Need) error) error {
+	var err error
+	_, decodeErr := decodeExtents(extents, 0, func(e archive.Extent) bool {
+		err = use(e, need)
+		return err == nil
+	})
+	return cmp.Or(decodeErr, err)
+}
+
+func (l *liveness) segments(use func(archive.Extent, Need) error) error {
 	return scan(l.db.tables, l.db.number, []byte{spaceSegment}, func(key, value []byte) error {
 		need := l.ofInode(Ino(keyID(key)))
 		if need == 0 {
@@ -195,11 +250,11 @@ func (l *liveness) segments() error {
 		if err != nil {
 			return err
 		}
-		return l.require(extents, need)
+		return useExtents(extents, need, use)
 	})
 }
 
-func (l *liveness) inodes() error {
+func (l *liveness) inodes(use func(archive.Extent, Need) error) error {
 	return scan(l.db.tables, l.db.number, []byte{spaceInode}, func(key, value []byte) error {
 		l.usage.Inodes++
 		need := l.ofInode(Ino(keyID(key)))
@@ -211,7 +266,7 @@ func (l *liveness) inodes() error {
 		if err != nil || i.segmented {
 			return err
 		}
-		return l.require(i.extents, need)
+		return useExtents(i.extents, need, use)
 	})
 }
 
@@ -224,19 +279,43 @@ func (l *liveness) contents(yield func(archive.Placement, Need) error) error {
 	if closeErr := c.close(); err == nil {
 		err = closeErr
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// twoLengths reports whether a content has different lengths at two of its places.
+func (d *DB) twoLengths() (differ bool, err error) {
+	c := newCursor(d.tables, d.number, []byte{spaceContent}, scanOptions{allVersions: true})
+	var hash archive.Hash
+	var last, p place
+	for more := c.seek([]byte{spaceContent}); more && err == nil && !differ; more = c.next() {
+		p, err = decodePlace(c.value)
+		here := archive.Hash(c.key[1:])
+		differ = here == hash && p.rawLen != last.rawLen
+		hash, last = here, p
 	}
-	lost := 0
-	for _, n := range l.needed {
-		if !n.found {
-			lost++
+	return differ && err == nil, cmp.Or(err, c.close())
+}
+
+// lost returns what DB.Lost does. Nearly always nothing is left to be looked up.
+func (l *liveness) lost() (map[archive.Hash]int64, error) {
+	maps.DeleteFunc(l.needed, func(_ uint64, n needed) bool { return n.length == lengthFound })
+	if len(l.needed) == 0 {
+		return nil, nil
+	}
+	lost := make(map[archive.Hash]int64)
+	again := *l // which counts for itself
+	err := again.extents(func(e archive.Extent, _ Need) error {
+		if _, suspect := l.needed[binary.BigEndian.Uint64(e.Hash[:])]; !suspect {
+			return nil
 		}
-	}
-	if lost > 0 {
-		return fmt.Errorf("%w: %d contents that generations need are in no part", ErrDamaged, lost)
-	}
-	return nil
+		p, err := l.db.Content(e.Hash)
+		if errors.Is(err, ErrNotFound) || err == nil && p.RawLen != e.Len {
+			lost[e.Hash] = e.Len
+			return nil
+		}
+		return err
+	})
+	return lost, err
 }
 
 // content yields the content that a cursor is at, unless its part was removed.
@@ -257,26 +336,13 @@ func (l *liveness) content(c *cursor, yield func(archive.Placement, Need) error)
 	n := l.needed[short]
 	l.usage.Contents++
 	if n.need > 0 {
-		l.needed[short] = needed{n.need, true}
+		if n.length == uint32(at.rawLen) {
+			l.needed[short] = needed{n.need, lengthFound}
+		}
 		l.usage.Live++
 	}
 	return yield(archive.Placement{Part: part.Name, Record: c.at,
 		Content: archive.Content{Hash: archive.Hash(c.key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}}, n.need)
-}
-
-// Gone yields every content whose part was removed.
-func (d *DB) Gone(yield func(archive.Hash)) error {
-	return scan(d.tables, d.number, []byte{spaceContent}, func(key, value []byte) error {
-		at, err := decodePlace(value)
-		if err != nil {
-			return err
-		}
-		if _, err = d.part(at.part); errors.Is(err, errPartGone) {
-			yield(archive.Hash(key[1:]))
-			return nil
-		}
-		return err
-	})
 }
 
 // Removals yields the names of the parts that the log removed and did not name

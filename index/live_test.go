@@ -129,17 +129,52 @@ func TestWrongRemovals(t *testing.T) {
 	}
 }
 
-// TestLost: a content that a kept generation needs, and that is gone, is not
-// passed over.
+// TestLost: a content that a kept generation needs, and that is gone, or has another
+// length where it lies last, is not passed over, whatever earlier lines say of it.
 func TestLost(t *testing.T) {
-	b := removedHistory(t)
-	two := testPart(2)
-	if err := applyLines(t, b, archive.KindCompaction, 0, archive.Line{Removed: &two.Name}); err != nil {
-		t.Fatal(err)
+	two, three := testPart(2), testPart(3)
+	place := func(part archive.Part, length int64) archive.Line {
+		return archive.Line{Content: &archive.Placement{Part: part.Name, Content: archive.Content{Hash: archive.Hash{2}, RawOffset: 512, RawLen: length}}}
 	}
-	_, err := finished(t, b).Live(func(archive.Placement, Need) error { return nil })
-	if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "1 contents that generations need") {
-		t.Error(err)
+	named := archive.Line{Part: &three}
+	longer := entryLine("x", fileAttr(6), archive.Extent{Len: 6, Hash: archive.Hash{2}})
+	for name, c := range map[string]struct {
+		records [][]archive.Line
+		lost    bool
+	}{
+		"its part was removed":              {[][]archive.Line{{{Removed: &two.Name}}}, true},
+		"the part that it moved to was":     {[][]archive.Line{{named, place(three, 5)}, {{Removed: &three.Name}}}, true},
+		"the part that it lay in was":       {[][]archive.Line{{named, place(three, 5)}, {{Removed: &two.Name}}}, false},
+		"it is said to be longer":           {[][]archive.Line{{place(two, 6)}}, true},
+		"it is said to be shorter":          {[][]archive.Line{{place(two, 4)}}, true},
+		"it is longer for another file":     {[][]archive.Line{{place(two, 6), longer}}, true},
+		"it is said to be longer elsewhere": {[][]archive.Line{{named, place(three, 6)}, {{Removed: &two.Name}}}, true},
+	} {
+		b := removedHistory(t)
+		for _, lines := range c.records {
+			kind, base := archive.KindCompaction, uint64(0)
+			if lines[len(lines)-1].Entry != nil {
+				kind, base = archive.KindGeneration, 2
+			}
+			if err := applyLines(t, b, kind, base, lines...); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		for _, merged := range []bool{false, true} {
+			db := finished(t, b)
+			_, err := db.Live(func(archive.Placement, Need) error { return nil })
+			if c.lost != (errors.Is(err, ErrDamaged) && strings.Contains(err.Error(), "1 contents that generations need")) || !c.lost && err != nil {
+				t.Errorf("%s, merged %t: %v", name, merged, err)
+			}
+			lost, err := db.Lost()
+			if err != nil || (len(lost) == 1 && lost[archive.Hash{2}] == 5) != c.lost || !c.lost && len(lost) > 0 {
+				t.Errorf("%s, merged %t: %v, %v", name, merged, lost, err)
+			}
+			mustClose(t, db)
+			if err := b.shrink(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
