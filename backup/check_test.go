@@ -229,6 +229,26 @@ func TestSaidAgain(t *testing.T) {
 	}
 }
 
+// TestStoredWithItsLength: a content that the log gives another length is stored again: a
+// record that relies on it would be refused.
+func TestStoredWithItsLength(t *testing.T) {
+	r, source := newRepository(t), t.TempDir()
+	write(t, source+"/file", []byte("other"))
+	create(t, r, optionsFor(source))
+	db := openIndex(t, r)
+	hash := archive.HashOf([]byte("other"))
+	place, err := db.Content(hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	compacted(t, r, archive.Line{Content: &archive.Placement{Part: place.Part.Name, Content: archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: 4}}})
+	write(t, source+"/same", []byte("other"))
+	create(t, r, optionsFor(source))
+	wantContents(t, r, 1, map[string]string{"file": "other"})
+	wantContents(t, r, 3, map[string]string{"file": "other", "same": "other"})
+}
+
 // forge commits a generation, and the part that it needs. Of what lies in that the record says
 // what change makes of the truth. A file is called as its content, 5 bytes; files are sorted.
 func forge(t *testing.T, r *archive.Repository, contents, files []string, change func([]archive.Content)) {

@@ -206,7 +206,7 @@ func (c *creation) readRange(fd int, size int64, r byteRange, entry *archive.Ent
 // store stores a content, unless it is there already. It is at place in a file of
 // size bytes.
 func (c *creation) store(hash archive.Hash, content []byte, place byteRange, size int64, m archive.Member) error {
-	known, err := c.known(hash)
+	known, err := c.known(hash, len(content))
 	if known || err != nil {
 		return err
 	}

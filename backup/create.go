@@ -531,8 +531,9 @@ func (c *creation) freeName(t time.Time) (string, error) {
 	return fmt.Sprintf("%s.%d", stamp, greatest+1), nil
 }
 
-// known reports whether a content needs not be stored.
-func (c *creation) known(hash archive.Hash) (bool, error) {
+// known reports whether a content of n bytes needs not be stored. Where the log gives it
+// another length, no entry could have it.
+func (c *creation) known(hash archive.Hash, n int) (bool, error) {
 	if _, ok := c.stored[hash]; ok {
 		return true, nil
 	}
@@ -542,6 +543,9 @@ func (c *creation) known(hash archive.Hash) (bool, error) {
 	}
 	if err != nil {
 		return false, fatal{err}
+	}
+	if place.RawLen != int64(n) {
+		return false, nil
 	}
 	c.relied[hash] = struct{}{}
 	c.options.hooks.reach("content known")
