@@ -208,7 +208,7 @@ func (c *checking) contents() error {
 	}
 	lost, err := c.lostContents()
 	if err != nil {
-		return err
+		return c.indexDamage(err)
 	}
 	if len(c.damaged)+len(lost) == 0 {
 		return nil

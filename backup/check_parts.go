@@ -285,13 +285,18 @@ const (
 
 // lostContents returns the contents that generations need and that cannot be read whatever the
 // parts hold: a compaction removed theirs, which stands as a part without a name, or the log
-// gives them another length where it is.
+// gives them another length where it is. To be sure of that takes as long as all else that is
+// done without reading data: then only the index is asked which contents have no part.
 func (c *checking) lostContents() (map[archive.Hash]*DamagedPart, error) {
-	lengths, err := c.db.Lost()
-	if err != nil {
-		return nil, c.indexDamage(err)
-	}
 	lost, removed := make(map[archive.Hash]*DamagedPart), &DamagedPart{whole: true}
+	switch {
+	case c.db.LastRemoval() == 0:
+		return lost, nil
+	case !c.options.ReadData:
+		err := c.db.Gone(func(hash archive.Hash) { lost[hash] = removed })
+		return lost, err
+	}
+	lengths, err := c.db.Lost()
 	damages := make(map[archive.Digest][]error)
 	for _, hash := range slices.SortedFunc(maps.Keys(lengths), func(a, b archive.Hash) int { return slices.Compare(a[:], b[:]) }) {
 		place, err := c.db.Content(hash)
@@ -300,7 +305,7 @@ func (c *checking) lostContents() (map[archive.Hash]*DamagedPart, error) {
 			continue
 		}
 		if err != nil {
-			return nil, c.indexDamage(err)
+			return nil, err
 		}
 		name := place.Part.Name
 		c.damagedPart(name, false)
@@ -311,7 +316,7 @@ func (c *checking) lostContents() (map[archive.Hash]*DamagedPart, error) {
 	for name, errs := range damages {
 		c.damagedPart(name, false, errs...)
 	}
-	return lost, nil
+	return lost, err
 }
 
 // hits finds which contents of damaged parts cannot be read, by reading those of

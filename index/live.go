@@ -48,16 +48,26 @@ func (d *DB) Live(yield func(archive.Placement, Need) error) (Usage, error) {
 
 // Lost returns the contents that files of generations need and that are in no part, or
 // have another length there than a file has of them, which is given. It takes the time and
-// memory that Live takes where a part was ever removed; else hardly any, for a content
-// that was there when a record needed it can only have got another length since.
+// memory that Live takes.
 func (d *DB) Lost() (map[archive.Hash]int64, error) {
-	if d.meta.removal == 0 {
-		if differ, err := d.twoLengths(); err != nil || !differ {
-			return nil, err
-		}
-	}
 	_, lost, err := d.live(func(archive.Placement, Need) error { return nil })
 	return lost, err
+}
+
+// Gone yields every content whose part was removed, needed or not. An index may have let go
+// of some: only Lost is sure.
+func (d *DB) Gone(yield func(archive.Hash)) error {
+	return scan(d.tables, d.number, []byte{spaceContent}, func(key, value []byte) error {
+		at, err := decodePlace(value)
+		if err != nil {
+			return err
+		}
+		if _, err = d.part(at.part); errors.Is(err, errPartGone) {
+			yield(archive.Hash(key[1:]))
+			return nil
+		}
+		return err
+	})
 }
 
 func (d *DB) live(yield func(archive.Placement, Need) error) (l *liveness, lost map[archive.Hash]int64, err error) {
@@ -280,20 +290,6 @@ func (l *liveness) contents(yield func(archive.Placement, Need) error) error {
 		err = closeErr
 	}
 	return err
-}
-
-// twoLengths reports whether a content has different lengths at two of its places.
-func (d *DB) twoLengths() (differ bool, err error) {
-	c := newCursor(d.tables, d.number, []byte{spaceContent}, scanOptions{allVersions: true})
-	var hash archive.Hash
-	var last, p place
-	for more := c.seek([]byte{spaceContent}); more && err == nil && !differ; more = c.next() {
-		p, err = decodePlace(c.value)
-		here := archive.Hash(c.key[1:])
-		differ = here == hash && p.rawLen != last.rawLen
-		hash, last = here, p
-	}
-	return differ && err == nil, cmp.Or(err, c.close())
 }
 
 // lost returns what DB.Lost does. Nearly always nothing is left to be looked up.
