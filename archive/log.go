@@ -93,10 +93,19 @@ func (r *Repository) NextRecord(after uint64) (uint64, error) {
 
 // SettleRecord returns once a record that is there, and those before it, are on stable
 // storage. Their writer may have died before they were. Whatever a crash of the machine
-// must not leave behind without the record may be done then. Nothing is remembered of it:
-// an older copy of the log may be put back, and another record get that number.
+// must not leave behind without the record may be done then. It does nothing for the record
+// that it was called for before, or that was committed here: by its stamp, for where an
+// older copy of the log is put back another record gets the number.
 func (r *Repository) SettleRecord(number uint64) error {
-	return r.store.Settle(RecordStoreName(number))
+	stamp, err := r.RecordStamp(number)
+	if last := r.settled.Load(); err == nil && last != nil && *last == stamp {
+		return nil
+	}
+	if err := r.store.Settle(RecordStoreName(number)); err != nil {
+		return err
+	}
+	r.settled.Store(&stamp)
+	return nil
 }
 
 // RecordDigest returns the digest of a record's stored bytes, which the next
@@ -484,6 +493,9 @@ func (d *RecordDraft) Commit(h Header) (digest Digest, stored int64, err error) 
 	digest = Digest(sum.Sum(nil))
 	if err := draft.Publish(RecordStoreName(h.Number)); err != nil {
 		return digest, 0, fmt.Errorf("log record %d: %w", h.Number, err)
+	}
+	if stamp, err := d.repository.RecordStamp(h.Number); err == nil {
+		d.repository.settled.Store(&stamp)
 	}
 	return digest, stored, nil
 }

@@ -364,12 +364,20 @@ func TestSettledAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	fsys.operation = "sync"
 	if err := r.SettleRecord(2); err != nil {
+		t.Errorf("of what was committed: %v", err)
+	}
+	if err := r.SettleRecord(1); !errors.Is(err, unix.EIO) {
+		t.Errorf("of an older one: %v", err)
+	}
+	name := filepath.Join(r.Dir(), RecordStoreName(2))
+	text := must(os.ReadFile(name))
+	if err := errors.Join(os.Remove(name), os.WriteFile(name, append(text, 0), 0o400)); err != nil {
 		t.Fatal(err)
 	}
-	fsys.operation = "sync"
-	if err := r.SettleRecord(1); !errors.Is(err, unix.EIO) {
-		t.Error(err)
+	if err := r.SettleRecord(2); !errors.Is(err, unix.EIO) {
+		t.Errorf("of another one by the number: %v", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,7 +56,8 @@ type Config struct {
 // place of its index. It is safe for concurrent use.
 type Repository struct {
 	Config
-	store *DirStore
+	store   *DirStore
+	settled atomic.Pointer[RecordStamp] // of a record that is known to be on stable storage, and those before it
 }
 
 // InitOptions are the choices made once for a repository.
