@@ -130,8 +130,8 @@ func (s *sweeper) needless(db *index.DB) ([]uint64, error) {
 
 // deleteRecords deletes what the newest checkpoint made needless, oldest first. Nobody
 // can make a record of such a number again: every writer holds the lock of the parts
-// from before it looks at the log. The checkpoint must be whole and on stable storage:
-// nothing else says then which generations there are.
+// from before it looks at the log. The checkpoint must be whole and on stable storage, as
+// delete has seen to: nothing else says then which generations there are.
 func (s *sweeper) deleteRecords(db *index.DB) error {
 	needless, err := s.needless(db)
 	if err != nil || len(needless) == 0 {
@@ -139,9 +139,6 @@ func (s *sweeper) deleteRecords(db *index.DB) error {
 	}
 	if err := s.readCheckpoint(db); err != nil {
 		return fmt.Errorf("no log record was deleted: %w", err)
-	}
-	if err := s.repo.SettleRecord(db.Begins()); err != nil {
-		return err
 	}
 	for _, number := range needless {
 		s.hooks.reach("before record unlink")
