@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -61,6 +62,9 @@ func resolve(root, path string) (string, error) {
 		parent, last = path, ""
 	}
 	resolved, err := follow(parent)
+	if errors.Is(err, unix.EIO) {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
 	if err != nil {
 		return filepath.Clean(path), nil
 	}
