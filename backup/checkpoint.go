@@ -55,7 +55,7 @@ func (c *compaction) checkpoint() error {
 		c.summary.Limited = true
 		return nil
 	}
-	if err := c.readLog(); err != nil || c.summary.BadRecords > 0 {
+	if err := c.readLog(); err != nil || c.summary.DamagedRecords > 0 {
 		return err
 	}
 	number, stored, err := commitCheckpoint(c.ctx, c.repo, c.db, checkpointOptions{limit: limit, program: c.options.Program, hooks: c.options.hooks})
@@ -92,7 +92,7 @@ func (c *compaction) readLog() error {
 		}
 		before = digest
 		if err != nil {
-			c.summary.BadRecords++
+			c.summary.DamagedRecords++
 			c.problem(err)
 		}
 	}

@@ -42,22 +42,22 @@ func (p *CompactProgress) Bytes() (done, total int64) { return p.done.Load(), p.
 // CompactSummary is the outcome of Compact. Bytes are stored bytes; dead ones are
 // estimated.
 type CompactSummary struct {
-	Parts         int     `json:"parts"` // before
-	StoredBytes   int64   `json:"stored_bytes"`
-	DeadBytes     int64   `json:"dead_bytes"`
-	Removed       int     `json:"removed_parts"`
-	RemovedBytes  int64   `json:"removed_bytes"`
-	WholeParts    int     `json:"whole_parts"` // of the removed ones, those of which nothing was needed
-	New           int     `json:"new_parts"`
-	NewBytes      int64   `json:"new_bytes"`
-	VerbatimBytes int64   `json:"verbatim_bytes"`   // of frames that were copied as they are
-	DeadAfter     int64   `json:"dead_bytes_after"` // that stay
-	LogBytes      int64   `json:"log_bytes"`        // of new log records
-	Checkpoint    uint64  `json:"checkpoint"`       // the record that makes those before it needless; 0: none was made
-	Damaged       int     `json:"damaged_parts"`    // that stay because they are damaged, each reported
-	BadRecords    int     `json:"damaged_records"`  // of the log, each reported: it was not made shorter
-	Limited       bool    `json:"limited"`          // a limit ended the run early
-	Seconds       float64 `json:"seconds"`
+	Parts          int     `json:"parts"` // before
+	StoredBytes    int64   `json:"stored_bytes"`
+	DeadBytes      int64   `json:"dead_bytes"`
+	Removed        int     `json:"removed_parts"`
+	RemovedBytes   int64   `json:"removed_bytes"`
+	WholeParts     int     `json:"whole_parts"` // of the removed ones, those of which nothing was needed
+	New            int     `json:"new_parts"`
+	NewBytes       int64   `json:"new_bytes"`
+	VerbatimBytes  int64   `json:"verbatim_bytes"`   // of frames that were copied as they are
+	DeadAfter      int64   `json:"dead_bytes_after"` // that stay
+	LogBytes       int64   `json:"log_bytes"`        // of new log records
+	Checkpoint     uint64  `json:"checkpoint"`       // the record that makes those before it needless; 0: none was made
+	Damaged        int     `json:"damaged_parts"`    // that stay because they are damaged, each reported
+	DamagedRecords int     `json:"damaged_records"`  // of the log, each reported: it was not made shorter
+	Limited        bool    `json:"limited"`          // a limit ended the run early
+	Seconds        float64 `json:"seconds"`
 	Swept
 }
 

@@ -89,7 +89,7 @@ func compact(cmd *cobra.Command, dir string, f compactFlags, o *outcome) error {
 	if err != nil {
 		return err
 	}
-	o.errors = int64(summary.Damaged + summary.BadRecords)
+	o.errors = int64(summary.Damaged + summary.DamagedRecords)
 	o.detail("last_success_stored_bytes", summary.NewBytes)
 	o.detail("last_success_freed_bytes", summary.RemovedBytes-summary.NewBytes)
 	o.measure(cmd.Context(), repo, true)
@@ -105,8 +105,8 @@ func compactDamage(s backup.CompactSummary) error {
 	if s.Damaged > 0 {
 		problems = append(problems, plural(int64(s.Damaged), "damaged part")+", named above, left as they are: see `mkbackup check`")
 	}
-	if s.BadRecords > 0 {
-		problems = append(problems, plural(int64(s.BadRecords), "damaged log record")+", named above: the log was not made shorter, `mkbackup check --repair` writes it again")
+	if s.DamagedRecords > 0 {
+		problems = append(problems, plural(int64(s.DamagedRecords), "damaged log record")+", named above: the log was not made shorter, `mkbackup check --repair` writes it again")
 	}
 	if len(problems) == 0 {
 		return nil
