@@ -133,32 +133,6 @@ func TestWrongPlaces(t *testing.T) {
 	}
 }
 
-// compacted commits a compaction that does nothing but add these lines.
-func compacted(t *testing.T, r *archive.Repository, lines ...archive.Line) {
-	t.Helper()
-	draft, err := r.NewRecord()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer draft.Discard()
-	for _, l := range lines {
-		if err := draft.Add(l); err != nil {
-			t.Fatal(err)
-		}
-	}
-	last, err := r.Last()
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := r.RecordDigest(last)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := draft.Commit(archive.Header{Kind: archive.KindCompaction, Number: last + 1, Previous: digest}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestSaidAgain: what a later record says of a content counts, also where an earlier one
 // was right. No program writes such a record.
 func TestSaidAgain(t *testing.T) {
@@ -172,17 +146,17 @@ func TestSaidAgain(t *testing.T) {
 		hit  []string
 	}{
 		"shorter": {func(t *testing.T, r *archive.Repository, p archive.Part) {
-			compacted(t, r, content(p, "other", 1536, 4))
+			commitLines(t, r, archive.KindCompaction, content(p, "other", 1536, 4))
 		}, true, []string{"other"}},
 		"longer": {func(t *testing.T, r *archive.Repository, p archive.Part) {
-			compacted(t, r, content(p, "other", 1536, 6))
+			commitLines(t, r, archive.KindCompaction, content(p, "other", 1536, 6))
 		}, true, []string{"other"}},
 		"in a part that is gone": {func(t *testing.T, r *archive.Repository, p archive.Part) {
-			compacted(t, r, archive.Line{Part: &other}, content(other, "other", 512, 5))
-			compacted(t, r, archive.Line{Removed: &other.Name})
+			commitLines(t, r, archive.KindCompaction, archive.Line{Part: &other}, content(other, "other", 512, 5))
+			commitLines(t, r, archive.KindCompaction, archive.Line{Removed: &other.Name})
 		}, false, []string{"other"}},
 		"where others are": {func(t *testing.T, r *archive.Repository, p archive.Part) {
-			compacted(t, r, content(p, "first", 1536, 5), content(p, "other", 512, 5)) // each where the other one is
+			commitLines(t, r, archive.KindCompaction, content(p, "first", 1536, 5), content(p, "other", 512, 5)) // each where the other one is
 		}, true, []string{"first", "other"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -242,7 +216,7 @@ func TestStoredWithItsLength(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Close()
-	compacted(t, r, archive.Line{Content: &archive.Placement{Part: place.Part.Name, Content: archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: 4}}})
+	commitLines(t, r, archive.KindCompaction, archive.Line{Content: &archive.Placement{Part: place.Part.Name, Content: archive.Content{Hash: hash, RawOffset: place.RawOffset, RawLen: 4}}})
 	write(t, source+"/same", []byte("other"))
 	create(t, r, optionsFor(source))
 	wantContents(t, r, 1, map[string]string{"file": "other"})

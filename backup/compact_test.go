@@ -120,18 +120,9 @@ func TestInterruptedBesideCompact(t *testing.T) {
 		for i := range files {
 			write(t, fmt.Sprintf("%s/%02d", dir, i), randomBytes(uint64(i), size))
 		}
-		ctx, cancel := context.WithCancel(context.Background())
 		o := optionsFor(dir)
 		o.Source = "web1"
-		o.Events.Change = func(_ Change, path string) {
-			if path == fmt.Sprint(files-1) {
-				cancel()
-			}
-		}
-		if _, err := Create(ctx, r, o); !errors.Is(err, context.Canceled) {
-			t.Fatal(err)
-		}
-		o.Events.Change = nil
+		createInterrupted(t, r, o, fmt.Sprint(files-1))
 		return o
 	}
 	for name, c := range map[string]struct {
@@ -385,10 +376,9 @@ func TestCompactWrongContents(t *testing.T) {
 	}
 }
 
-// TestCompactDamagedPart: a part of which nothing can be copied stays, and makes no record
-// that says nothing.
-func TestCompactDamagedPart(t *testing.T) {
-	r, source := spoiled(t)
+// halfDead makes a part of which a file is needed, by generation 2, and another one is not.
+func halfDead(t *testing.T, r *archive.Repository, source string) {
+	t.Helper()
 	write(t, source+"/gone", randomBytes(1, 2000))
 	write(t, source+"/kept", randomBytes(2, 2000))
 	create(t, r, optionsFor(source))
@@ -397,6 +387,13 @@ func TestCompactDamagedPart(t *testing.T) {
 	}
 	create(t, r, optionsFor(source))
 	forget(t, r, 1)
+}
+
+// TestCompactDamagedPart: a part of which nothing can be copied stays, and makes no record
+// that says nothing.
+func TestCompactDamagedPart(t *testing.T) {
+	r, source := spoiled(t)
+	halfDead(t, r, source)
 	damage(t, filepath.Join(r.Dir(), archive.PartStoreName(partsOf(t, r, 2, "kept")[0])))
 	c := compactionOf(t, r)
 	if err := c.compact(); err != nil {
@@ -410,14 +407,7 @@ func TestCompactDamagedPart(t *testing.T) {
 // TestCompactLosesNothing: nothing is committed where less was copied than is needed.
 func TestCompactLosesNothing(t *testing.T) {
 	r, source := newRepository(t), t.TempDir()
-	write(t, source+"/gone", randomBytes(1, 2000))
-	write(t, source+"/kept", randomBytes(2, 2000))
-	create(t, r, optionsFor(source))
-	if err := os.Remove(source + "/gone"); err != nil {
-		t.Fatal(err)
-	}
-	create(t, r, optionsFor(source))
-	forget(t, r, 1)
+	halfDead(t, r, source)
 	c := compactionOf(t, r)
 	c.options.hooks.at = func(point string) {
 		if point == "part published" { // what was dead when it was copied

@@ -91,6 +91,21 @@ func create(t testing.TB, r *archive.Repository, o CreateOptions) Summary {
 	return s
 }
 
+// createInterrupted makes a run that is interrupted at a path.
+func createInterrupted(t *testing.T, r *archive.Repository, o CreateOptions, at string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	o.Events.Change = func(_ Change, path string) {
+		if path == at {
+			cancel()
+		}
+	}
+	if s, err := Create(ctx, r, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%+v, %v", s, err)
+	}
+}
+
 // contentsOf returns the paths and contents of all files of a generation.
 func contentsOf(t testing.TB, r *archive.Repository, number uint64) map[string]string {
 	t.Helper()
@@ -278,16 +293,7 @@ func TestInterrupted(t *testing.T) {
 	for i := range 64 {
 		write(t, fmt.Sprintf("%s/%02d", dir, i), randomBytes(uint64(i), 32<<10))
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	o := optionsFor(dir)
-	o.Events.Change = func(_ Change, path string) {
-		if path == "48" {
-			cancel()
-		}
-	}
-	if s, err := Create(ctx, r, o); !errors.Is(err, context.Canceled) {
-		t.Fatalf("%+v, %v", s, err)
-	}
+	createInterrupted(t, r, optionsFor(dir), "48")
 	if last, err := r.Last(); last != 0 || err != nil {
 		t.Fatalf("a record was committed: %d, %v", last, err)
 	}

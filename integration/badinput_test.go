@@ -237,6 +237,16 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// toFullDisk runs a command whose output cannot be written.
+func toFullDisk(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	must(t, err)
+	defer full.Close()
+	cmd.Stdout = full
+	return runCmd(t, cmd)
+}
+
 // TestOutputThatCannotBeWritten wants the loss of what was asked for said, and a
 // generation that was committed counted as one all the same.
 func TestOutputThatCannotBeWritten(t *testing.T) {
@@ -245,12 +255,7 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 	r := newRepo(t)
 	r.all(src)
 	for command, args := range map[string][]string{"list": nil, "list --json": {"--json"}, "ls": {"latest"}, "ls --json": {"latest", "--json"}, "check": nil} {
-		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-		must(t, err)
-		cmd := r.command(strings.Fields(command)[0], args...)
-		cmd.Stdout = full
-		res := runCmd(t, cmd)
-		must(t, full.Close())
+		res := toFullDisk(t, r.command(strings.Fields(command)[0], args...))
 		if res.code != 1 {
 			t.Errorf("%s to a full disk: exit code %d, want 1", command, res.code)
 		}
@@ -262,12 +267,7 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 func TestHelpThatCannotBeWritten(t *testing.T) {
 	for _, args := range [][]string{{mkbackup, "--help"}, {mkbackup, "help", "create"}, {mkbackup, "create", "--help"}, {mkbackup, "--version"},
 		{backupfs, "--help"}, {backupfs, "--version"}} {
-		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-		must(t, err)
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Stdout = full
-		res := runCmd(t, cmd)
-		must(t, full.Close())
+		res := toFullDisk(t, exec.Command(args[0], args[1:]...))
 		if res.code != 1 {
 			t.Errorf("%q to a full disk: exit code %d, want 1", args, res.code)
 		}
@@ -282,14 +282,7 @@ func TestResultThatCannotBePrinted(t *testing.T) {
 	r := newRepo(t)
 	r.all(src)
 	r.all(src)
-	run := func(command string, args ...string) result {
-		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-		must(t, err)
-		defer full.Close()
-		cmd := r.command(command, args...)
-		cmd.Stdout = full
-		return runCmd(t, cmd)
-	}
+	run := func(command string, args ...string) result { return toFullDisk(t, r.command(command, args...)) }
 	for command, args := range map[string][]string{"create": {src}, "forget": {"--keep-last", "1"}, "compact": {"--max-dead", "0"}, "reindex": nil} {
 		for _, form := range [][]string{nil, {"--json"}} {
 			res := run(command, append(form, args...)...)
