@@ -21,9 +21,12 @@ import (
 
 const tarBlock = 512 // everything in a tar stream is a multiple of it
 
+// xattrKey writes the name of an extended attribute as GNU tar does.
+var xattrKey = strings.NewReplacer("%", "%25", "=", "%3D")
+
 // xattrRecord returns the PAX record of an extended attribute, as star invented
 // them and GNU tar and bsdtar read them: ACLs as text, which neither restores
-// otherwise; "=" and "%" in a name as GNU tar writes them.
+// otherwise.
 func xattrRecord(x archive.Xattr) (key, value string, err error) {
 	switch x.Name {
 	case accessACL:
@@ -31,7 +34,7 @@ func xattrRecord(x archive.Xattr) (key, value string, err error) {
 	case defaultACL:
 		key = "SCHILY.acl.default"
 	default:
-		return "SCHILY.xattr." + strings.NewReplacer("%", "%25", "=", "%3D").Replace(x.Name), x.Value, nil
+		return "SCHILY.xattr." + xattrKey.Replace(x.Name), x.Value, nil
 	}
 	value, err = aclText([]byte(x.Value))
 	return key, value, err
