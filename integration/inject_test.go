@@ -186,7 +186,7 @@ var leastKilled = map[string]map[string]int{
 	"reindex": {"fsync": 3, "renameat2": 1, "unlinkat": 6, "write": 2},
 	"check":   {"fsync": 1, "unlinkat": 3, "write": 1},
 	"forget":  {"fsync": 3, "renameat2": 1, "unlinkat": 6, "write": 5},
-	"compact": {"fsync": 7, "renameat2": 2, "unlinkat": 12, "write": 5},
+	"compact": {"fsync": 7, "renameat2": 1, "unlinkat": 12, "write": 5},
 }
 
 // TestKilledAtEveryCall kills commands before each call that changes something.
