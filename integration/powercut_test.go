@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/backupfs/backupfs/internal/treetest"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,6 +94,67 @@ func TestPowerCutBeforeSync(t *testing.T) {
 				t.Error("the generation is there: the power was not cut before the sync")
 			}
 			s.whole()
+		})
+	}
+}
+
+// TestDiskStopsBelowMount stops the disk that a mounted repository lies on: of its index,
+// which is mapped memory, and its parts there is what is in memory, and no more. The mount
+// answers EIO for all else, goes on, and ends as any other.
+func TestDiskStopsBelowMount(t *testing.T) {
+	for _, mkfs := range journaled {
+		t.Run(mkfs[0], func(t *testing.T) {
+			d := newDisk(t, mkfs...)
+			src := tempDir(t)
+			for i := range uint64(2000) { // targets lie in the index, which has many blocks of them
+				dir := mkdir(t, src, fmt.Sprint("d", i%20))
+				write(t, filepath.Join(dir, fmt.Sprint("f", i)), string(treetest.Content(i+1, 500)))
+				must(t, os.Symlink(fmt.Sprintf("%x", treetest.Content(i+1, 1000)), filepath.Join(dir, fmt.Sprint("l", i))))
+			}
+			want, err := snapshotOf(src)
+			must(t, err)
+			r := initRepo(t, filepath.Join(d.dir, "repo"), "--part-size", "64KiB")
+			generation := r.all(src).Generation
+			m := r.mount()
+			root := m.at(generation)
+			must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+			cutPower(t, d.dir)
+
+			read, failed := 0, map[fs.FileMode]int{}
+			must(t, filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+				rel, got := "."+name[len(root):], snapshot{}
+				if err == nil {
+					err = got.read(root, rel)
+				}
+				switch rel = filepath.Clean(rel); {
+				case errors.Is(err, unix.EIO):
+					failed[entry.Type()]++
+				case err == nil && got[rel] != want[rel]:
+					t.Errorf("%q is %q, want %q", rel, got[rel], want[rel])
+				case err == nil:
+					read++
+				default:
+					return err
+				}
+				return nil
+			}))
+			t.Logf("%d of %d were read right, EIO was the answer of %d files and %d symlinks", read, len(want), failed[0], failed[fs.ModeSymlink])
+			if failed[0] == 0 || failed[fs.ModeSymlink] == 0 && mkfs[0] == "mkfs.xfs" { // ext4 goes on to read for mapped memory
+				t.Error("the disk was not stopped")
+			}
+			if n := len(daemons(t, m.dir)); n != 1 {
+				t.Errorf("%d daemons", n)
+			}
+			m.stop()
+
+			d.again()
+			m = r.mount()
+			again, err := snapshotOf(m.at(generation))
+			must(t, err)
+			if difference := want.differences(again); difference != "" {
+				t.Error(difference)
+			}
+			m.stop()
 		})
 	}
 }
