@@ -971,22 +971,25 @@ func twice(t *testing.T, content []byte) (*archive.Repository, []string) {
 	return r, parts
 }
 
+// harms are what may happen to the file of a part.
+var harms = map[string]func(path string) error{
+	"missing": os.Remove,
+	"short":   func(path string) error { return os.Truncate(path, 1000) },
+	"a flipped bit": func(path string) error {
+		b, err := os.ReadFile(path)
+		if err == nil {
+			b[5000] ^= 1
+			err = os.WriteFile(path, b, 0o600)
+		}
+		return err
+	},
+}
+
 // TestContentTwice: a content that lies in two parts is read from the one that is whole;
 // the other one is damaged all the same.
 func TestContentTwice(t *testing.T) {
 	content := randomBytes(3, 100_000)
-	for name, harm := range map[string]func(path string) error{
-		"missing": os.Remove,
-		"short":   func(path string) error { return os.Truncate(path, 1000) },
-		"a flipped bit": func(path string) error {
-			b, err := os.ReadFile(path)
-			if err == nil {
-				b[5000] ^= 1
-				err = os.WriteFile(path, b, 0o600)
-			}
-			return err
-		},
-	} {
+	for name, harm := range harms {
 		t.Run(name, func(t *testing.T) {
 			r, parts := twice(t, content)
 			if err := harm(parts[1]); err != nil {
@@ -1010,6 +1013,79 @@ func TestContentTwice(t *testing.T) {
 			c = check(t, r, CheckOptions{ReadData: true})
 			if c.DamagedFiles != 3 || c.HitGenerations != 2 {
 				t.Errorf("both are lost: %+v, %q", c.CheckResult, c.damages)
+			}
+		})
+	}
+}
+
+// TestCompactContentTwice: of a content that lies in two parts, the place that is not read
+// goes only after the other one was read. Where that is bad, the log says then that it is
+// the first which is of no use.
+func TestCompactContentTwice(t *testing.T) {
+	content := randomBytes(3, 100_000)
+	wantBoth := func(t *testing.T, r *archive.Repository) {
+		t.Helper()
+		wantContents(t, r, 1, map[string]string{"file": string(content), "more": "so that the parts differ"})
+		wantContents(t, r, 2, map[string]string{"file": string(content)})
+	}
+	t.Run("both are whole", func(t *testing.T) {
+		r, _ := twice(t, content)
+		if s := compact(t, r, CompactOptions{}); s.Damaged != 0 || s.Removed != 1 || s.New != 1 || s.NewBytes > 10_000 {
+			t.Errorf("%+v", s)
+		}
+		wantBoth(t, r)
+	})
+	for name, harm := range harms {
+		t.Run(name, func(t *testing.T) {
+			r, parts := twice(t, content)
+			if err := harm(parts[1]); err != nil {
+				t.Fatal(err)
+			}
+			var problems []string
+			s := compact(t, r, CompactOptions{Problem: func(err error) { problems = append(problems, err.Error()) }})
+			if s.Damaged != 1 || len(problems) != 1 || s.Removed != 0 {
+				t.Errorf("%+v, %q", s, problems)
+			}
+			wantBoth(t, r)
+			if s := compact(t, r, CompactOptions{}); s.Damaged != 0 || s.WholeParts != 1 || s.Removed != 1 {
+				t.Errorf("the second time: %+v", s)
+			}
+			wantBoth(t, r)
+			if c := check(t, r, CheckOptions{ReadData: true}); c.Damages != 0 {
+				t.Errorf("%q", c.damages)
+			}
+		})
+	}
+	t.Run("both are damaged", func(t *testing.T) {
+		r, parts := twice(t, content)
+		for _, part := range parts {
+			if err := harms["a flipped bit"](part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s := compact(t, r, CompactOptions{}); s.Damaged != 2 || s.Removed != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestCheckpointContentTwice: a checkpoint says where a content lies besides the place that
+// counts, also one that repairs the log.
+func TestCheckpointContentTwice(t *testing.T) {
+	content := randomBytes(3, 100_000)
+	for name, harm := range harms {
+		t.Run(name, func(t *testing.T) {
+			r, parts := twice(t, content)
+			if err := harm(parts[1]); err != nil {
+				t.Fatal(err)
+			}
+			damage(t, filepath.Join(r.Dir(), archive.RecordStoreName(1)))
+			if c := check(t, r, CheckOptions{Repair: true}); !c.Repaired {
+				t.Fatalf("%+v, %q", c.CheckResult, c.damages)
+			}
+			wantContents(t, r, 2, map[string]string{"file": string(content)})
+			if c := check(t, r, CheckOptions{ReadData: true}); c.DamagedFiles != 0 || c.DamagedRecords != 0 {
+				t.Errorf("%+v, %q", c.CheckResult, c.damages)
 			}
 		})
 	}

@@ -221,6 +221,9 @@ func (c *compaction) problem(err error) {
 // somebody else changed something.
 func (c *compaction) compact() error {
 	for {
+		if err := c.secure(c.usage.doubtful()); err != nil {
+			return err
+		}
 		plan := c.usage.plan(c.options.MaxDead)
 		c.setTotal(plan)
 		for len(plan) > 0 && !c.changed {
@@ -228,6 +231,12 @@ func (c *compaction) compact() error {
 			if n == 0 {
 				c.summary.Limited = true
 				return nil
+			}
+			if err := c.secure(seconds(plan[:n])); err != nil {
+				return err
+			}
+			if c.changed {
+				break
 			}
 			if err := c.work(plan[:n]); err != nil {
 				return err
@@ -529,8 +538,8 @@ func (c *compaction) validate(s *survivors) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := c.db.Live(func(p archive.Placement, need index.Need) error {
-		if _, moved := s.moved[p.Hash]; need > 0 && !moved {
+	if _, err := c.db.Live(func(p archive.Placement, need index.Need, again bool) error {
+		if _, moved := s.moved[p.Hash]; need > 0 && !again && !moved {
 			needed[p.Part] = true
 		}
 		return nil

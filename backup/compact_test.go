@@ -30,7 +30,7 @@ func usageOf(t testing.TB, r *archive.Repository) index.Usage {
 	t.Helper()
 	db := openIndex(t, r)
 	defer db.Close()
-	u, err := db.Live(func(archive.Placement, index.Need) error { return nil })
+	u, err := db.Live(func(archive.Placement, index.Need, bool) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

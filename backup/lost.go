@@ -98,8 +98,8 @@ func (c *creation) reportLost() error {
 		return nil
 	}
 	needed := make(map[archive.Digest]bool)
-	_, err := c.db.Live(func(p archive.Placement, need index.Need) error {
-		if need > 0 && c.lost[p.Part] {
+	_, err := c.db.Live(func(p archive.Placement, need index.Need, again bool) error {
+		if need > 0 && !again && c.lost[p.Part] {
 			needed[p.Part] = true
 		}
 		return nil

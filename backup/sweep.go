@@ -116,7 +116,7 @@ func (s *sweeper) needNothing(db *index.DB) error {
 	if db.LastRemoval() == s.done() {
 		return nil
 	}
-	_, err := db.Live(func(archive.Placement, index.Need) error { return nil })
+	_, err := db.Live(func(archive.Placement, index.Need, bool) error { return nil })
 	return err
 }
 

@@ -36,11 +36,13 @@ func (s span) end() int64 {
 // partUse is what a part holds.
 type partUse struct {
 	archive.Part
-	age   int    // 1 of the newest part, one more of each older one
-	spans []span // of the contents that the index knows there, in their order
-	live  int64  // stored bytes that generations need; at least 1 where they need any
-	dead  int64  // stored bytes that they do not, estimated frame by frame
-	bad   bool   // it is damaged: it stays
+	age     int    // 1 of the newest part, one more of each older one
+	spans   []span // of the contents that the index knows there, in their order
+	seconds []second
+	relied  bool  // other parts have seconds of what is read here
+	live    int64 // stored bytes that generations need; at least 1 where they need any
+	dead    int64 // stored bytes that they do not, estimated frame by frame
+	bad     bool  // it is damaged: it stays
 }
 
 // wholly reports whether nothing in the part is needed.
@@ -80,7 +82,8 @@ func (p *partUse) mostly(need index.Need) bool {
 	return raw > 0
 }
 
-// usage is what the parts of a repository hold. It takes 16 bytes for each content.
+// usage is what the parts of a repository hold. It takes 16 bytes for each content, and 72
+// more for each place where one lies that is needed and read elsewhere.
 type usage struct {
 	parts    []*partUse // oldest first
 	stored   int64
@@ -107,11 +110,21 @@ func measure(repo *archive.Repository, db *index.DB, damaged func(error)) (*usag
 	if err != nil {
 		return nil, err
 	}
-	u.index, err = db.Live(func(p archive.Placement, need index.Need) error {
-		if need == 0 && young[p.Record] {
-			need = awaited
-		}
+	var first *partUse // where the content is read, and
+	var at int64       // its raw offset there
+	u.index, err = db.Live(func(p archive.Placement, need index.Need, again bool) error {
 		use := named[p.Part]
+		switch {
+		case again && need > 0:
+			first.relied = true
+			use.seconds = append(use.seconds, second{p.Content, use, first, at})
+			need = 0
+		case !again:
+			first, at = use, p.RawOffset
+			if need == 0 && young[p.Record] {
+				need = awaited
+			}
+		}
 		use.spans = append(use.spans, span{p.RawOffset, int32(p.RawLen), need})
 		return nil
 	})
@@ -152,7 +165,8 @@ func youngGenerations(db *index.DB) (map[uint64]bool, error) {
 	return young, err
 }
 
-// measure computes live and dead. Only a part that holds both has its tail read.
+// measure computes live and dead. Only a part that holds both has its tail read, and one
+// that is relied on.
 func (p *partUse) measure(store archive.Store) error {
 	slices.SortFunc(p.spans, func(a, b span) int { return cmp.Compare(a.rawOffset, b.rawOffset) })
 	liveRaw, live := int64(tarEndRaw), false
@@ -166,13 +180,17 @@ func (p *partUse) measure(store archive.Store) error {
 	case !live:
 		p.dead = p.Stored
 		return nil
-	case liveRaw == p.Raw:
+	case liveRaw == p.Raw && !p.relied:
 		p.live = p.Stored
 		return nil
 	}
 	frames, err := archive.Frames(store, p.Part)
 	if err != nil {
 		return err
+	}
+	if liveRaw == p.Raw {
+		p.live = p.Stored
+		return nil
 	}
 	p.live, p.dead = split(frames, p.spans)
 	p.live = max(p.live, 1) // shares of frames are rounded down

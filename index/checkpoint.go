@@ -24,7 +24,7 @@ const (
 // of inodes and directories are in it, so they stay.
 
 // Checkpoint yields the lines of a checkpoint behind the record that the index
-// covers, in their order, but for the removed parts. It takes 56 bytes of memory
+// covers, in their order, but for the removed parts. It takes 72 bytes of memory
 // for each content, and what the entries of the directories from the root to one of
 // them take. Every generation is walked.
 func (d *DB) Checkpoint(yield func(archive.Line) error) error {
@@ -57,30 +57,31 @@ type stater struct {
 	old   View // of the one before
 }
 
-// placed is where a content lies.
-type placed struct {
-	place
-	hash   archive.Hash
-	record uint64 // that said so
+// statedPlaces calls use with the places of contents that a checkpoint states: of a content
+// that lies in several parts the one that counts is stated last, so that another one which
+// would come behind it is left out.
+func (d *DB) statedPlaces(use func(contentPlace) error) error {
+	counts := uint64(0) // the part of it
+	return d.eachPlace(nil, func(p contentPlace) error {
+		if !p.again {
+			counts = p.part
+		} else if p.part >= counts {
+			return nil
+		}
+		return use(p)
+	})
 }
 
 // contents states the parts, and behind each what lies in it, in its order.
 func (s *stater) contents() error {
-	var list []placed
-	c := newCursor(s.db.tables, s.db.number, []byte{spaceContent}, scanOptions{})
-	var err error
-	for more := c.seek([]byte{spaceContent}); more && err == nil; more = c.next() {
-		p := placed{hash: archive.Hash(c.key[1:]), record: c.at}
-		p.place, err = decodePlace(c.value)
+	var list []contentPlace
+	if err := s.db.statedPlaces(func(p contentPlace) error {
 		list = append(list, p)
-	}
-	if closeErr := c.close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
+		return nil
+	}); err != nil {
 		return err
 	}
-	slices.SortFunc(list, func(a, b placed) int {
+	slices.SortFunc(list, func(a, b contentPlace) int {
 		if a.part != b.part {
 			return cmp.Compare(a.part, b.part)
 		}
@@ -101,7 +102,7 @@ func (s *stater) contents() error {
 	})
 }
 
-func (s *stater) part(value []byte, contents []placed) error {
+func (s *stater) part(value []byte, contents []contentPlace) error {
 	part, err := decodePart(value)
 	if err != nil {
 		return err
@@ -511,25 +512,45 @@ func (c *comparison) parts() error {
 
 func (c *comparison) contents() error {
 	n := 0
-	if err := c.old.Places(func(h archive.Hash, want Place) error {
+	if err := c.old.statedPlaces(func(p contentPlace) error {
 		n++
 		if err := c.interrupted(); err != nil {
 			return err
 		}
-		got, err := c.fresh.Content(h)
-		if err == nil && got != want {
-			err = errOtherwise
+		want, err := c.old.inPart(p.place)
+		if errors.Is(err, errPartGone) {
+			n--
+			return nil
 		}
-		return describe(err, "content %s", h)
+		if err != nil {
+			return err
+		}
+		return describe(c.placed(p, want), "content %s", p.hash)
 	}); err != nil {
 		return err
 	}
-	return c.fresh.Places(func(h archive.Hash, _ Place) error {
+	return c.fresh.eachPlace(nil, func(contentPlace) error {
 		if n--; n < 0 {
-			return fmt.Errorf("%w: it has more contents", errOtherwise)
+			return fmt.Errorf("%w: it has more contents, or more places of them", errOtherwise)
 		}
 		return nil
 	})
+}
+
+// placed makes sure that fresh has a content at a place, which counts unless it is another one.
+func (c *comparison) placed(p contentPlace, want Place) error {
+	if !p.again {
+		got, err := c.fresh.Content(p.hash)
+		if err == nil && got != want {
+			err = errOtherwise
+		}
+		return err
+	}
+	others, err := c.fresh.Elsewhere(p.hash)
+	if err == nil && !slices.Contains(others, want) {
+		err = fmt.Errorf("%w: it lies in one part less", errOtherwise)
+	}
+	return err
 }
 
 // tree compares all directories of a generation, and their entries.

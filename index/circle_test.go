@@ -50,7 +50,7 @@ func TestCircles(t *testing.T) {
 		"walk":   walk,
 		"Lookup": func() error { _, err := db.At(2).Lookup(3, "z"); return err },
 		"Live": func() error {
-			_, err := db.Live(func(archive.Placement, Need) error { return nil })
+			_, err := db.Live(func(archive.Placement, Need, bool) error { return nil })
 			return err
 		},
 		"Holders": func() error { _, err := db.Holders(func(archive.Hash) bool { return true }); return err },

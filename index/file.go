@@ -261,27 +261,81 @@ func (d *DB) place(value []byte) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
+	return d.inPart(p)
+}
+
+// inPart is place with a value that was decoded.
+func (d *DB) inPart(p place) (Place, error) {
 	part, err := d.part(p.part)
 	return Place{Part: part, RawOffset: p.rawOffset, RawLen: p.rawLen}, err
 }
 
 // Elsewhere returns where a content lies besides the place that Content returns, which
-// is in the newest part: two runs at the same time may store the same. A checkpoint
-// does not know such places, and a compaction takes what lies there for dead.
+// was named last, the newest first: two runs at the same time may store the same.
 func (d *DB) Elsewhere(h archive.Hash) ([]Place, error) {
 	var others []Place
-	key := appendContentKey(make([]byte, 0, 1+len(h)), h)
-	c := newCursor(d.tables, d.number, key, scanOptions{allVersions: true})
+	err := d.eachPlace(h[:], func(p contentPlace) error {
+		if !p.again {
+			return nil
+		}
+		other, err := d.inPart(p.place)
+		others = append(others, other)
+		return err
+	})
+	return others, err
+}
+
+// contentPlace is a place where a content lies.
+type contentPlace struct {
+	place
+	hash   archive.Hash
+	record uint64 // that says so
+	again  bool   // another one was named after it, which counts
+}
+
+// eachPlace calls use with the places of each content whose hash begins as given, in the
+// order of the hashes: with the one that was named last, and, unless the part of that was
+// removed, with all others of the same length in parts that are there, the newest first.
+func (d *DB) eachPlace(hash []byte, use func(contentPlace) error) error {
+	c := newCursor(d.tables, d.number, append([]byte{spaceContent}, hash...), scanOptions{allVersions: true})
+	var known []place // of one content
+	var last archive.Hash
 	var err error
-	for more := c.seek(key) && c.next(); more && err == nil; more = c.next() {
-		p, placeErr := d.place(c.value)
-		if placeErr == nil {
-			others = append(others, p)
-		} else if !errors.Is(placeErr, errPartGone) {
-			err = placeErr
+	for more := c.seek(c.prefix); more && err == nil; more = c.next() {
+		p := contentPlace{hash: archive.Hash(c.key[1:]), record: c.at}
+		if p.place, err = decodePlace(c.value); err != nil {
+			break
+		}
+		if p.again = len(known) > 0 && p.hash == last; !p.again {
+			known, last = known[:0], p.hash
+		}
+		var counts bool
+		if counts, err = d.counts(p.place, known); counts && err == nil {
+			known = append(known, p.place)
+			err = use(p)
 		}
 	}
-	return others, cmp.Or(err, c.close())
+	return cmp.Or(err, c.close())
+}
+
+// counts reports whether a place of a content is one to read it from; newer are those that
+// were named after it.
+func (d *DB) counts(p place, newer []place) (bool, error) {
+	if len(newer) == 0 {
+		return true, nil
+	}
+	if slices.Contains(newer, p) || newer[0].rawLen != p.rawLen {
+		return false, nil
+	}
+	for _, part := range [...]uint64{newer[0].part, p.part} {
+		if _, err := d.part(part); err != nil {
+			if errors.Is(err, errPartGone) {
+				err = nil
+			}
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // errPartGone says that a compaction removed a part.

@@ -31,14 +31,15 @@ type Usage struct {
 type Need uint32
 
 // Live yields every content, where it lies, which record said so first, and who needs
-// it, in the order of the hashes. It ends with the first error of yield. The error wraps ErrDamaged where
-// Lost has contents.
+// it, in the order of the hashes. again is true of each other place where a content lies
+// that was yielded before: it is read there only where the first one cannot be read. Live ends with the
+// first error of yield. The error wraps ErrDamaged where Lost has contents.
 //
 // It holds 4 bytes for each inode number that was ever given and 4 for each directory,
 // but not for long stretches of numbers that are not in use, and 25 to 38 for each content that is needed: up to 38 MB per million.
 // Contents are told apart by 8 bytes of their hashes: where two have the same,
 // both count as needed.
-func (d *DB) Live(yield func(archive.Placement, Need) error) (Usage, error) {
+func (d *DB) Live(yield func(p archive.Placement, need Need, again bool) error) (Usage, error) {
 	l, lost, err := d.live(yield)
 	if err == nil && len(lost) > 0 {
 		err = fmt.Errorf("%w: %d contents that generations need are in no part, or have another length there", ErrDamaged, len(lost))
@@ -50,7 +51,7 @@ func (d *DB) Live(yield func(archive.Placement, Need) error) (Usage, error) {
 // have another length there than a file has of them, which is given. It takes the time and
 // memory that Live takes.
 func (d *DB) Lost() (map[archive.Hash]int64, error) {
-	_, lost, err := d.live(func(archive.Placement, Need) error { return nil })
+	_, lost, err := d.live(func(archive.Placement, Need, bool) error { return nil })
 	return lost, err
 }
 
@@ -70,7 +71,7 @@ func (d *DB) Gone(yield func(archive.Hash)) error {
 	})
 }
 
-func (d *DB) live(yield func(archive.Placement, Need) error) (l *liveness, lost map[archive.Hash]int64, err error) {
+func (d *DB) live(yield func(archive.Placement, Need, bool) error) (l *liveness, lost map[archive.Hash]int64, err error) {
 	l = &liveness{db: d, died: map[DirID]uint64{}, needed: map[uint64]needed{}}
 	if d.tables == nil {
 		return l, nil, nil
@@ -280,16 +281,8 @@ func (l *liveness) inodes(use func(archive.Extent, Need) error) error {
 	})
 }
 
-func (l *liveness) contents(yield func(archive.Placement, Need) error) error {
-	c := newCursor(l.db.tables, l.db.number, []byte{spaceContent}, scanOptions{})
-	var err error
-	for more := c.seek([]byte{spaceContent}); more && err == nil; more = c.next() {
-		err = l.content(c, yield)
-	}
-	if closeErr := c.close(); err == nil {
-		err = closeErr
-	}
-	return err
+func (l *liveness) contents(yield func(archive.Placement, Need, bool) error) error {
+	return l.db.eachPlace(nil, func(p contentPlace) error { return l.content(p, yield) })
 }
 
 // lost returns what DB.Lost does. Nearly always nothing is left to be looked up.
@@ -314,13 +307,9 @@ func (l *liveness) lost() (map[archive.Hash]int64, error) {
 	return lost, err
 }
 
-// content yields the content that a cursor is at, unless its part was removed.
-func (l *liveness) content(c *cursor, yield func(archive.Placement, Need) error) error {
-	at, err := decodePlace(c.value)
-	if err != nil {
-		return err
-	}
-	part, err := l.db.part(at.part)
+// content yields a place of a content, unless its part was removed.
+func (l *liveness) content(p contentPlace, yield func(archive.Placement, Need, bool) error) error {
+	part, err := l.db.part(p.part)
 	if errors.Is(err, errPartGone) {
 		l.usage.Gone++
 		return nil
@@ -328,17 +317,25 @@ func (l *liveness) content(c *cursor, yield func(archive.Placement, Need) error)
 	if err != nil {
 		return err
 	}
-	short := binary.BigEndian.Uint64(c.key[1:])
+	short := binary.BigEndian.Uint64(p.hash[:])
 	n := l.needed[short]
-	l.usage.Contents++
-	if n.need > 0 {
-		if n.length == uint32(at.rawLen) {
-			l.needed[short] = needed{n.need, lengthFound}
-		}
-		l.usage.Live++
+	if !p.again {
+		l.count(short, n, uint32(p.rawLen))
 	}
-	return yield(archive.Placement{Part: part.Name, Record: c.at,
-		Content: archive.Content{Hash: archive.Hash(c.key[1:]), RawOffset: at.rawOffset, RawLen: at.rawLen}}, n.need)
+	return yield(archive.Placement{Part: part.Name, Record: p.record,
+		Content: archive.Content{Hash: p.hash, RawOffset: p.rawOffset, RawLen: p.rawLen}}, n.need, p.again)
+}
+
+// count counts a content that lies in a part.
+func (l *liveness) count(short uint64, n needed, length uint32) {
+	l.usage.Contents++
+	if n.need == 0 {
+		return
+	}
+	if n.length == length {
+		l.needed[short] = needed{n.need, lengthFound}
+	}
+	l.usage.Live++
 }
 
 // Removals yields the names of the parts that the log removed and did not name

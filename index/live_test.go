@@ -69,7 +69,7 @@ func TestRemovedPart(t *testing.T) {
 	if db.LastRemoval() != 4 {
 		t.Errorf("last removal %d, want 4", db.LastRemoval())
 	}
-	usage, err := db.Live(func(p archive.Placement, need Need) error {
+	usage, err := db.Live(func(p archive.Placement, need Need, _ bool) error {
 		if need == 0 || p.Hash != (archive.Hash{2}) {
 			t.Errorf("%s has need %d", p.Hash, need)
 		}
@@ -162,7 +162,7 @@ func TestLost(t *testing.T) {
 		}
 		for _, merged := range []bool{false, true} {
 			db := finished(t, b)
-			_, err := db.Live(func(archive.Placement, Need) error { return nil })
+			_, err := db.Live(func(archive.Placement, Need, bool) error { return nil })
 			if c.lost != (errors.Is(err, ErrDamaged) && strings.Contains(err.Error(), "1 contents that generations need")) || !c.lost && err != nil {
 				t.Errorf("%s, merged %t: %v", name, merged, err)
 			}
@@ -210,7 +210,7 @@ func TestNeed(t *testing.T) {
 		3: "1222", // 1 and 2 are kept, 2 is the newest
 	} {
 		got := ""
-		usage, err := history(forgotten).Live(func(_ archive.Placement, need Need) error {
+		usage, err := history(forgotten).Live(func(_ archive.Placement, need Need, _ bool) error {
 			got += fmt.Sprint(need)
 			return nil
 		})
@@ -240,7 +240,7 @@ func TestNumbersClaimed(t *testing.T) {
 	}
 	db := mustOpen(t, r, Options{})
 	defer db.Close()
-	usage, err := db.Live(func(archive.Placement, Need) error { return nil })
+	usage, err := db.Live(func(archive.Placement, Need, bool) error { return nil })
 	if err != nil || usage.Inodes != 2 || usage.DeadInodes != 1 { // that of the root is none that a generation needs
 		t.Errorf("live: %+v, %v", usage, err)
 	}
