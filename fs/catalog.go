@@ -155,22 +155,27 @@ func (l *listing) directories() int {
 
 // lookup finds a name: a listed one, or a date or another prefix of a
 // generation's name, which stands for the last one that has it. Where the mount has
-// names of its own, a generation is found by the others, too. What is reached through a
-// name that is not listed has nodes of its own.
+// names of its own, a generation is found by its number behind them, and by the others,
+// too. What is reached through a name that is not listed has nodes of its own.
 func (l *listing) lookup(name string) (listed, bool) {
 	if e, ok := l.named[name]; ok {
 		return e, true
 	}
-	g, ok := index.FindName(l.generations, name)
-	if !ok {
-		g, ok = index.FindName(l.original, name)
-	}
-	if !ok {
-		g, ok = l.format.findNumbered(l.generations, name)
-	}
+	g, ok := l.find(name)
 	e := generationEntry(g)
 	e.node |= viaName(name)
 	return e, ok
+}
+
+// find finds a generation by a name that is not listed.
+func (l *listing) find(name string) (index.Generation, bool) {
+	if g, ok := l.format.findNumbered(l.generations, name); ok {
+		return g, true
+	}
+	if g, ok := l.format.findPrefix(l.generations, name); ok {
+		return g, true
+	}
+	return index.FindName(l.original, name)
 }
 
 // after returns the entries behind an offset.

@@ -96,3 +96,17 @@ func (f NameFormat) findNumbered(gens []index.Generation, name string) (index.Ge
 	}
 	return index.Generation{}, false
 }
+
+// findPrefix finds the last generation whose name begins with a part of a time, which is
+// as long as a year at least. A number is no such part: ".8" is not the beginning of ".80".
+func (f NameFormat) findPrefix(gens []index.Generation, name string) (index.Generation, bool) {
+	if len(name) < len("2006") {
+		return index.Generation{}, false
+	}
+	for _, g := range slices.Backward(gens) {
+		if strings.HasPrefix(g.Name, name) && len(name) < len(f.of(g.Time)) {
+			return g, true
+		}
+	}
+	return index.Generation{}, false
+}

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -85,6 +86,17 @@ func TestNamesThatAreTheSame(t *testing.T) {
 	}
 	want(later, "@GMT21.11..2", 2)
 	want(later, "@GMT21.11..3", 3)
+	longer := append(gens[:3:3], gen(15, "", "2026-11-21T05-00-00Z"), gen(20, "", "2026-11-21T06-00-00Z"), gen(29, "", "2026-11-21T07-00-00Z"))
+	for _, l := range []*listing{catalogOf("@GMT%d.%m.", longer...), catalogOf("@GMT%d.%m.", longer[1:]...)} {
+		for _, number := range []uint64{2, 3, 15, 20, 29} {
+			want(l, fmt.Sprintf("@GMT21.11..%d", number), number)
+		}
+	}
+	want(catalogOf("@GMT%d.%m.", longer...), "@GMT21.11..1", 1)
+	few := catalogOf("@GMT%d.%m.", append(longer[:1:1], longer[4:]...)...) // 1, 20, 29
+	for name, number := range map[string]uint64{"@GMT21.11..2": 0, "@GMT21.11..": 0, "@GMT21.11": 29} {
+		want(few, name, number)
+	}
 	hidden := catalogOf("day-%d.%m.", gens[3:]...)
 	if got := names(hidden.entries); !slices.Contains(got, "day-22.11..4") || !slices.Contains(got, "day-22.11.") {
 		t.Errorf("beside a source of that name: %q", got)
