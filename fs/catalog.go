@@ -167,10 +167,14 @@ func (l *listing) lookup(name string) (listed, bool) {
 	return e, ok
 }
 
-// find finds a generation by a name that is not listed.
+// find finds a generation by a name that is not listed. A whole name stands for no other
+// generation than its own, which is not there any more.
 func (l *listing) find(name string) (index.Generation, bool) {
 	if g, ok := l.format.findNumbered(l.generations, name); ok {
 		return g, true
+	}
+	if l.format.makes(name) {
+		return index.Generation{}, false
 	}
 	if g, ok := l.format.findPrefix(l.generations, name); ok {
 		return g, true

@@ -60,6 +60,12 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("lookup %q = node %#x", name, e.node)
 		}
 	}
+	second := gen(6, "", "2026-11-22T15-00-00Z.2")
+	for name, number := range map[string]uint64{"2026-11-22T15-00-00Z": 0, "2026-11-22T15-00-00Z.": 0, second.Name: 6, "2026-11-22T15-00-00": 6} {
+		if e, ok := testCatalog(t, "", gens[0], second).root.lookup(name); e.generation.Number != number || ok != (number != 0) {
+			t.Errorf("lookup %q without the first of its second = %d, %t", name, e.generation.Number, ok)
+		}
+	}
 	web := c.sources[c.root.named["web1"].node]
 	if got := names(web.entries); !slices.Equal(got, []string{"2026-11-21T04-00-00Z", "2026-11-22T15-00-00Z", "latest"}) {
 		t.Errorf("web1 = %q", got)

@@ -97,6 +97,14 @@ func (f NameFormat) findNumbered(gens []index.Generation, name string) (index.Ge
 	return index.Generation{}, false
 }
 
+// makes reports whether a name is a whole one, of some time. That is not known of all
+// formats: most of those that cannot be read back, as %s, make names of one length only,
+// so that none is the beginning of another.
+func (f NameFormat) makes(name string) bool {
+	_, err := strftime.Parse(string(f), name)
+	return err == nil && f != ""
+}
+
 // findPrefix finds the last generation whose name begins with a part of a time, which is
 // as long as a year at least. A number is no such part: ".8" is not the beginning of ".80".
 func (f NameFormat) findPrefix(gens []index.Generation, name string) (index.Generation, bool) {

@@ -47,6 +47,30 @@ func TestNameFormats(t *testing.T) {
 	}
 }
 
+// A whole name leads to no generation that has another one, also where it is the
+// beginning of that, or of the generation's own name.
+func TestWholeNamesAreNoPrefixes(t *testing.T) {
+	zone := time.Local
+	time.Local = time.FixedZone("CET", 3600)
+	t.Cleanup(func() { time.Local = zone })
+	gens := []index.Generation{gen(1, "", "2026-11-22T23-30-00Z")} // the 23rd, in local time
+	for format, names := range map[NameFormat]map[string]bool{
+		"%Y-%m-%d":               {"2026-11-23": true, "2026-11": true, "2026-11-22T23": true, "2026-11-22": false},
+		"%B %-d":                 {"November 23": true, "Nove": true, "2026-11-22": true, "November 2": false},
+		"@GMT-%Y.%m.%d-%H.%M.%S": {"@GMT-2026.11.22": true, "2026-11-22": true, "@GMT-2026.11.22-23.30.01": false},
+	} {
+		c, err := newCatalog(gens, "", format, 9)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range names {
+			if _, ok := c.root.lookup(name); ok != want {
+				t.Errorf("%s: %q leads to it: %t, want %t", format, name, ok, want)
+			}
+		}
+	}
+}
+
 // Generations whose names are the same, or those of something else, are told apart
 // by their numbers, and a name that one of them had goes on leading to it.
 func TestNamesThatAreTheSame(t *testing.T) {

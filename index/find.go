@@ -7,14 +7,16 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/backupfs/backupfs/archive"
 )
 
 // ErrNoGeneration says that no generation is meant by a name.
 var ErrNoGeneration = errors.New("no such generation")
 
 // Find returns the generation that spec means: "latest", "latest~2" (two before
-// it), a generation's name or number, or a prefix of names that begins with a
-// date or a part of one ("2026-11-22": the last of that day), where the time of day may
+// it), a generation's name or number, or a prefix of names that is a date and time or
+// a part of one ("2026-11-22": the last of that day), where the time of day may
 // have colons, or a time of RFC 3339. A spec of the form
 // "SOURCE/GEN" means a generation of that source, any other one of the unnamed
 // source, but for a number: that means a generation of any source. gens are ordered by
@@ -51,14 +53,15 @@ func Find(gens []Generation, spec string) (Generation, error) {
 }
 
 // FindName returns the generation called name, or else the last one whose name
-// begins with it; a prefix is at least a year. gens are of one source.
+// begins with it; a prefix is at least a year, and shorter than any name: "….2" does
+// not stand for the generation before it, once that is dropped. gens are of one source.
 func FindName(gens []Generation, name string) (Generation, bool) {
 	for _, g := range gens {
 		if g.Name == name {
 			return g, true
 		}
 	}
-	if len(name) < len("2006") {
+	if len(name) < len("2006") || len(name) >= len(archive.GenerationTimeFormat) {
 		return Generation{}, false
 	}
 	for i := len(gens) - 1; i >= 0; i-- {
@@ -69,13 +72,17 @@ func FindName(gens []Generation, name string) (Generation, bool) {
 	return Generation{}, false
 }
 
-// findTime returns the generation of exactly the time that name is in RFC 3339.
+// findTime returns the generation of exactly the time that name is in RFC 3339. A whole
+// second is a name written otherwise, which "….2" of the same time does not have.
 func findTime(gens []Generation, name string) (Generation, bool) {
 	t, err := time.Parse(time.RFC3339, name)
 	if err != nil {
 		return Generation{}, false
 	}
-	i := slices.IndexFunc(gens, func(g Generation) bool { return g.Time.Equal(t) })
+	own := t.UTC().Format(archive.GenerationTimeFormat)
+	i := slices.IndexFunc(gens, func(g Generation) bool {
+		return g.Time.Equal(t) && (t.Nanosecond() != 0 || g.Name == own)
+	})
 	if i < 0 {
 		return Generation{}, false
 	}

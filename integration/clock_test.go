@@ -64,6 +64,35 @@ func TestClockJumps(t *testing.T) {
 	t.Logf("%d generations from %s to %s, in the order of their commits", len(want), want[6], want[5])
 }
 
+// TestDroppedByItsName: where two generations are of one second, the name of the first
+// stands for no other one once it is dropped, neither to drop nor to read.
+func TestDroppedByItsName(t *testing.T) {
+	const name = "2026-05-01T12-00-00Z"
+	src := tempDir(t)
+	r := newRepo(t)
+	m := r.mount()
+	for _, data := range []string{"first", "second"} {
+		write(t, filepath.Join(src, "file"), data)
+		r.all(src, "--time", "2026-05-01T12:00:00Z")
+	}
+	wantContent(t, m.at(name+".2", "file"), "second")
+	if res := r.mkbackup("forget", name); res.code != 0 {
+		t.Fatalf("forget: exit code %d: %s", res.code, res.stderr)
+	}
+	waitFor(t, 30*time.Second, "the mount to show "+name+" no more", func() bool { _, err := os.Lstat(m.path(name)); return os.IsNotExist(err) })
+	for _, spec := range []string{name, "2026-05-01T12:00:00Z", "/" + name} {
+		for _, command := range []string{"forget", "export", "ls"} {
+			if res := r.mkbackup(command, spec); res.code != 1 {
+				t.Errorf("%s %s, which is dropped: exit code %d, want 1: %s%s", command, spec, res.code, res.stdout, res.stderr)
+			}
+		}
+	}
+	if got := r.generations(); !slices.Equal(got, []string{name + ".2"}) {
+		t.Errorf("left: %q", got)
+	}
+	wantContent(t, m.at("2026-05-01", "file"), "second")
+}
+
 // TestFutureSource: a source that changed while the clock was ten years ahead, as its files
 // say, is backed up without waiting for that time, and only once. What changes in it now is
 // seen, also where size and time of the contents stay the same.
