@@ -67,7 +67,7 @@ type Options struct {
 type Mount struct {
 	repository *archive.Repository
 	options    Options
-	mountpoint string
+	mountpoint string           // without symlinks
 	owner      fuse.Owner       // of what is above the generations
 	pinned     index.Generation // the only one to show; Number 0: all
 	parts      *parts
@@ -110,7 +110,8 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 	if err := o.NameFormat.Check(); err != nil {
 		return nil, fmt.Errorf("name format %w", err)
 	}
-	if err := checkMountpoint(mountpoint, r.Dir()); err != nil {
+	where, err := checkMountpoint(mountpoint, r.Dir())
+	if err != nil {
 		return nil, err
 	}
 	if o.CacheSize == 0 {
@@ -119,7 +120,7 @@ func New(r *archive.Repository, mountpoint string, o Options) (*Mount, error) {
 	m := &Mount{
 		repository: r,
 		options:    o,
-		mountpoint: mountpoint,
+		mountpoint: where,
 		owner:      *fuse.CurrentOwner(),
 		log:        newLogger(o.Log),
 		latency:    newLatency(),

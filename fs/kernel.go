@@ -109,6 +109,18 @@ func openMount(path string) (root int, err error) {
 	return root, nil
 }
 
+// resolve returns a directory's path without symlinks, as the kernel lists it where
+// something is mounted there. Unlike filepath.EvalSymlinks it asks nobody who serves the
+// directory, who may be dead.
+func resolve(dir string) (string, error) {
+	fd, err := openMount(dir)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return os.Readlink(openPath(fd))
+}
+
 // openPath returns a path that leads to what is open.
 func openPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
@@ -213,45 +225,47 @@ func silenceXattrs(root int) {
 
 // checkMountpoint finds out what would make mounting fail or hang. Where a process
 // that had mounted a repository at the mount point was killed, what is left of that
-// mount is taken away, so that it can be started again.
-func checkMountpoint(mountpoint, repository string) error {
-	removeDead(mountpoint)
+// mount is taken away, so that it can be started again. where is the mount point's path
+// without symlinks.
+func checkMountpoint(mountpoint, repository string) (where string, err error) {
+	where, unresolved := resolve(mountpoint)
+	if unresolved == nil {
+		removeDead(where)
+	}
 	info, err := os.Stat(mountpoint)
 	switch {
 	case errors.Is(err, syscall.ENOTCONN):
-		return fmt.Errorf("%s: a mount whose program is gone: unmount it first", mountpoint)
+		return "", fmt.Errorf("%s: a mount whose program is gone: unmount it first", mountpoint)
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("mount point: %w: make it first", err)
+		return "", fmt.Errorf("mount point: %w: make it first", err)
 	case err != nil:
-		return fmt.Errorf("mount point: %w", err)
+		return "", fmt.Errorf("mount point: %w", err)
 	case !info.IsDir():
-		return fmt.Errorf("mount point %s: not a directory", mountpoint)
-	}
-	where, err := filepath.EvalSymlinks(mountpoint)
-	if err != nil {
-		return fmt.Errorf("mount point: %w", err)
+		return "", fmt.Errorf("mount point %s: not a directory", mountpoint)
+	case unresolved != nil:
+		return "", fmt.Errorf("mount point: %w", unresolved)
 	}
 	mounted, err := isMounted(where)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case mounted:
-		return fmt.Errorf("mount point %s: a repository is mounted there already", mountpoint)
+		return "", fmt.Errorf("mount point %s: a repository is mounted there already", mountpoint)
 	}
 	if repository, err = filepath.EvalSymlinks(repository); err != nil {
-		return fmt.Errorf("repository: %w", err)
+		return "", fmt.Errorf("repository: %w", err)
 	}
 	if within(repository, where) {
-		return fmt.Errorf("mount point %s: it would hide the repository %s", mountpoint, repository)
+		return "", fmt.Errorf("mount point %s: it would hide the repository %s", mountpoint, repository)
 	}
 	if within(where, repository) {
-		return fmt.Errorf("mount point %s: it would hide a part of the repository %s", mountpoint, repository)
+		return "", fmt.Errorf("mount point %s: it would hide a part of the repository %s", mountpoint, repository)
 	}
-	return nil
+	return where, nil
 }
 
-// removeDead unmounts what answers no more, if it is a mount of ours, and reports whether
-// there was one. Who looks at the mount point afterwards sees whether it worked.
+// removeDead unmounts what answers no more at a path without symlinks, if it is a mount of
+// ours, and reports whether there was one. Who looks at the mount point afterwards sees whether it worked.
 func removeDead(mountpoint string) (found bool) {
 	// Unlike those of its root, the numbers of a file system are never cached.
 	err := unix.Statfs(mountpoint, new(unix.Statfs_t))

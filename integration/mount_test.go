@@ -503,15 +503,26 @@ func TestRelativePaths(t *testing.T) {
 }
 
 // TestKilledDaemon leaves a dead mount, which must not keep anything locked, and
-// gives way to the next one.
+// gives way to the next one, also where the mount point is given by a symlink.
 func TestKilledDaemon(t *testing.T) {
 	src := tempDir(t)
 	write(t, filepath.Join(src, "file"), "x")
 	r := newRepo(t)
 	r.all(src)
 	m := r.mount()
-	syscall.Kill(daemons(t, m.dir)[0], syscall.SIGKILL)
-	waitFor(t, 10*time.Second, "the daemon to die", func() bool { return len(daemons(t, m.dir)) == 0 })
+	kill := func(dir string) {
+		t.Helper()
+		syscall.Kill(daemons(t, dir)[0], syscall.SIGKILL)
+		waitFor(t, 10*time.Second, "the daemon to die", func() bool { return len(daemons(t, dir)) == 0 })
+	}
+	kill(m.dir)
+	link := filepath.Join(tempDir(t), "link")
+	must(t, os.Symlink(m.dir, link))
+	run(t, backupfs, r.dir, link)
+	kill(link)
+	run(t, backupfs, r.dir, link)
+	wantContent(t, m.path("latest", "file"), "x")
+	kill(link)
 	write(t, filepath.Join(src, "file"), "y")
 	s := r.all(src)
 	m.start(r)

@@ -195,12 +195,20 @@ func TestBusyStop(t *testing.T) {
 }
 
 // TestForcedUnmount: where a mount is in use, `umount -f` ends no more than its connection.
-// What is left of it must not stay there in silence.
+// What is left of it must not stay there in silence, also where the mount point was given by
+// a symlink.
 func TestForcedUnmount(t *testing.T) {
-	repo := newRepo(t, 1, 1)
-	for _, busy := range []bool{false, true} {
-		mnt := t.TempDir()
-		b := beside(t, program(t, "-f", repo, mnt), mnt)
+	repo, link := newRepo(t, 1, 1), filepath.Join(t.TempDir(), "link")
+	for _, c := range []struct{ busy, linked bool }{{false, false}, {true, false}, {true, true}} {
+		mnt, busy := t.TempDir(), c.busy
+		given := mnt
+		if c.linked {
+			given = link
+			if err := os.Symlink(mnt, link); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := beside(t, program(t, "-f", repo, given), mnt)
 		if busy {
 			f, err := os.Open(mnt + "/latest/f0000")
 			if err != nil {
