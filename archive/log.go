@@ -316,7 +316,7 @@ func (rr *RecordReader) completeEntry(e *Entry) error {
 			break
 		}
 		if e.Data = append(e.Data, rr.parsed.more...); len(e.Data) > maxExtents {
-			return rr.fail(fmt.Errorf("%q: too many extents", e.Path))
+			return rr.fail(fmt.Errorf("%.300q: too many extents", e.Path))
 		}
 	}
 	if err := e.validate(); err != nil {
@@ -435,6 +435,11 @@ func (d *RecordDraft) Add(l Line) error {
 	if l.Entry != nil {
 		if err := l.Entry.validate(); err != nil {
 			return fmt.Errorf("%w: %w", ErrEntry, err)
+		}
+	}
+	if l.Gone != "" {
+		if err := validatePath(l.Gone); err != nil {
+			return err
 		}
 	}
 	return d.changes.write(l)

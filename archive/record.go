@@ -41,12 +41,19 @@ const (
 	extentsPerLine = 1000     // the others follow in "more" lines
 	maxExtents     = 64 << 20 // of one entry
 	maxName        = 255      // bytes of one component of a path
+	maxPath        = MaxDirectoryPath + 1 + maxName
 	maxContent     = 8 << 20  // raw bytes of one content
 	maxInodeNumber = 1 << 62  // that the index gives
 	maxTarget      = 64 << 10 // bytes of a symlink's target: Linux hands out less than a page, which has no more
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
+
+// MaxDirectoryPath is how many bytes the path of a directory has at most that a writer stores.
+// Each level of a path is held in memory with all above it, and anybody may make many. So the
+// longest path that there is, and that a reader takes, is that of something in such a
+// directory: 16,640 bytes.
+const MaxDirectoryPath = 16 << 10
 
 // maxRecord is the greatest number of a record: who counts up to it does not come round to 0.
 const maxRecord = math.MaxInt64
@@ -223,7 +230,7 @@ func (k Kind) allows(l Line) error {
 	case l.Content != nil && (l.Content.Record != 0) != checkpoint:
 		return fmt.Errorf("content %s: with a record or without one, in a record that is a %s", l.Content.Hash, k)
 	case l.Entry != nil && (l.Entry.Number != 0) != checkpoint:
-		return fmt.Errorf("%q: with a number or without one, in a record that is a %s", l.Entry.Path, k)
+		return fmt.Errorf("%.300q: with a number or without one, in a record that is a %s", l.Entry.Path, k)
 	}
 	return nil
 }
@@ -466,7 +473,7 @@ func (e *Entry) validate() error {
 		return fmt.Errorf("%.300q: a %s with data", e.Path, e.Attr.Type)
 	}
 	if e.Number > maxInodeNumber || e.Directory > math.MaxInt64 || (e.Directory != 0) != (e.Number != 0 && e.Attr.Type == TypeDir) {
-		return fmt.Errorf("%q: a %s with the numbers %d and %d", e.Path, e.Attr.Type, e.Number, e.Directory)
+		return fmt.Errorf("%.300q: a %s with the numbers %d and %d", e.Path, e.Attr.Type, e.Number, e.Directory)
 	}
 	if e.Group != "" && (e.Attr.Type == TypeDir || e.Attr.Whiteout()) {
 		return fmt.Errorf("%.300q: a %s in a hard-link group", e.Path, e.Attr.Type)
@@ -520,6 +527,9 @@ func (e *Entry) validateXattrs() error {
 func validatePath(path string) error {
 	if path == "." {
 		return nil
+	}
+	if len(path) > maxPath {
+		return fmt.Errorf("bad path %.300q…: it has %d bytes, want at most %d", path, len(path), maxPath)
 	}
 	for name := range strings.SplitSeq(path, "/") {
 		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.IndexByte(name, 0) >= 0 {

@@ -746,6 +746,44 @@ func TestRecordNames(t *testing.T) {
 	}
 }
 
+// TestLongPaths: the longest path is that of something in a directory of the longest path that
+// is stored. A longer one is refused by writers and by readers, who show little of it.
+func TestLongPaths(t *testing.T) {
+	longest := strings.Repeat("aa/", (MaxDirectoryPath-1)/3) + "a/" + strings.Repeat("n", maxName)
+	if len(longest) != 16640 {
+		t.Fatalf("%d bytes", len(longest))
+	}
+	goneEnd := strings.NewReplacer(`"entries":1`, `"entries":0`, `"gone":0`, `"gone":1`).Replace(goodEnd)
+	for _, c := range []struct {
+		path string
+		good bool
+	}{{longest, true}, {"a" + longest, false}} {
+		d, err := newTestRepository(t).NewRecord()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Discard()
+		e := randomEntry(rand.New(rand.NewPCG(1, 2)), 1)
+		e.Path = c.path
+		entry := strings.Replace(goodEntry, `"a"`, `"`+c.path+`"`, 1)
+		for what, err := range map[string]error{
+			"write an entry": d.Add(Line{Entry: &e}),
+			"write a gone":   d.Add(Line{Gone: c.path}),
+			"read an entry":  read(compressed(t, goodHeader+entry+goodEnd)),
+			"read a gone":    read(compressed(t, goodHeader+`{"gone":"`+c.path+`"}`+"\n"+goneEnd)),
+		} {
+			switch {
+			case c.good && err != nil:
+				t.Errorf("%s, %d bytes: %v", what, len(c.path), err)
+			case !c.good && (err == nil || len(err.Error()) > 500 || !strings.Contains(err.Error(), "it has 16641 bytes, want at most 16640")):
+				t.Errorf("%s, %d bytes: %v", what, len(c.path), err)
+			case !c.good && strings.HasPrefix(what, "read") && !strings.Contains(err.Error(), "log record 1"):
+				t.Errorf("%s: the record is not named: %v", what, err)
+			}
+		}
+	}
+}
+
 // TestHostileCheckpoints changes a checkpoint in ways that no writer does.
 func TestHostileCheckpoints(t *testing.T) {
 	good := strings.Replace(checkpointHeader, `"number":9`, `"number":1`, 1) + checkpointBody + checkpointEnd

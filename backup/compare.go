@@ -50,7 +50,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	if len(path) > maxPath {
+	if len(path) > archive.MaxDirectoryPath {
 		return c.unreadable(path, errTooDeep, old, s)
 	}
 	if err := c.opened(d, e); err != nil {
@@ -91,11 +91,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	return nil
 }
 
-// maxPath is how long the path of a directory may be, in bytes. Each level of a path is held
-// in memory with all above it, and anybody may make many.
-const maxPath = 16 << 10
-
-var errTooDeep = fmt.Errorf("lies too deep: its path has more than %d bytes", maxPath)
+var errTooDeep = fmt.Errorf("lies too deep: its path has more than %d bytes", archive.MaxDirectoryPath)
 
 // opened takes the attributes of the directory that was opened for those of the entry:
 // what is read in it belongs to them. Another one may have got the name since the

@@ -1132,7 +1132,7 @@ func TestTooDeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := strings.Repeat("d", 250)
-	for range maxPath/len(name) + 5 {
+	for range archive.MaxDirectoryPath/len(name) + 5 {
 		if err := unix.Mkdirat(fd, name, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -1147,7 +1147,7 @@ func TestTooDeep(t *testing.T) {
 	var problems []string
 	o := optionsFor(dir)
 	o.Events.Problem = func(path string, err error) { problems = append(problems, path[len(path)-3:]+": "+err.Error()) }
-	want := maxPath / (len(name) + 1)
+	want := archive.MaxDirectoryPath / (len(name) + 1)
 	if s := create(t, r, o); s.Dirs != int64(want)+1 || !slices.Equal(problems, []string{"ddd: " + errTooDeep.Error()}) {
 		t.Errorf("%d directories, want %d and the root; problems %q", s.Dirs, want, problems)
 	}

@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +34,8 @@ var hostileCPUOf = map[string]time.Duration{
 	"1 GiB of zeros in 32 KiB":            6 * time.Second,  // the mount, which hands them out, 3 s
 	"the same part 400,000 times":         2 * time.Second,  // 77 MB of lines
 	"a million attributes of 1,000 files": 12 * time.Second, // export; check, which derives an index twice, 2 to 3 s
+	"directories 20,000 levels deep":      4 * time.Second,  // 69 MB of paths before the first that is too long
+	"directories of the longest path":     6 * time.Second,  // 67 MB of paths
 }
 
 // outcome is what commands should make of a hostile repository.
@@ -239,6 +243,8 @@ func hostileRecords() []hostile {
 		{"a million attributes of a file", badLog, long, func(f *forger) { f.attributes(1, 1_000_000) }},
 		{"300,000 attributes of a file", badLog, "300000 extended attributes", func(f *forger) { f.attributes(1, 300_000) }},
 		{"a million attributes of 1,000 files", harmless, "", func(f *forger) { f.attributes(1000, 1000) }},
+		{"directories 20,000 levels deep", badLog, "it has 16642 bytes, want at most 16640", func(f *forger) { f.nest(20_000, "") }},
+		{"directories of the longest path", harmless, "", func(f *forger) { f.nest(8192, strings.Repeat("n", 255)) }},
 		{"an attribute of 70,000 bytes", badLog, "of 70000 bytes", generationOf(with(entry("a", "file"), `"xattrs":[{"name":"user.a","value":"`+strings.Repeat("v", 70_000)+`"}]`))},
 	}
 }
@@ -247,6 +253,35 @@ func hostileRecords() []hostile {
 func (f *forger) repeat(header, line string, n int, of string) {
 	end := strings.Replace(counts(nil), fmt.Sprintf(`%q:0`, of), fmt.Sprintf(`%q:%d`, of, n), 1)
 	f.put(compressed(f.t, header+strings.Repeat(line+"\n", n)+end))
+}
+
+// nest adds directories, each in the one before: the path of each has two bytes more. In the last
+// one is a file, if it has a name. 20,000 of them have 400 MB of paths, in a record of some KB.
+func (f *forger) nest(levels int, file string) {
+	f.t.Helper()
+	path := "a" + strings.Repeat("a/", levels)
+	before, after, _ := strings.Cut(entry("PATH", "dir")+"\n", "PATH")
+	header, n := f.header("generation"), levels
+	if file != "" {
+		n++
+		file = entry(path[:2*levels]+"/"+file, "file") + "\n"
+	}
+	end := file + strings.Replace(counts(nil), `"entries":0`, fmt.Sprintf(`"entries":%d`, n), 1)
+	text, in := io.Pipe()
+	go func() {
+		b := bufio.NewWriter(in)
+		b.WriteString(header)
+		for i := range levels {
+			b.WriteString(before)
+			b.WriteString(path[:2*i+2])
+			b.WriteString(after)
+		}
+		b.WriteString(end)
+		in.CloseWithError(b.Flush())
+	}()
+	cmd := exec.Command("zstd", "-c")
+	cmd.Stdin = text
+	f.put([]byte(runCmd(f.t, cmd).stdout))
 }
 
 // attributes adds files with so many extended attributes each.
@@ -441,6 +476,9 @@ func (v *hostileRun) mount(dir string) {
 	if r.code != 0 {
 		wantOneLine(v.t, r.stderr, v.want)
 		return
+	}
+	if v.as == badLog && !strings.Contains(r.stderr, v.want) {
+		v.t.Errorf("%s: backupfs does not say %q: %s", v.name, v.want, tail(r.stderr))
 	}
 	m := &fuseMount{t: v.t, dir: dir}
 	defer m.stop()
