@@ -90,6 +90,7 @@ type DamagedPart struct {
 	Contents  int            // contents that cannot be read from it, or are others than the log says
 	Elsewhere int            // such contents that are read from another part, which has them too: not in Contents
 	Files     []index.Holder // that have one of Contents; each path is with one part only
+	Unknown   bool           // which files it hits was not found out: Files says nothing
 	Needless  bool           // nothing of it can be read, and nothing of the repository lies in it
 	whole     bool           // nothing of it can be read
 }
@@ -112,7 +113,8 @@ func (p *DamagedPart) MarshalJSON() ([]byte, error) {
 		Contents  int            `json:"damaged_contents"`
 		Elsewhere int            `json:"contents_elsewhere"`
 		Files     []file         `json:"files"`
-	}{Part: p.Part, Contents: p.Contents, Elsewhere: p.Elsewhere, Files: []file{}}
+		Unknown   bool           `json:"files_unknown,omitempty"`
+	}{Part: p.Part, Contents: p.Contents, Elsewhere: p.Elsewhere, Files: []file{}, Unknown: p.Unknown}
 	for _, d := range p.Damages {
 		problem := d.Problem
 		if d.Err != nil {
@@ -147,6 +149,8 @@ type checking struct {
 	damaged  map[archive.Digest]*DamagedPart
 	rejected map[uint64]bool // indexes reported
 
+	uncompared error // why the index was not compared with the log, where that was to be done
+
 	logDamages  int  // reported of the log, and of indexes
 	indexHasAll bool // also what the damaged part of the log said
 }
@@ -180,7 +184,7 @@ func (c *checking) run() error {
 	}
 	c.logDamages = c.result.Damages
 	if c.db != nil {
-		if err := c.contents(); err != nil {
+		if err := c.indexDamage(c.contents()); err != nil {
 			return err
 		}
 	}
@@ -190,37 +194,31 @@ func (c *checking) run() error {
 		}
 	}
 	if c.db == nil || c.options.Against == "" {
-		return nil
+		return c.uncompared
 	}
-	return c.against()
+	return cmp.Or(c.against(), c.uncompared)
 }
 
-// contents checks the parts and what lies in them.
+// contents checks the parts and what lies in them. Whatever ends it, the result has the
+// parts that were found to be damaged by then.
 func (c *checking) contents() error {
 	parts, err := c.structure()
-	if err != nil {
-		return err
+	if err == nil && c.options.ReadData {
+		err = c.dataAndIndex(parts)
 	}
-	if c.options.ReadData {
-		if err := c.dataAndIndex(parts); err != nil {
-			return err
-		}
+	var lost map[archive.Hash]*DamagedPart
+	if err == nil {
+		lost, err = c.lostContents()
 	}
-	lost, err := c.lostContents()
-	if err != nil {
-		return c.indexDamage(err)
-	}
-	if len(c.damaged)+len(lost) == 0 {
-		return nil
-	}
-	if err := c.hits(lost); err != nil {
-		return err
+	if err == nil && len(c.damaged)+len(lost) > 0 {
+		err = c.hits(lost)
 	}
 	for _, part := range c.damaged {
+		part.Unknown = err != nil
 		c.result.DamagedParts = append(c.result.DamagedParts, part)
 	}
 	slices.SortFunc(c.result.DamagedParts, func(a, b *DamagedPart) int { return cmp.Compare(a.Part.String(), b.Part.String()) })
-	return nil
+	return err
 }
 
 // damagef reports a damage. It is safe for concurrent use.
@@ -345,7 +343,8 @@ func (c *checking) compareWithLog(gens []index.Generation) error {
 }
 
 // dataAndIndex reads the parts, and meanwhile compares the index with the log,
-// unless only a subset is wanted, or one of the two is known to be damaged.
+// unless only a subset is wanted, or one of the two is known to be damaged. Where only
+// the comparison cannot be done, for want of room, say, it is uncompared that says so.
 func (c *checking) dataAndIndex(parts []archive.Part) error {
 	if c.options.Subset.Length != 0 || len(c.rejected) > 0 || c.result.DamagedRecords > 0 || c.db.Problem() != nil {
 		return c.readData(parts)
@@ -365,6 +364,10 @@ func (c *checking) dataAndIndex(parts []archive.Part) error {
 	if difference != nil {
 		c.rejectedIndex(c.db.Number(), difference)
 	}
+	if err != nil && readErr == nil && c.ctx.Err() == nil {
+		c.uncompared = fmt.Errorf("the parts were read, but the index could not be compared with the log: %w", err)
+		err = nil
+	}
 	return cmp.Or(readErr, err)
 }
 
@@ -373,7 +376,7 @@ func (c *checking) dataAndIndex(parts []archive.Part) error {
 func (c *checking) rebuilt(ctx context.Context) (difference, err error) {
 	fresh, err := index.Rebuild(c.repo, index.Options{Temporary: true, Log: c.notef, Interrupted: ctx.Err})
 	if err != nil {
-		return nil, fmt.Errorf("derive the index again, to compare it: %w", err)
+		return nil, err
 	}
 	defer fresh.Close()
 	if fresh.Number() != c.db.Number() {

@@ -26,7 +26,7 @@ func (c *checking) structure() ([]archive.Part, error) {
 		named[p.Name] = p
 		return true
 	}); err != nil {
-		return nil, c.indexDamage(err)
+		return nil, err
 	}
 	c.options.Progress.start("parts", 0)
 	var whole []archive.Part
@@ -143,7 +143,7 @@ func (s *placeSum) add(hash archive.Hash, rawOffset, rawLen int64) {
 // readData reads the parts that are to be read, on all cores: every frame, and
 // what lies in it against the places that the index gives.
 func (c *checking) readData(parts []archive.Part) error {
-	some := len(parts) > 0 // not where the index cannot say which there are
+	some := len(parts) > 0 // not where there is none
 	parts = slices.DeleteFunc(parts, func(p archive.Part) bool { return !c.options.Subset.has(p.Name) })
 	sums := make(map[archive.Digest]*placeSum, len(parts))
 	total := int64(0)
@@ -159,7 +159,7 @@ func (c *checking) readData(parts []archive.Part) error {
 		return nil
 	})
 	if err != nil {
-		return c.indexDamage(err)
+		return err
 	}
 	verifier, err := archive.NewPartVerifier(c.repo.Store())
 	if err != nil {
@@ -338,7 +338,7 @@ func (c *checking) hits(lost map[archive.Hash]*DamagedPart) error {
 		return nil
 	})
 	if err != nil {
-		return c.indexDamage(err)
+		return err
 	}
 	if err := c.readSuspects(suspects); err != nil {
 		return err
@@ -360,7 +360,7 @@ func (c *checking) hits(lost map[archive.Hash]*DamagedPart) error {
 	}
 	holders, err := c.db.Holders(func(hash archive.Hash) bool { return bad[hash] != nil })
 	if err != nil {
-		return c.indexDamage(err)
+		return err
 	}
 	hit := make(map[uint64]bool)
 	for _, holder := range holders {

@@ -33,12 +33,13 @@ type checkResult struct {
 			Generations []string
 		}
 	} `json:"damaged_parts"`
-	DamagedFiles  int   `json:"damaged_files"`
-	DamagedConfig bool  `json:"damaged_config"`
-	Compared      int64 `json:"compared"`
-	Changed       int64 `json:"changed"`
-	NotStored     int64 `json:"not_stored"`
-	Differ        int64 `json:"differ"`
+	DamagedFiles  int    `json:"damaged_files"`
+	DamagedConfig bool   `json:"damaged_config"`
+	Compared      int64  `json:"compared"`
+	Changed       int64  `json:"changed"`
+	NotStored     int64  `json:"not_stored"`
+	Differ        int64  `json:"differ"`
+	Incomplete    string `json:"incomplete"`
 }
 
 // checkJSON runs check and wants the exit code and a result in the last line.
@@ -543,6 +544,52 @@ func TestNoAnswerIsNoDamage(t *testing.T) {
 	}
 	if after := r.records(); !slices.Equal(before, after) {
 		t.Errorf("the log has %q", after)
+	}
+}
+
+// TestCheckWithoutRoom: where there is no room for a second index, check --read-data reads the parts
+// and names the files that are hit, all the same, and says that the index was not compared.
+func TestCheckWithoutRoom(t *testing.T) {
+	disk, full, src := tmpfs(t, 256<<20), tmpfs(t, 1<<20), tempDir(t)
+	r := &repo{t: t, dir: filepath.Join(disk, "repo")}
+	run(t, mkbackup, "init", r.dir)
+	createTree(t, src, []treetest.Node{{Path: "a/file", Seed: 1, Size: 200_000}})
+	r.all(src)
+	leaveFree(t, disk, 1<<20)
+	check := func(code int, args ...string) (checkResult, result) {
+		t.Helper()
+		cmd := r.command("check", append([]string{"--read-data"}, args...)...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+full)
+		res := runCmd(t, cmd)
+		lines := strings.Split(strings.TrimSpace(res.stderr), "\n")
+		if last := lines[len(lines)-1]; res.code != code || !strings.Contains(last, "the parts were read, but the index could not be compared with the log: ") || !strings.HasSuffix(last, ": make room there and run it again") {
+			t.Errorf("check %q: exit code %d, want %d\n%s%s", args, res.code, code, res.stdout, res.stderr)
+		}
+		var c checkResult
+		if slices.Contains(args, "--json") {
+			must(t, json.Unmarshal([]byte(res.stdout), &c))
+		}
+		return c, res
+	}
+	for _, args := range [][]string{nil, {"-q"}, {"--repair"}} {
+		if _, res := check(1, args...); res.stdout != "" {
+			t.Errorf("%q: %q", args, res.stdout)
+		}
+	}
+	if c, _ := check(1, "--json", "--against", src); c.Compared == 0 {
+		t.Errorf("the tree was not compared: %+v", c)
+	}
+	if c, _ := check(1, "--json"); c.Damages != 0 || c.ReadParts != 1 || !strings.Contains(c.Incomplete, "no space left on device") {
+		t.Errorf("%+v", c)
+	}
+	flip(t, r.parts()[0], 8*1000)
+	_, res := check(4)
+	if res.stdout != "DAMAGED: 1 part, 1 file in 1 generation: see above\n" || !strings.Contains(res.stderr, "\n  /a/file (") {
+		t.Errorf("%q\n%s", res.stdout, res.stderr)
+	}
+	c, _ := check(4, "--json")
+	if c.DamagedFiles != 1 || len(c.DamagedParts) != 1 || len(c.DamagedParts[0].Files) != 1 || !strings.Contains(c.Incomplete, "no space left on device") {
+		t.Errorf("%+v", c)
 	}
 }
 

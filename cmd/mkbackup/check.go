@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/backup"
+	"github.com/backupfs/backupfs/cmd/internal/cli"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -101,7 +103,7 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 		result := backup.CheckResult{Damages: 1, DamagedConfig: true, DamagedParts: []*backup.DamagedPart{}}
 		progress := newProgress(f.progress, nil)
 		progress.warn(err.Error(), message{Event: "damage", Text: err.Error()})
-		if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), result); err != nil {
+		if err := f.print(cmd.OutOrStdout(), progress.summaryEvent(), result, nil); err != nil {
 			return err
 		}
 		return &exitError{exitDamage, ""}
@@ -126,7 +128,10 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 	o.detail("last_success_read_bytes", result.ReadBytes)
 	f.printHits(os.Stderr, result.DamagedParts)
 	if err != nil {
-		return incomplete(result, err)
+		if cmd.Context().Err() != nil {
+			err = context.Cause(cmd.Context())
+		}
+		return f.incomplete(cmd.OutOrStdout(), progress.summaryEvent(), result, err)
 	}
 	if f.length != 0 && result.DataRead {
 		rememberSubset(repo, f.Subset)
@@ -206,6 +211,10 @@ const maxHits = 100
 
 func (f *checkFlags) printHits(w io.Writer, parts []*backup.DamagedPart) {
 	for _, p := range parts {
+		if p.Unknown {
+			_, _ = fmt.Fprintf(w, "mkbackup: part %s: which files are hit could not be found out\n", p.Part)
+			continue
+		}
 		if len(p.Files) == 0 {
 			_, _ = fmt.Fprintf(w, "mkbackup: part %s: no file of any generation is hit%s\n", p.Part, unhit(p))
 			continue
@@ -253,7 +262,7 @@ func span(source string, gens []index.Generation) string {
 
 // finish prints the result and says how it is to be judged.
 func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) error {
-	err := f.print(w, event, r)
+	err := f.print(w, event, r, nil)
 	switch {
 	case r.Damaged() && f.progress.json:
 		return &exitError{exitDamage, verdict(r, f.CheckOptions)}
@@ -267,14 +276,20 @@ func (f *checkFlags) finish(w io.Writer, event string, r backup.CheckResult) err
 	return err
 }
 
-func (f *checkFlags) print(w io.Writer, event string, r backup.CheckResult) (err error) {
+// print prints the result; unfinished is why it is not that of a whole check.
+func (f *checkFlags) print(w io.Writer, event string, r backup.CheckResult, unfinished error) (err error) {
 	switch {
 	case f.progress.json:
 		rootPaths(r.DamagedParts)
-		return json.NewEncoder(w).Encode(struct {
+		result := struct {
 			Event string `json:"event,omitempty"`
 			backup.CheckResult
-		}{event, r})
+			Incomplete string `json:"incomplete,omitempty"`
+		}{Event: event, CheckResult: r}
+		if unfinished != nil {
+			result.Incomplete = unfinished.Error()
+		}
+		return json.NewEncoder(w).Encode(result)
 	case r.Damaged() || !f.progress.quiet:
 		_, err = fmt.Fprintln(w, verdict(r, f.CheckOptions))
 	}
@@ -290,13 +305,21 @@ func rootPaths(parts []*backup.DamagedPart) {
 	}
 }
 
-// incomplete is the end of a check that could not go on. Damage that it found
-// by then is what counts.
-func incomplete(r backup.CheckResult, err error) error {
+// incomplete is the end of a check that could not go on, or not do all. Damage that it
+// found is printed, and is what counts. Without damage there is nothing to print
+// but for JSON, which says what is missing.
+func (f *checkFlags) incomplete(w io.Writer, event string, r backup.CheckResult, err error) error {
+	if r.Damaged() || f.progress.json {
+		_ = f.print(w, event, r, err) // err, or the damage, counts more than an error of that
+	}
 	if !r.Damaged() {
 		return err
 	}
-	return &exitError{exitDamage, fmt.Sprintf("%s; the check did not come to its end: %v", damages(r), err)}
+	text := fmt.Sprintf("the check did not come to its end: %v%s", err, cli.Remedy(err))
+	if f.progress.json {
+		text = damages(r) + "; " + text
+	}
+	return &exitError{exitDamage, text}
 }
 
 // verdict is the last line: what was found, in one sentence.
