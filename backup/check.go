@@ -148,8 +148,10 @@ type checking struct {
 	mutex    sync.Mutex // guards what follows
 	damaged  map[archive.Digest]*DamagedPart
 	rejected map[uint64]bool // indexes reported
+	told     map[string]bool // damages reported
 
 	uncompared error // why the index was not compared with the log, where that was to be done
+	cut        bool  // the index is damaged, and could not be asked all about the contents
 
 	logDamages  int  // reported of the log, and of indexes
 	indexHasAll bool // also what the damaged part of the log said
@@ -164,7 +166,7 @@ func Check(ctx context.Context, repo *archive.Repository, o CheckOptions) (Check
 	if o.Progress == nil {
 		o.Progress = new(CheckProgress)
 	}
-	c := &checking{ctx: ctx, repo: repo, options: o, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}}
+	c := &checking{ctx: ctx, repo: repo, options: o, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}, told: map[string]bool{}}
 	c.result.DamagedParts = []*DamagedPart{}
 	started := time.Now()
 	err := c.run()
@@ -184,8 +186,13 @@ func (c *checking) run() error {
 	}
 	c.logDamages = c.result.Damages
 	if c.db != nil {
-		if err := c.indexDamage(c.contents()); err != nil {
+		err := c.contents()
+		c.cut = errors.Is(err, index.ErrDamaged)
+		if err := c.indexDamage(err); err != nil {
 			return err
+		}
+		if c.cut && !c.options.Repair {
+			c.notef("not all of the parts, or of what they hit, could be looked at with this index")
 		}
 	}
 	if c.options.Repair {
@@ -221,14 +228,16 @@ func (c *checking) contents() error {
 	return err
 }
 
-// damagef reports a damage. It is safe for concurrent use.
+// damagef reports a damage, unless that was done before. It is safe for concurrent use.
 func (c *checking) damagef(format string, a ...any) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.result.Damages++
-	if c.options.Damage != nil {
-		c.options.Damage(fmt.Sprintf(format, a...))
+	text := fmt.Sprintf(format, a...)
+	if c.options.Damage != nil && !c.told[text] {
+		c.options.Damage(text)
 	}
+	c.told[text] = true
 }
 
 // notef tells what is no damage. It is safe for concurrent use.
@@ -405,7 +414,7 @@ func (c *checking) repair() error {
 		case c.beyond > 0:
 			c.notef("the log is not written again: its last records are missing or replaced, and a new one would take the number of one that may be found")
 			return nil
-		case c.db != nil && c.indexHasAll:
+		case c.db != nil && c.indexHasAll && !c.cut:
 			return c.repairLog()
 		}
 		c.notef("the index cannot be rebuilt from a damaged log")
@@ -426,10 +435,17 @@ func (c *checking) repair() error {
 		c.notef("the index cannot be rebuilt: %v", err)
 		return nil
 	}
-	if err := db.Close(); err != nil {
+	_ = c.db.Close() // of what was only read
+	c.db = db
+	generations, err := db.Generations()
+	if err != nil {
 		return err
 	}
-	sound := true
+	c.result.Generations = len(generations)
+	sound := db.Kept()
+	if !sound {
+		c.notef("the index is not repaired: the one that was rebuilt cannot be kept")
+	}
 	err = index.Check(c.repo, func(number uint64, err error) {
 		sound = false
 		c.notef("index %d stays: %v", number, err)
@@ -437,7 +453,20 @@ func (c *checking) repair() error {
 	if c.result.Repaired = sound && err == nil; c.result.Repaired {
 		c.result.repairs = c.result.DamagedIndexes
 	}
-	return err
+	if err != nil || !c.cut {
+		return err
+	}
+	return c.contentsAgain()
+}
+
+// contentsAgain checks the contents as the index says them that was rebuilt, where the damaged
+// one did not tell all. Only that one was a damage so far; the others are counted anew.
+func (c *checking) contentsAgain() error {
+	c.damaged = map[archive.Digest]*DamagedPart{}
+	r := &c.result
+	r.Damages, r.DamagedParts = r.DamagedIndexes, []*DamagedPart{}
+	r.Parts, r.StoredBytes, r.Unnamed, r.Undeleted, r.ReadParts, r.ReadBytes = 0, 0, 0, 0, 0, 0
+	return c.contents()
 }
 
 // repairLog commits a checkpoint: a record that says all that the damaged log said, as

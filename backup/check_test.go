@@ -20,6 +20,7 @@ import (
 
 	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // spoiled is a repository that a test damages, so nothing checks it at the end.
@@ -567,6 +568,144 @@ func TestRepairIndex(t *testing.T) {
 	wantSameFiles(t, before, digests(t, filepath.Join(r.Dir(), "log")))
 }
 
+// sealFile is the seal of an index, as docs/FORMAT.md has it.
+type sealFile struct {
+	Schema     int             `json:"schema"`
+	Repository string          `json:"repository"`
+	Record     uint64          `json:"record"`
+	Digest     archive.Digest  `json:"record_digest"`
+	Manifest   json.RawMessage `json:"manifest"`
+	Tables     []sealedTable   `json:"tables"`
+}
+
+type sealedTable struct {
+	ID     uint64       `json:"id"`
+	Level  int          `json:"level"`
+	Stored int64        `json:"stored"`
+	BLAKE3 archive.Hash `json:"blake3"`
+}
+
+// resealed changes the table of the oldest run of a sealed index, or takes it away where change
+// returns nothing, and seals the index again.
+func resealed(t *testing.T, dir string, change func(table []byte) []byte) {
+	t.Helper()
+	name := filepath.Join(dir, "seal.json")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s sealFile
+	if err := json.Unmarshal(text, &s); err != nil || len(s.Tables) < 2 {
+		t.Fatalf("%v, %s", err, text)
+	}
+	oldest := slices.MaxFunc(s.Tables, func(a, b sealedTable) int { return a.Level - b.Level })
+	i := slices.Index(s.Tables, oldest)
+	file := filepath.Join(dir, fmt.Sprintf("%06d.sst", oldest.ID))
+	table, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = os.Remove(file) // it may be that of another index, too
+	if table = change(table); table == nil {
+		s.Tables = slices.Delete(s.Tables, i, i+1)
+	} else {
+		s.Tables[i].BLAKE3 = archive.HashOf(table)
+		err = errors.Join(err, os.WriteFile(file, table, 0o600))
+	}
+	text, jsonErr := json.MarshalIndent(s, "", "\t")
+	if err := errors.Join(err, jsonErr, os.WriteFile(name, append(text, '\n'), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fullFS is a disk on which no directory can be made any more.
+type fullFS struct{ disk.OS }
+
+func (fullFS) Mkdir(string, fs.FileMode) error { return unix.ENOSPC }
+
+// TestRepairWithoutRoom: an index that agrees with its seal, but not with the log, and whose
+// successor cannot be kept, is not repaired.
+func TestRepairWithoutRoom(t *testing.T) {
+	r, source := spoiled(t)
+	for _, content := range []string{"one", "two", "three"} {
+		write(t, source+"/file", []byte(content))
+		create(t, r, optionsFor(source))
+	}
+	resealed(t, filepath.Join(r.IndexDir(), "000000000003"), func([]byte) []byte { return nil })
+	before := digests(t, r.IndexDir())
+	on, err := archive.OpenOn(fullFS{}, r.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer on.Close()
+	for _, temp := range []string{t.TempDir(), filepath.Join(t.TempDir(), "none")} {
+		t.Setenv("TMPDIR", temp)
+		c := check(t, on, CheckOptions{ReadData: true, Repair: true})
+		if c.Repaired || !c.Damaged() || c.DamagedIndexes != 1 || !strings.Contains(strings.Join(c.notes, "\n"), "rebuilt") {
+			t.Errorf("%+v, %q, notes %q", c.CheckResult, c.damages, c.notes)
+		}
+		wantSameFiles(t, before, digests(t, r.IndexDir()))
+	}
+	if c := check(t, r, CheckOptions{ReadData: true, Repair: true}); !c.Repaired || c.Damaged() || c.Generations != 3 {
+		t.Errorf("with room: %+v, %q", c.CheckResult, c.damages)
+	}
+	if c := check(t, r, CheckOptions{ReadData: true}); c.Damaged() {
+		t.Errorf("%+v, %q", c.CheckResult, c.damages)
+	}
+}
+
+// TestRepairLooksAgain: where the index was so damaged that not all of the parts could be looked
+// at, that is done with the one that was rebuilt, and what is wrong with them is reported, once.
+func TestRepairLooksAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		files    int  // in the first generation
+		tellsAll bool // of the parts: it is the contents that cannot be asked for
+	}{"parts": {1, false}, "contents": {500, true}} {
+		for _, readData := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, read %t", name, readData), func(t *testing.T) {
+				r, source := spoiled(t)
+				for i := range c.files {
+					write(t, fmt.Sprintf("%s/%03d", source, i), randomBytes(uint64(i), 200))
+				}
+				create(t, r, optionsFor(source))
+				parts, err := filepath.Glob(filepath.Join(r.Dir(), "parts/*/*"))
+				if err != nil || len(parts) != 1 {
+					t.Fatalf("parts %q, %v", parts, err)
+				}
+				write(t, source+"/000", []byte("changed"))
+				create(t, r, optionsFor(source))
+				resealed(t, filepath.Join(r.IndexDir(), "000000000002"), func(table []byte) []byte {
+					table[40] ^= 1
+					return table
+				})
+				db := openIndex(t, r)
+				err = db.Parts(func(archive.Part) bool { return true })
+				db.Close()
+				if (err == nil) != c.tellsAll || err != nil && !errors.Is(err, index.ErrDamaged) {
+					t.Fatalf("the parts: %v", err)
+				}
+				if err := os.Remove(parts[0]); err != nil {
+					t.Fatal(err)
+				}
+				one := check(t, r, CheckOptions{ReadData: readData})
+				if one.DamagedIndexes != 1 || c.tellsAll && (len(one.DamagedParts) != 1 || !one.DamagedParts[0].Unknown) {
+					t.Errorf("not repaired: %+v, %q", one.CheckResult, one.damages)
+				}
+				got := check(t, r, CheckOptions{ReadData: readData, Repair: true})
+				if !got.Repaired || !got.Damaged() || got.Damages != 2 || len(got.damages) != 2 || got.Generations != 2 || got.Parts != 2 || got.DataRead != readData {
+					t.Errorf("%+v, %q", got.CheckResult, got.damages)
+				}
+				if len(got.DamagedParts) != 1 || !strings.Contains(parts[0], got.DamagedParts[0].Part.String()) || got.DamagedParts[0].Unknown || got.DamagedFiles != c.files || len(got.DamagedParts[0].Files) != c.files {
+					t.Errorf("%+v", got.CheckResult)
+				}
+				if again := check(t, r, CheckOptions{ReadData: readData}); again.DamagedIndexes != 0 || again.Damages != 1 {
+					t.Errorf("then: %+v, %q", again.CheckResult, again.damages)
+				}
+			})
+		}
+	}
+}
+
 // TestStrayIndex: an empty directory by the name of an index beyond the log tells of no lost
 // records: it is in the way of nobody, and goes.
 func TestStrayIndex(t *testing.T) {
@@ -636,7 +775,7 @@ func TestIndexOfAnotherLog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &checking{ctx: context.Background(), repo: r, options: CheckOptions{Progress: new(CheckProgress)}, rejected: map[uint64]bool{}, db: db}
+		c := &checking{ctx: context.Background(), repo: r, options: CheckOptions{Progress: new(CheckProgress)}, rejected: map[uint64]bool{}, told: map[string]bool{}, db: db}
 		if err := c.checkLog(); err != nil {
 			t.Fatal(err)
 		}
@@ -906,7 +1045,7 @@ func TestCompactionDuringCheck(t *testing.T) {
 				t.Fatal(err)
 			}
 			create(t, r, optionsFor(dir))
-			c := &checking{ctx: context.Background(), repo: r, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{},
+			c := &checking{ctx: context.Background(), repo: r, damaged: map[archive.Digest]*DamagedPart{}, rejected: map[uint64]bool{}, told: map[string]bool{},
 				options: CheckOptions{ReadData: true, Progress: new(CheckProgress)}}
 			for _, step := range []func() error{c.checkLog, c.openIndex} {
 				if err := step(); err != nil {

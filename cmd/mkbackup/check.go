@@ -363,7 +363,10 @@ func damages(r backup.CheckResult) string {
 	if r.DamagedConfig {
 		what = append(what, "repo.json")
 	}
-	if r.DamagedIndexes > 0 {
+	switch {
+	case r.DamagedIndexes > 0 && r.Repaired:
+		what = append(what, "the index (it was rebuilt)")
+	case r.DamagedIndexes > 0:
 		what = append(what, "the index (--repair rebuilds it)")
 	}
 	if r.DamagedFiles > 0 {
