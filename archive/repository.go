@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -298,6 +299,28 @@ func configError(dir string, err error) error {
 		return fmt.Errorf("%s: %w: move it away, and `mkbackup check --repair %s` writes a new one", name, err, dir)
 	}
 	return fmt.Errorf("%s: %w", name, err)
+}
+
+// ReadConfig reads the repo.json of any repository as a file that open opens by its name,
+// without blocking. What is no regular file is an error.
+func ReadConfig(open func(name string) (*os.File, error)) (Config, error) {
+	f, err := open(configName)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = oddFile("not a regular file")
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	if err != nil {
+		return Config{}, err
+	}
+	return parseConfig(text)
 }
 
 func parseConfig(text []byte) (Config, error) {

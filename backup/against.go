@@ -37,7 +37,7 @@ const (
 type comparison struct {
 	*checking
 	view   index.View
-	own    inode // the repository's directory
+	own    ownDir
 	leases patience
 	buffer []byte
 	chunk  []byte
@@ -419,7 +419,7 @@ func (a *comparison) directory(parent liveDir, path string, stored index.Dirent,
 // notStored reports a path that the backup does not have, unless it is the repository.
 func (a *comparison) notStored(dir int, path, name string) {
 	live, err := statBeneath(dir, name)
-	if err != nil || live.dev == a.own.dev && live.Inode == a.own.Inode {
+	if err != nil || a.own.is(dir, name, &live) {
 		return
 	}
 	a.differ(join(path, name), NotStored, "is not in the backup")

@@ -165,7 +165,7 @@ func (c *creation) missing(d *scanned, path string, s *selection) {
 // leftOut returns why a directory is not part of any backup, "" if it is.
 func (c *creation) leftOut(d *scanned, e *scannedEntry, device uint64) string {
 	switch {
-	case e.dev == c.own.dev && e.Inode == c.own.Inode:
+	case c.own.is(d.fd, ".", &e.inode):
 		return "the repository"
 	case e.dev != device && d.fd >= 0 && fileSystem(d.fd) == "fuse.backupfs":
 		return "a mount of backups"

@@ -127,7 +127,7 @@ type creation struct {
 	repo      *archive.Repository
 	options   CreateOptions
 	selection *selection
-	own       inode // the repository's directory, which is left out
+	own       ownDir // is left out
 	scanner   *scanner
 	limiter   *rate.Limiter // of bytes read; nil means no limit
 	leases    patience

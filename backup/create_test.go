@@ -622,6 +622,49 @@ func TestOwnDirectory(t *testing.T) {
 	}
 }
 
+// TestRepositoryElsewhere: the directory of the repository is known on another device by its
+// inode number and its id, and nothing that is planted there is taken for it.
+func TestRepositoryElsewhere(t *testing.T) {
+	r, dir := newRepository(t), t.TempDir()
+	own, err := directoryOf(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := os.ReadFile(r.Dir() + "/repo.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/copy/repo.json", config)
+	write(t, dir+"/other/repo.json", []byte(strings.Replace(string(config), own.id, strings.Repeat("0", len(own.id)), 1)))
+	write(t, dir+"/cut/repo.json", config[:len(config)/2])
+	write(t, dir+"/none/x", nil)
+	write(t, dir+"/fifo/x", nil)
+	write(t, dir+"/link/x", nil)
+	err = errors.Join(unix.Mkfifo(dir+"/fifo/repo.json", 0o600), os.Symlink(r.Dir()+"/repo.json", dir+"/link/repo.json"), os.Symlink(r.Dir(), dir+"/way"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for name, want := range map[string]bool{"copy": true, "other": false, "cut": false, "none": false, "fifo": false, "link": false, "way": false} {
+		i := own.inode
+		i.dev++
+		if got := own.is(fd, name, &i); got != want {
+			t.Errorf("%s is the repository: %v, want %v", name, got, want)
+		}
+		i.Inode++
+		if own.is(fd, name, &i) {
+			t.Errorf("%s is the repository with another inode number", name)
+		}
+	}
+	if !own.is(fd, "none", &own.inode) {
+		t.Error("the repository is not itself")
+	}
+}
+
 // TestKernelPath: a given path that the kernel makes up is a problem, as one below it is.
 func TestKernelPath(t *testing.T) {
 	r, dir := newRepository(t), t.TempDir()

@@ -130,14 +130,48 @@ func statBeneath(dir int, name string) (inode, error) {
 	}
 }
 
-// directoryOf returns the attributes of the directory of a repository, also where
-// its path is that of a symlink.
-func directoryOf(r *archive.Repository) (inode, error) {
+// ownDir is the directory of the repository.
+type ownDir struct {
+	inode
+	id string // of the repository
+}
+
+// directoryOf returns the directory of a repository, also where its path is that of a
+// symlink.
+func directoryOf(r *archive.Repository) (ownDir, error) {
 	i, err := statBeneath(unix.AT_FDCWD, r.Dir()+"/.")
 	if err != nil {
-		return inode{}, fmt.Errorf("%s: %w", r.Dir(), err)
+		return ownDir{}, fmt.Errorf("%s: %w", r.Dir(), err)
 	}
-	return i, nil
+	return ownDir{i, r.ID}, nil
+}
+
+// is reports whether the entry name of a directory, which is i, is the directory of the
+// repository: itself, or what it is in a snapshot or another copy of its file system,
+// which has another device, but the same inode numbers.
+func (o *ownDir) is(dir int, name string, i *inode) bool {
+	return i.Inode == o.Inode && (i.dev == o.dev || repositoryAt(dir, name) == o.id)
+}
+
+// repositoryAt returns the id of the repository in the entry name of a directory, "" where
+// there is none that can be read.
+func repositoryAt(dir int, name string) string {
+	at, err := enterBeneath(dir, name)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(at)
+	config, err := archive.ReadConfig(func(name string) (*os.File, error) {
+		fd, err := openBeneath(at, name, unix.O_RDONLY, &patience{})
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	})
+	if err != nil {
+		return ""
+	}
+	return config.ID
 }
 
 func inodeOf(st *unix.Statx_t) (inode, error) {

@@ -551,6 +551,26 @@ func TestRepositoryAndMountInsideTheSource(t *testing.T) {
 	}
 }
 
+// TestRepositoryInASnapshot: a copy of the file system that the repository lies on shows it
+// as of another device. It is left out like the repository itself.
+func TestRepositoryInASnapshot(t *testing.T) {
+	d := newDisk(t, "mkfs.ext4", "-q", "-F")
+	write(t, filepath.Join(d.dir, "file"), "x")
+	r := initRepo(t, filepath.Join(mkdir(t, d.dir, "srv"), "repo"))
+	r.all(d.dir)
+	image, snapshot := filepath.Join(tempDir(t), "image"), tempDir(t)
+	shell(t, `umount "$1"; cp "$2" "$3"; mount -o loop "$2" "$1"`, d.dir, d.image, image)
+	mountAt(t, snapshot, "-o", "loop,ro", image)
+	s, res := r.createExit(0, "--root", snapshot, "/")
+	if s.Parts != 0 || s.ReadBytes != 0 || strings.Count(res.stderr, "/srv/repo is left out: it is the repository\n") != 1 {
+		t.Errorf("%+v\n%s", s, res.stderr)
+	}
+	r.wantPaths(s, "file", "lost+found", "srv")
+	if res := r.mkbackup("check", "-v", "--against", snapshot); res.code != 0 || strings.Contains(res.stdout+res.stderr, "is not in the backup") {
+		t.Errorf("check --against: exit code %d\n%s%s", res.code, res.stdout, res.stderr)
+	}
+}
+
 // TestSourceThatIsTheRepository: there is nothing to back up, or what is left of the
 // given paths, with the exit code that says so.
 func TestSourceThatIsTheRepository(t *testing.T) {
