@@ -88,6 +88,9 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 			child.leaves(at, func(leaf string) { c.problem(leaf, err) })
 			c.exclude(at, err)
 		}
+		if e.err != nil && errors.Is(err, errOtherMount) {
+			c.notef("%s is left out, not stored as an empty directory: it is a mount point that cannot be looked at: %v", Printable("/"+at), e.err)
+		}
 		return err != nil
 	})
 }
@@ -95,13 +98,15 @@ func (c *creation) included(d *scanned, path string, s *selection) []scannedEntr
 // excluded returns why an entry is excluded by itself, nil if it is not.
 func (c *creation) excluded(e *scannedEntry, path string, s *selection) error {
 	x := &c.options.Exclude
-	dir := e.err == nil && e.Type == archive.TypeDir
+	dir := e.Type == archive.TypeDir
 	if p := x.Patterns.Match(path, dir); p != nil {
 		return fmt.Errorf("excluded by the pattern %s", Printable(p.String()))
 	}
 	switch {
 	case x.NoDump && s.all && e.noDump:
 		return errNoDump
+	case x.OneFileSystem && s.all && !s.given && e.mounted && e.err != nil:
+		return fmt.Errorf("%w that cannot be looked at: %w", errOtherMount, e.err)
 	case x.OneFileSystem && s.all && !s.given && e.mounted && !dir:
 		return errOtherMount
 	}

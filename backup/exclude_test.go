@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/backupfs/backupfs/archive"
@@ -182,6 +183,18 @@ func TestEdge(t *testing.T) {
 		if s := c.selectionOf(e, all, 1); s.edge || !s.all || c.excluded(e, "x", s) != nil {
 			t.Errorf("%+v is left out: %+v", e.inode, *s)
 		}
+	}
+	// A mount that cannot be looked at is left out, unless it is given.
+	unseen := entry(archive.TypeDir, 0, true)
+	unseen.err = unix.EACCES
+	if err := c.excluded(unseen, "x", all); !errors.Is(err, errOtherMount) || !errors.Is(err, unix.EACCES) {
+		t.Errorf("a mount that cannot be looked at: %v", err)
+	}
+	if err := c.excluded(unseen, "x", &selection{all: true, given: true}); err != nil {
+		t.Errorf("one that is given: %v", err)
+	}
+	if unseen.mounted = false; c.excluded(unseen, "x", all) != nil {
+		t.Error("what is no mount is left out")
 	}
 }
 

@@ -2,12 +2,14 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/backupfs/backupfs/archive"
 	"github.com/backupfs/backupfs/index"
 )
 
@@ -49,9 +51,9 @@ type scanned struct {
 }
 
 type scannedEntry struct {
-	name string
-	inode
-	err error // of statx
+	name  string
+	inode       // where err is not nil, only what lookAgain found
+	err   error // of statx
 }
 
 // start begins to read the directory name of parent, which must stay open until
@@ -111,6 +113,7 @@ func (s *scanner) read(d *scanned, parent int, name string, only []string) error
 	}
 	d.entries = make([]scannedEntry, len(list))
 	s.stat(d, list)
+	d.lookAgain()
 	return s.ctx.Err()
 }
 
@@ -154,5 +157,26 @@ func (s *scanner) statShare(d *scanned, list []string, start, end int) {
 		e := &d.entries[i]
 		e.name = list[i]
 		e.inode, e.err = statBeneath(d.fd, e.name)
+	}
+}
+
+// lookAgain finds out of the entries whose attributes cannot be read what excludes go by:
+// which are directories, and which are mounts. Nobody but its user may look at a mount of
+// FUSE, root included, and nobody at one that has lost its server.
+func (d *scanned) lookAgain() {
+	unseen := func(e scannedEntry) bool { return e.err != nil && !errors.Is(e.err, unix.ENOENT) }
+	if !slices.ContainsFunc(d.entries, unseen) {
+		return
+	}
+	dirs := directories(d.fd)
+	for i := range d.entries {
+		e := &d.entries[i]
+		if !unseen(*e) {
+			continue
+		}
+		if dirs[e.name] {
+			e.Type = archive.TypeDir
+		}
+		e.mounted = mountedBeneath(d.fd, e.name, dirs[e.name])
 	}
 }

@@ -3,6 +3,7 @@ package backup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -130,6 +131,19 @@ func statBeneath(dir int, name string) (inode, error) {
 	}
 }
 
+// mountedBeneath reports whether the entry name of a directory, itself a directory or not,
+// is a mount (or of another device, as before Linux 5.8 and of a subvolume), also where its
+// attributes cannot be read: that much the kernel says without asking the file system.
+func mountedBeneath(dir int, name string, isDir bool) bool {
+	const flags, none = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC, 0
+	var st, above unix.Statx_t
+	if unix.Statx(dir, name, flags, none, &st) != nil || unix.Statx(dir, "", flags|unix.AT_EMPTY_PATH, none, &above) != nil {
+		return false
+	}
+	other := st.Dev_major != above.Dev_major || st.Dev_minor != above.Dev_minor
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && other
+}
+
 // ownDir is the directory of the repository.
 type ownDir struct {
 	inode
@@ -234,6 +248,28 @@ func names(dir int) ([]string, error) {
 		}
 		list = appendNames(list, buffer[:n])
 	}
+}
+
+// directories returns the names in an open directory of which it says itself that they
+// are directories, whether anything else is known of them or not.
+func directories(dir int) map[string]bool {
+	fd, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", dir))
+	defer f.Close()
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil
+	}
+	list, _ := f.ReadDir(-1) // up to an error
+	dirs := make(map[string]bool)
+	for _, e := range list {
+		if e.IsDir() {
+			dirs[e.Name()] = true
+		}
+	}
+	return dirs
 }
 
 // appendNames appends the names in what getdents64(2) returned. That of x/sys leaves out

@@ -219,6 +219,67 @@ func TestOneFileSystem(t *testing.T) {
 	}
 }
 
+// TestUnseenMounts: root may not even look at another user's mount of FUSE, and nobody at one
+// that has lost its server. What is excluded of them is no error, anything else is.
+func TestUnseenMounts(t *testing.T) {
+	src := tempDir(t)
+	createTree(t, src, files("file"))
+	must(t, os.Chown(mkdir(t, src, "u"), somebody, somebody))
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	as := asUser(somebody, somebody, nil, "true").Args
+	user := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := user.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	m := &fuseMount{t: t, dir: mkdir(t, src, "u/mnt")}
+	must(t, os.Chown(m.dir, somebody, somebody))
+	m.start(user)
+	t.Cleanup(m.stop)
+	dead := mkdir(t, src, "dead")
+	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	must(t, unix.Mount("dead", dead, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)))
+	t.Cleanup(func() { unix.Unmount(dead, unix.MNT_DETACH) })
+	must(t, unix.Close(server))
+	for path, want := range map[string]error{m.dir: unix.EACCES, dead: unix.ENOTCONN} {
+		if _, err := os.Lstat(path); !errors.Is(err, want) {
+			t.Fatalf("root looks at %s: %v, want %v", path, err, want)
+		}
+	}
+
+	r := newRepo(t)
+	wants := func(code int, excluded, problems int64, args ...string) (summary, result) {
+		t.Helper()
+		s, res := r.createExit(code, append(args, "--root", src)...)
+		if s.Excluded != excluded || s.Errors != problems {
+			t.Errorf("%q: %+v\n%s", args, s, res.stderr)
+		}
+		return s, res
+	}
+	_, res := wants(3, 0, 2, "/")
+	for _, line := range []string{"/u/mnt: permission denied\n", "/dead: transport endpoint is not connected\n"} {
+		if strings.Count(res.stderr, line) != 1 {
+			t.Errorf("%q is not said once: %s", line, res.stderr)
+		}
+	}
+	s, res := wants(0, 2, 0, "/", "--one-file-system")
+	r.wantPaths(s, "file", "u")
+	for _, line := range []string{"/u/mnt is left out, ", "/dead is left out, "} {
+		if strings.Count(res.stderr, line) != 1 {
+			t.Errorf("%q is not said once: %s", line, res.stderr)
+		}
+	}
+	s, res = wants(0, 2, 0, "/", "--exclude", "mnt/", "--exclude", "/dead/")
+	r.wantPaths(s, "file", "u")
+	if res.stderr != "" {
+		t.Errorf("excluded by patterns: %s", res.stderr)
+	}
+	wants(3, 1, 1, "/", "--exclude", "mnt/")
+	wants(3, 1, 1, "/", "--one-file-system", "/u/mnt")
+	wants(3, 2, 1, "/", "--one-file-system", "/u/mnt/x")
+}
+
 // TestAutomounter: of what an automounter holds, that is backed up which is mounted, and
 // nothing is mounted for it. The test is the automounter (autofs, Documentation/filesystems/autofs.rst).
 func TestAutomounter(t *testing.T) {

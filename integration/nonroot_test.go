@@ -113,6 +113,26 @@ func TestUnreadableForUser(t *testing.T) {
 	}
 }
 
+// TestExcludedUnseen: a pattern for directories alone matches those of which only the listing of
+// the directory above tells that they are.
+func TestExcludedUnseen(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chown(home, somebody, somebody))
+	src := mkdir(t, home, "src")
+	createTree(t, src, files("listed/sub/x", "listed/file"))
+	must(t, os.Chmod(filepath.Join(src, "listed"), 0o744)) // of root
+	as := asUser(somebody, somebody, nil, "true").Args
+	r := &repo{t: t, dir: filepath.Join(home, "repo"), user: as[:len(as)-1]}
+	if res := r.mkbackup("init"); res.code != 0 {
+		t.Fatalf("init: exit code %d\n%s", res.code, res.stderr)
+	}
+	t.Cleanup(r.verify)
+	s, res := r.createExit(3, "--root", src, "--exclude", "sub/", "--exclude", "file/", "/")
+	if s.Excluded != 1 || strings.Contains(res.stderr, "listed/sub") || !strings.Contains(res.stderr, "/listed/file: permission denied\n") {
+		t.Errorf("%+v\n%s", s, res.stderr)
+	}
+}
+
 // TestRootLeavesNothingOfItsOwn: what root makes in the repository of a user, be it an index
 // that has to be built for a mount, the user goes on with.
 func TestRootLeavesNothingOfItsOwn(t *testing.T) {
