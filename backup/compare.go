@@ -56,6 +56,7 @@ func (c *creation) directory(parent int, d *scanned, e *scannedEntry, path strin
 	if err := c.opened(d, e); err != nil {
 		return c.unreadable(path, err, old, s)
 	}
+	c.devices.meet(e.dev, path)
 	if in := c.within(e, s, device); in != s { // to open it mounted something there
 		s = in
 		d.entries = slices.DeleteFunc(d.entries, func(e scannedEntry) bool { return s.children[e.name] == nil })
@@ -285,6 +286,9 @@ func (c *creation) child(d *scanned, ahead *lookahead, i int, path string, old *
 	case !s.all || s.dir:
 		return c.unreadable(path, unix.ENOTDIR, old, s)
 	}
+	if e.dev != device {
+		c.devices.meet(e.dev, "")
+	}
 	c.matched = true
 	if s.given && e.Type == archive.TypeSymlink {
 		c.notef("%s is a symlink: it is stored as such, and not what it leads to (for that, give the path with a / at its end, or the other path)", Printable("/"+path))
@@ -387,7 +391,7 @@ func (c *creation) unchanged(e *scannedEntry, path string, old *index.Dirent) er
 	if err != nil {
 		return err
 	}
-	entry := archive.Entry{Path: path, Attr: i.Attr, Target: i.Target, Changed: i.Changed, Group: e.group()}
+	entry := archive.Entry{Path: path, Attr: i.Attr, Target: i.Target, Changed: i.Changed, Group: c.devices.group(&e.inode)}
 	if old.Ino.HasXattrs() {
 		if entry.Xattrs, err = c.db.Xattrs(old.Ino); err != nil {
 			return err
@@ -453,7 +457,7 @@ func (c *creation) sameContents(old *index.Dirent, entry archive.Entry) (bool, e
 // stored. Another link of an inode that was read already is not read again, if it is
 // that as it was: all links may have gone since, and a new file have got its number.
 func (c *creation) read(dir int, e *scannedEntry, path string) (archive.Entry, error) {
-	if first, ok := c.links[e.group()]; ok && first.Attr == e.Attr {
+	if first, ok := c.links[c.devices.group(&e.inode)]; ok && first.Attr == e.Attr {
 		first.Path = path
 		return first, nil
 	}
@@ -487,7 +491,7 @@ func (c *creation) readNew(dir int, e *scannedEntry, path string) (archive.Entry
 	if e.Type == archive.TypeFile {
 		return c.readFile(dir, e.name, path)
 	}
-	entry := archive.Entry{Path: path, Attr: lasting(e.Attr), Group: e.group()}
+	entry := archive.Entry{Path: path, Attr: lasting(e.Attr), Group: c.devices.group(&e.inode)}
 	var err error
 	if e.Type == archive.TypeSymlink {
 		if entry.Target, err = readLink(dir, e.name, e.Size); err != nil {

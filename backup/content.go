@@ -66,7 +66,7 @@ func (c *creation) readOnce(dir int, name, path string) (archive.Entry, error) {
 		return archive.Entry{}, errTooMuch
 	}
 	hides := young(st.Attr) > 0
-	entry := archive.Entry{Path: path, Attr: st.Attr, Group: st.group()}
+	entry := archive.Entry{Path: path, Attr: st.Attr, Group: c.devices.group(&st)}
 	if entry.Xattrs, err = xattrsOf(fd).read(); err != nil {
 		return archive.Entry{}, err
 	}

@@ -151,6 +151,7 @@ type creation struct {
 	lost        map[archive.Digest]bool   // parts that the index names and that are not there
 	lostParts   int64                     // those of them that generations need
 	lostRecords uint64                    // that are missing in the log
+	devices     devices                   // that were met
 	links       map[string]archive.Entry  // first link of each hard-link group that was read
 	said        map[uint64]struct{}       // hashes of the problems and notes that were reported: a second comparison does not repeat them
 	seed        maphash.Seed              // of those hashes
@@ -312,6 +313,7 @@ func (c *creation) compare() (err error) {
 		return err
 	}
 	c.summary = Summary{Missing: c.lostParts, LostRecords: c.lostRecords}
+	c.devices = make(devices)
 	c.links = make(map[string]archive.Entry)
 	c.relied = make(map[archive.Hash]struct{})
 	c.matched, c.refused, c.mounts = false, nil, nil

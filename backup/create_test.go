@@ -936,7 +936,7 @@ func TestGrowsOverflow(t *testing.T) {
 func beginning(t *testing.T, r *archive.Repository, dir string) (c *creation, source int) {
 	t.Helper()
 	c = &creation{ctx: t.Context(), repo: r, options: optionsFor(dir), scanner: newScanner(t.Context(), 1), limiter: newLimiter(0),
-		stored: map[archive.Hash]struct{}{}, links: map[string]archive.Entry{}}
+		stored: map[archive.Hash]struct{}{}, links: map[string]archive.Entry{}, devices: devices{}}
 	c.options.Progress = new(Progress)
 	c.pool = archive.NewPackerPool(archive.PackerOptions{PartStored: r.PartSize}, temperatures)
 	if err := c.prepare(); err != nil {
@@ -990,9 +990,9 @@ func TestInodeNumberAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gone := archive.Entry{Path: "gone", Attr: st.Attr, Group: st.group()}
+	gone := archive.Entry{Path: "gone", Attr: st.Attr, Group: c.devices.group(&st)}
 	gone.Attr.Size = 100
-	c.links[st.group()] = gone
+	c.links[c.devices.group(&st)] = gone
 	for _, name := range []string{"new", "link"} {
 		entry, err := c.read(source, &scannedEntry{name: name, inode: st}, name)
 		if err != nil || entry.Path != name || len(entry.Data) != 1 || entry.Data[0].Hash != archive.HashOf([]byte("new")) {
@@ -1001,6 +1001,43 @@ func TestInodeNumberAgain(t *testing.T) {
 	}
 	if c.summary.ReadBytes != 3 {
 		t.Errorf("%d bytes were read", c.summary.ReadBytes)
+	}
+}
+
+// TestDevicesOfLinks: a device has the same name in hard-link groups whatever its number is,
+// and no other one has it, as long as directories of it are met first.
+func TestDevicesOfLinks(t *testing.T) {
+	linked := func(dev uint64) *inode {
+		return &inode{Attr: archive.Attr{Type: archive.TypeFile, Nlink: 2, Inode: 0xabc}, dev: dev}
+	}
+	one, other := devices{}, devices{}
+	for _, path := range []string{".", "home", "srv/data"} {
+		n := uint64(len(path))
+		one.meet(n, path)
+		other.meet(n+100, path)
+		one.meet(1, path) // a bind mount of the first
+		if a, b := one.group(linked(n)), other.group(linked(n+100)); a != b || len(a) != len("0123456789abcdef:abc") {
+			t.Errorf("%s: %q and %q", path, a, b)
+		}
+	}
+	seen := map[string]bool{}
+	for n := range one {
+		seen[one.group(linked(n))] = true
+	}
+	if len(seen) != 3 {
+		t.Errorf("three devices: %v", seen)
+	}
+	one.meet(0xff, "") // of a layer of overlayfs
+	one.meet(0xff, "later")
+	if got := one.group(linked(0xff)); got != "ff:abc" {
+		t.Errorf("of a device that was met with a file: %q", got)
+	}
+	for what, change := range map[string]func(*inode){"no other link": func(i *inode) { i.Nlink = 1 }, "a directory": func(i *inode) { i.Type = archive.TypeDir }} {
+		i := linked(1)
+		change(i)
+		if got := one.group(i); got != "" {
+			t.Errorf("%s is of the group %q", what, got)
+		}
 	}
 }
 

@@ -101,15 +101,6 @@ type inode struct {
 	noDump, mounted bool   // has the attribute nodump; is the root of a mount
 }
 
-// group returns the hard-link group of the inode, "" where it has no other
-// links. Whiteouts of overlayfs share one inode, but are no hard links.
-func (i *inode) group() string {
-	if i.Nlink < 2 || i.Type == archive.TypeDir {
-		return ""
-	}
-	return fmt.Sprintf("%x:%x", i.dev, i.Inode)
-}
-
 const statxMask = unix.STATX_BASIC_STATS
 
 // statBeneath returns the attributes of the entry name of a directory, or of

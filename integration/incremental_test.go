@@ -336,6 +336,53 @@ func TestChecksumAndQuietChanges(t *testing.T) {
 	}
 }
 
+// TestLinksOnOtherDevices: hard links stay links where their file system is on another device
+// in the next run, and a directory of one of them has another name. The file system that has
+// the device now is a copy: its files differ in nothing else.
+func TestLinksOnOtherDevices(t *testing.T) {
+	base, src := tempDir(t), tempDir(t)
+	dirs, images, loops := [2]string{mkdir(t, src, "a"), mkdir(t, src, "b")}, [2]string{}, [2]string{}
+	for i := range dirs {
+		images[i] = filepath.Join(base, fmt.Sprint("image", i))
+	}
+	shell(t, `truncate -s 8M "$1"; mkfs.ext4 -q -F "$1"; mount -o loop "$1" "$3"; mkdir "$3/proj" "$3/store"; echo x >"$3/proj/x"; ln "$3/proj/x" "$3/store"; umount "$3"; cp "$1" "$2"`,
+		images[0], images[1], dirs[0])
+	for i, image := range images {
+		loops[i] = strings.TrimSpace(run(t, "losetup", "--find", "--show", image))
+		t.Cleanup(func() { run(t, "losetup", "--detach", loops[i]) })
+	}
+	for i, dir := range dirs {
+		mountAt(t, dir, loops[i])
+	}
+	r := newRepo(t)
+	r.all(src)
+	device := func(dir string) uint64 {
+		var st syscall.Stat_t
+		must(t, syscall.Stat(dir, &st))
+		return st.Dev
+	}
+	before := [2]uint64{device(dirs[0]), device(dirs[1])}
+	shell(t, `umount "$1" "$2"; cp "$3" "$3.was"; cp "$4" "$4.was"; dd if="$4.was" of="$5" status=none conv=fsync; dd if="$3.was" of="$6" status=none conv=fsync`,
+		dirs[0], dirs[1], images[0], images[1], loops[0], loops[1])
+	for i, dir := range dirs {
+		mountAt(t, dir, loops[1-i])
+		must(t, os.Rename(filepath.Join(dir, "proj"), filepath.Join(dir, "proj2")))
+	}
+	if now := [2]uint64{device(dirs[1]), device(dirs[0])}; now != before {
+		t.Fatalf("the devices are not swapped: %v and %v", before, now)
+	}
+	s := r.all(src)
+	m := r.mount()
+	root := m.at(s.Generation)
+	a, b := inodeOf(t, filepath.Join(root, "a/store/x")), inodeOf(t, filepath.Join(root, "b/store/x"))
+	if got := inodeOf(t, filepath.Join(root, "a/proj2/x")); got != a || a == b {
+		t.Errorf("a/proj2/x is inode %d; a/store/x is %d, b/store/x %d", got, a, b)
+	}
+	if got := inodeOf(t, filepath.Join(root, "b/proj2/x")); got != b {
+		t.Errorf("b/proj2/x is inode %d; a/store/x is %d, b/store/x %d", got, a, b)
+	}
+}
+
 // TestInterruptedRunKeepsItsParts kills a backup in the middle and starts it
 // again: what lies in finished parts is not stored twice.
 func TestInterruptedRunKeepsItsParts(t *testing.T) {
