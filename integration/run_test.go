@@ -241,6 +241,85 @@ func TestRunBesideForeignLocks(t *testing.T) {
 	wantOneLine(t, res.stderr, "another run of it is under way", "If there is none, ", "chmod 600 "+file)
 }
 
+// TestRunOfAReplacedFile: a run is under way also when another file has got the name of its
+// configuration, as by `sed -i`; and a file that has got its inode number is another one.
+func TestRunOfAReplacedFile(t *testing.T) {
+	for user, as := range map[string][]string{"root": nil, "somebody": asUser(somebody, somebody, nil, "true").Args} {
+		t.Run(user, func(t *testing.T) {
+			as = as[:max(len(as)-1, 0)]
+			home := tempDir(t)
+			runAs := func(name string) *exec.Cmd {
+				words := append(append([]string{}, as...), mkbackup, "run", "-q", name)
+				return exec.Command(words[0], words[1:]...)
+			}
+			if as != nil {
+				must(t, os.Chown(home, somebody, somebody))
+			}
+			file, trace, links := filepath.Join(home, "main.conf"), filepath.Join(home, "trace"), mkdir(t, home, "links")
+			write(t, filepath.Join(home, "new"), fmt.Sprintf("repository = %[1]q\n[[backup]]\npaths = [%[2]q]\n[check]\nskip = true\n[hooks]\n"+
+				`before = [["sh", "-c", "echo before >>%[3]s; test $(wc -l <%[3]s) -gt 1 || until test -e %[4]s/go; do sleep 0.05; done"]]`+"\n"+`after = [["sh", "-c", "echo after >>%[3]s"]]`+"\n",
+				filepath.Join(home, "repo"), links, trace, home))
+			link := filepath.Join(links, "link.conf")
+			must(t, os.Symlink("../main.conf", link))
+			shell(t, `cd "$1" && shift && cp -p new main.conf && "$@" init repo && chown -R --reference=. .`, append([]string{home}, append(as, mkbackup)...)...)
+
+			first := start(t, runAs(link))
+			goOn := func() { write(t, filepath.Join(home, "go"), "") }
+			t.Cleanup(goOn)
+			hooks := func() string {
+				text, _ := os.ReadFile(trace)
+				return string(text)
+			}
+			waitFor(t, time.Minute, "the hook", func() bool { return hooks() == "before\n" })
+			refused := func(name string) {
+				t.Helper()
+				res := runCmd(t, runAs(name))
+				if res.code != 1 || hooks() != "before\n" {
+					t.Errorf("%s: exit code %d, and hooks wrote %q", name, res.code, hooks())
+				}
+				wantOneLine(t, res.stderr, name, "another run of it is under way")
+			}
+			refused(link)
+			refused(file)
+			shell(t, `cd "$1" && cp -p main.conf new.conf && mv new.conf main.conf`, home)
+			refused(link)
+			refused(file)
+			shell(t, `cd "$1" && cp -p main.conf links/new.conf && mv links/new.conf links/link.conf`, home)
+			refused(link)
+			refused(file)
+
+			other := filepath.Join(home, "other.conf") // with the inode number that was freed, on some file systems
+			shell(t, `cd "$1" && grep -v -e before -e after main.conf >other.conf && chown --reference=. other.conf`, home)
+			if res := runCmd(t, runAs(other)); res.code != 0 {
+				t.Errorf("another file: exit code %d\n%s", res.code, res.stderr)
+			}
+			goOn()
+			if code := first.wait(t, time.Minute); code != 0 || hooks() != "before\nafter\n" {
+				t.Errorf("exit code %d, and hooks wrote %q\n%s", code, hooks(), first.stderr.String())
+			}
+			if res := runCmd(t, runAs(file)); res.code != 0 {
+				t.Errorf("after it: exit code %d\n%s", res.code, res.stderr)
+			}
+		})
+	}
+}
+
+// TestRunBesideALockOfOthers: a file that another user has put where a run locks its own is
+// left alone.
+func TestRunBesideALockOfOthers(t *testing.T) {
+	home := tempDir(t)
+	must(t, os.Chmod(home, 0o777))
+	write(t, filepath.Join(home, "main.conf"), "repository = \"/none\"\n[[backup]]\npaths = [\"/none\"]\n")
+	lock := filepath.Join(home, ".main.conf.lock")
+	write(t, lock, "")
+	must(t, os.Chmod(lock, 0o666))
+	start(t, exec.Command("flock", "--no-fork", lock, "sleep", "600"))
+	waitFor(t, time.Minute, "the lock", func() bool { return runCmd(t, exec.Command("flock", "--nonblock", lock, "true")).code == 1 })
+	if res := runCmd(t, asUser(somebody, somebody, nil, mkbackup, "run", filepath.Join(home, "main.conf"))); !strings.Contains(res.stderr, "/none: no repository there") {
+		t.Errorf("exit code %d: %s", res.code, res.stderr)
+	}
+}
+
 // TestMountByConfiguration mounts what a file says.
 func TestMountByConfiguration(t *testing.T) {
 	r, src, point := newRepo(t), tempDir(t), tempDir(t)

@@ -41,6 +41,9 @@ func book() manual.Book {
 */run/backupfs.lock*
 : Locks of runs that root makes.
 
+*.NAME.conf.lock*
+: Beside a configuration: the lock of runs that another user makes. It is empty, and stays.
+
 *~/.cache/mkbackup/*
 : Where the next **check --read-data-subset** begins.
 

@@ -92,11 +92,11 @@ with its line.`,
 // lockRun locks a configuration, until the process ends at the latest: the hooks of two
 // runs would undo each other's work. Where it cannot be locked there is no lock.
 func lockRun(file string) (unlock func(), err error) {
-	lock, err := tryLock(file)
+	lock, err := tryLockFile(file)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%s: another run of it is under way: wait for its end%s", file, othersMayLock(file))
 	}
-	return func() { _ = lock.Close() }, nil // nothing was written
+	return lock.Close, nil
 }
 
 // outliveReader keeps this process going where nobody reads its messages any more: there
