@@ -409,6 +409,25 @@ func TestNoLink(t *testing.T) {
 	}
 }
 
+// TestLengthOfLink: what a file system says of a target's length is not believed.
+func TestLengthOfLink(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	target := strings.Repeat("t", 4095) // the kernel's limit
+	if err := os.Symlink(target, dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int64{4095, 0, 10, 4094, maxTarget, maxTarget + 1, 1 << 62, math.MaxInt64, -1} {
+		if got, err := readLink(int(f.Fd()), "link", size); got != target || err != nil {
+			t.Errorf("said to have %d bytes: %d, %v", size, len(got), err)
+		}
+	}
+}
+
 // TestNameAfterForgotten: a later generation of the same second has a later name, also
 // when an earlier one is gone.
 func TestNameAfterForgotten(t *testing.T) {

@@ -277,19 +277,27 @@ func sortedNames(names []string) []string {
 	return slices.Compact(names)
 }
 
-// readLink returns the target of a symlink.
+// maxTarget is the most bytes of a symlink's target that the log may hold. The kernel's
+// limit is lower.
+const maxTarget = 64 << 10
+
+var errLongTarget = fmt.Errorf("a symlink with a target of more than %d bytes", maxTarget)
+
+// readLink returns the target of a symlink. size is what its file system says of its length,
+// which may be anything.
 func readLink(dir int, name string, size int64) (string, error) {
-	for length := max(size+1, 256); ; length *= 2 {
+	for length := min(max(size, 255), maxTarget) + 1; ; length = min(2*length, maxTarget+1) {
 		target := make([]byte, length)
 		n, err := unix.Readlinkat(dir, name, target)
-		if errors.Is(err, unix.EINVAL) { // it is no symlink
+		switch {
+		case errors.Is(err, unix.EINVAL): // it is no symlink
 			return "", errVanished
-		}
-		if err != nil {
+		case err != nil:
 			return "", err
-		}
-		if int64(n) < length {
+		case int64(n) < length:
 			return string(target[:n]), nil
+		case length > maxTarget:
+			return "", errLongTarget
 		}
 	}
 }
