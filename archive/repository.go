@@ -70,9 +70,16 @@ type InitOptions struct {
 // Init that was interrupted left. The directories above it are made where they are missing.
 // What it makes in dir is closed to everybody but its owner, whatever the umask: a backup holds
 // what others may not read. An empty directory keeps its mode.
-func Init(dir string, o InitOptions) (*Repository, error) { return InitOn(disk.Of(dir), dir, o) }
+func Init(dir string, o InitOptions) (*Repository, error) {
+	dir, err := disk.Follow(dir)
+	if err != nil {
+		return nil, fmt.Errorf("make the repository: %w", err)
+	}
+	return InitOn(disk.Of(dir), dir, o)
+}
 
-// InitOn is Init by way of fsys, which must lead to the files of the machine.
+// InitOn is Init by way of fsys, which must lead to the files of the machine. There is no
+// ".." in dir.
 func InitOn(fsys disk.FS, dir string, o InitOptions) (*Repository, error) {
 	if o.PartSize == 0 {
 		o.PartSize = DefaultPartSize
@@ -121,7 +128,7 @@ func configure(fsys disk.FS, dir, id string, partSize int64) (*Repository, error
 // RestoreConfig writes the repo.json of a repository that has lost it. id is what
 // its indexes say, or "" for a new one. The part size is the default: nothing that
 // is stored depends on it. The error wraps ErrNoRepository where there is no log.
-// Nobody may write into the repository meanwhile.
+// Nobody may write into the repository meanwhile. There is no ".." in dir.
 func RestoreConfig(dir, id string) (*Repository, error) {
 	there, err := Open(dir)
 	if err == nil {
@@ -263,9 +270,16 @@ func (r *Repository) writeConfig() error {
 
 // Open opens the repository in dir. The error wraps ErrNoRepository, ErrNoConfig,
 // ErrBadConfig or ErrNewerFormat where that is the reason.
-func Open(dir string) (*Repository, error) { return OpenOn(disk.Of(dir), dir) }
+func Open(dir string) (*Repository, error) {
+	dir, err := disk.Follow(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the repository: %w", err)
+	}
+	return OpenOn(disk.Of(dir), dir)
+}
 
-// OpenOn is Open by way of fsys, which must lead to the files of the machine.
+// OpenOn is Open by way of fsys, which must lead to the files of the machine. There is no
+// ".." in dir.
 func OpenOn(fsys disk.FS, dir string) (*Repository, error) {
 	text, err := ReadSmallFile(filepath.Join(dir, configName), maxConfig)
 	var odd oddFile

@@ -137,6 +137,41 @@ func TestInitRefuses(t *testing.T) {
 	}
 }
 
+// TestAboveALink: a repository that a path with ".." behind a symlink leads to is made and
+// opened where the kernel finds it, not where the path without both is.
+func TestAboveALink(t *testing.T) {
+	dir, away := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(away+"/sub", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(away+"/sub", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	beside, err := Init(dir+"/repo", InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside.Close()
+	t.Chdir(dir + "/link") // of which $PWD has the symlink
+	made, err := Init("../repo", InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Close()
+	for _, path := range []string{away + "/repo", dir + "/link/../repo", "../repo"} {
+		r, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if there, err := os.Stat(r.Dir()); err != nil || r.ID != made.ID {
+			t.Errorf("%s: the repository %s, want %s, %v", path, r.ID, made.ID, err)
+		} else if want, err := os.Stat(away + "/repo"); err != nil || !os.SameFile(there, want) {
+			t.Errorf("%s: its directory is %s, %v", path, r.Dir(), err)
+		}
+		r.Close()
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	if _, err := Open(t.TempDir()); !errors.Is(err, ErrNoRepository) {
 		t.Errorf("an empty directory: %v", err)

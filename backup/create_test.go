@@ -618,6 +618,32 @@ func TestGivenDirectories(t *testing.T) {
 	}
 }
 
+// TestPathsAboveNothing: what is above a ".." that leads nowhere nobody knows, and so no
+// other directory is taken for it.
+func TestPathsAboveNothing(t *testing.T) {
+	base := t.TempDir()
+	for _, path := range []string{"x/in", "y/in"} {
+		write(t, filepath.Join(base, path), []byte(path))
+	}
+	if err := os.Symlink("nowhere", base+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(base)
+	for _, o := range []CreateOptions{
+		{Paths: []string{base + "/link/../x"}}, {Paths: []string{"link/../x"}}, {Paths: []string{"link/.."}},
+		{Paths: []string{base + "/y", base + "/missing/../x"}}, {Paths: []string{base + "/y/in/../../x"}},
+		{Root: base, Paths: []string{"/link/../x"}}, {Root: base, Paths: []string{"/y", "missing/../x"}},
+	} {
+		r := newRepository(t)
+		if s, err := Create(context.Background(), r, o); err == nil || !strings.Contains(err.Error(), o.Paths[len(o.Paths)-1]+": ") {
+			t.Errorf("%q below %q: %+v, %v", o.Paths, o.Root, s, err)
+		}
+		if records, err := r.Records(); err != nil || len(records) != 0 {
+			t.Errorf("%q below %q: %d records, %v", o.Paths, o.Root, len(records), err)
+		}
+	}
+}
+
 // TestOwnDirectory: a repository is no part of its backups, also where a symlink leads to it.
 func TestOwnDirectory(t *testing.T) {
 	dir := t.TempDir()

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/backupfs/backupfs/internal/disk"
 )
 
 // selection is the tree of what is backed up: everything below a node, or only
@@ -42,8 +44,8 @@ func newSelection(root string, paths []string) (*selection, error) {
 
 // resolve returns the absolute path of what the kernel finds at a path, without symlinks
 // but a last component. It takes no ".." away before symlinks are followed. A path that does
-// not exist stays as it is: the walk says that it is missing. Where root is not "", it is
-// what "/" is in paths, absolute or not, and in symlinks.
+// not exist stays as it is behind the last "..", which must exist: the walk says that it is
+// missing. Where root is not "", it is what "/" is in paths, absolute or not, and in symlinks.
 func resolve(root, path string) (string, error) {
 	follow := filepath.EvalSymlinks
 	if root != "" {
@@ -62,11 +64,14 @@ func resolve(root, path string) (string, error) {
 		parent, last = path, ""
 	}
 	resolved, err := follow(parent)
-	if errors.Is(err, unix.EIO) {
-		return "", fmt.Errorf("%s: %w", path, err)
+	if err != nil && !errors.Is(err, unix.EIO) {
+		if parent, last = disk.CutUp(path); parent == "" {
+			return filepath.Clean(path), nil
+		}
+		resolved, err = follow(parent)
 	}
 	if err != nil {
-		return filepath.Clean(path), nil
+		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	return filepath.Join(resolved, last), nil
 }

@@ -513,6 +513,40 @@ func TestSelectionOfPaths(t *testing.T) {
 	wantContent(t, m.path(g, src, "c"), "4")
 }
 
+// TestUpBehindALink: where ".." leads from a symlink the kernel says, for every path on the
+// command line, and not the path without both.
+func TestUpBehindALink(t *testing.T) {
+	dir, away := tempDir(t), tempDir(t)
+	write(t, filepath.Join(mkdir(t, dir, "x"), "in"), "beside the link")
+	write(t, filepath.Join(mkdir(t, away, "x"), "in"), "where it leads to")
+	mkdir(t, away, "sub")
+	must(t, os.Symlink(filepath.Join(away, "sub"), filepath.Join(dir, "link")))
+	must(t, os.Symlink("nowhere", filepath.Join(dir, "none")))
+
+	r := initRepo(t, filepath.Join(away, "repo"))
+	beside := initRepo(t, filepath.Join(dir, "repo"))
+	up := &repo{t: t, dir: dir + "/link/../repo"}
+	up.create("--root", dir+"/link/..", "/x")
+	up.create(dir + "/link/../x")
+	if n, none := len(r.records()), len(beside.records()); n != 2 || none != 0 {
+		t.Errorf("%d records, and %d in the repository beside the link", n, none)
+	}
+	must(t, os.Mkdir(filepath.Join(away, "mnt"), 0o755))
+	must(t, os.Mkdir(filepath.Join(dir, "mnt"), 0o755))
+	run(t, backupfs, up.dir, dir+"/link/../mnt")
+	t.Cleanup(func() { run(t, "umount", filepath.Join(away, "mnt")) })
+	list := r.generations()
+	wantContent(t, filepath.Join(away, "mnt", list[0], "x/in"), "where it leads to")
+	wantContent(t, filepath.Join(away, "mnt", list[1], away, "x/in"), "where it leads to")
+	for _, args := range [][]string{{dir + "/none/../x"}, {"--root", dir + "/none/..", "/x"}, {"--root", dir, "/none/../x"}} {
+		_, res := r.createExit(1, args...)
+		wantOneLine(t, res.stderr, "/none/..", "no such file or directory")
+	}
+	if n := len(r.records()); n != 2 {
+		t.Errorf("%d records: something was stored of what is not there", n)
+	}
+}
+
 // TestRepositoryAndMountInsideTheSource leaves the repository and its mount out, and
 // says so once each.
 func TestRepositoryAndMountInsideTheSource(t *testing.T) {

@@ -141,6 +141,10 @@ func check(cmd *cobra.Command, dir string, f checkFlags, o *outcome) error {
 
 // restoreConfig writes the repo.json of a repository that has lost it.
 func restoreConfig(dir string) (*archive.Repository, error) {
+	dir, err := cli.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
 	id, err := index.RepositoryID(filepath.Join(dir, "index"))
 	if err != nil {
 		return nil, err
