@@ -44,7 +44,6 @@ const (
 	maxPath        = MaxDirectoryPath + 1 + maxName
 	maxContent     = 8 << 20  // raw bytes of one content
 	maxInodeNumber = 1 << 62  // that the index gives
-	maxTarget      = 64 << 10 // bytes of a symlink's target: Linux hands out less than a page, which has no more
 	maxXattrNames  = 64 << 10 // bytes of the names of an entry's xattrs, each with a NUL: XATTR_LIST_MAX of Linux
 	maxXattrValue  = 64 << 10 // bytes of one value: XATTR_SIZE_MAX
 )
@@ -54,6 +53,10 @@ const (
 // longest path that there is, and that a reader takes, is that of something in such a
 // directory: 16,640 bytes.
 const MaxDirectoryPath = 16 << 10
+
+// MaxTarget is how many bytes the target of a symlink has at most: Linux hands out less than
+// a page, which has no more.
+const MaxTarget = 64 << 10
 
 // maxRecord is the greatest number of a record: who counts up to it does not come round to 0.
 const maxRecord = math.MaxInt64
@@ -466,8 +469,8 @@ func (e *Entry) validate() error {
 	if (e.Target != "") != (e.Attr.Type == TypeSymlink) || strings.ContainsRune(e.Target, 0) {
 		return fmt.Errorf("%.300q: a %s with the target %.300q", e.Path, e.Attr.Type, e.Target)
 	}
-	if len(e.Target) > maxTarget {
-		return fmt.Errorf("%.300q: its target has %d bytes, want at most %d", e.Path, len(e.Target), maxTarget)
+	if len(e.Target) > MaxTarget {
+		return fmt.Errorf("%.300q: its target has %d bytes, want at most %d", e.Path, len(e.Target), MaxTarget)
 	}
 	if len(e.Data) > 0 && e.Attr.Type != TypeFile {
 		return fmt.Errorf("%.300q: a %s with data", e.Path, e.Attr.Type)

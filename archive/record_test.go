@@ -502,7 +502,7 @@ func TestEntriesThatCannotBeStored(t *testing.T) {
 	}
 	target.Attr.Type = TypeSymlink
 	longTarget := good("t")
-	longTarget.Attr.Type, longTarget.Target = TypeSymlink, strings.Repeat("t", maxTarget+1)
+	longTarget.Attr.Type, longTarget.Target = TypeSymlink, strings.Repeat("t", MaxTarget+1)
 	extent.Data = []Extent{{Len: 1}}
 	root := good(".")
 	root.Attr.Type = TypeDir

@@ -452,6 +452,7 @@ func (c *checking) repair() error {
 	})
 	if c.result.Repaired = sound && err == nil; c.result.Repaired {
 		c.result.repairs = c.result.DamagedIndexes
+		c.uncompared = nil // that one is gone
 	}
 	if err != nil || !c.cut {
 		return err

@@ -392,7 +392,7 @@ func (c *checking) elsewhere(bad map[archive.Hash]*DamagedPart) error {
 		}
 		others, err := c.db.Elsewhere(hash)
 		if err != nil {
-			return c.indexDamage(err)
+			return err
 		}
 		for _, p := range others { // a reader takes the first that it can read
 			state := stateOf(reader, p.Part, archive.Content{Hash: hash, RawOffset: p.RawOffset, RawLen: p.RawLen}, &buffer)
@@ -411,15 +411,30 @@ func (c *checking) elsewhere(bad map[archive.Hash]*DamagedPart) error {
 
 // stateOf reads a content where it lies in a part. buffer is scratch.
 func stateOf(r *archive.Reader, p archive.Part, content archive.Content, buffer *[]byte) state {
-	b := slices.Grow((*buffer)[:0], int(content.RawLen))[:content.RawLen]
-	*buffer = b
-	if r.ReadAt(p, b, content.RawOffset) != nil {
+	switch err := readContent(r, p, content, buffer); {
+	case errors.Is(err, errWrong):
+		return wrong
+	case err != nil:
 		return unreadable
 	}
-	if archive.HashOf(b) != content.Hash {
-		return wrong
-	}
 	return good
+}
+
+// errWrong says that all frames have their digests, but hold something else.
+var errWrong = errors.New("other bytes than the log says")
+
+// readContent reads a content where it lies in a part, and compares it with its hash. buffer is
+// scratch.
+func readContent(r *archive.Reader, p archive.Part, content archive.Content, buffer *[]byte) error {
+	b := slices.Grow((*buffer)[:0], int(content.RawLen))[:content.RawLen]
+	*buffer = b
+	if err := r.ReadAt(p, b, content.RawOffset); err != nil {
+		return err
+	}
+	if archive.HashOf(b) != content.Hash {
+		return fmt.Errorf("part %s: raw offset %d, content %s: %w", p.Name, content.RawOffset, content.Hash, errWrong)
+	}
+	return nil
 }
 
 // suspectCache is the memory for decoded frames of damaged parts.

@@ -1195,6 +1195,17 @@ func TestCompactContentTwice(t *testing.T) {
 			}
 		})
 	}
+	t.Run("no time to read the other place", func(t *testing.T) {
+		r, _ := twice(t, content)
+		forget(t, r, 1) // after that nothing of the older part is needed
+		if s := compact(t, r, CompactOptions{TimeLimit: time.Nanosecond}); s.Removed != 0 || !s.Limited {
+			t.Errorf("%+v", s)
+		}
+		if s := compact(t, r, CompactOptions{}); s.WholeParts != 1 || s.Removed != 1 || s.Limited {
+			t.Errorf("without a limit: %+v", s)
+		}
+		wantContents(t, r, 2, map[string]string{"file": string(content)})
+	})
 	t.Run("both are damaged", func(t *testing.T) {
 		r, parts := twice(t, content)
 		for _, part := range parts {

@@ -271,9 +271,10 @@ func (c *compaction) over() bool {
 const batchParts = 8
 
 // batch returns how many parts of the plan come next: all of which nothing is
-// needed, or as many as fill some new parts; 0 where a limit was reached.
+// needed, or as many as fill some new parts, or as few as have seconds of no more than
+// that; 0 where a limit was reached.
 func (c *compaction) batch(plan []*partUse) (n int) {
-	for n < len(plan) && plan[n].wholly() {
+	for n < len(plan) && plan[n].wholly() && len(plan[n].seconds) == 0 {
 		n++
 	}
 	if n > 0 || c.over() {
@@ -283,9 +284,13 @@ func (c *compaction) batch(plan []*partUse) (n int) {
 	if plan[0].dead == 0 {
 		least = 2 // alone it would be copied to itself
 	}
-	live := int64(0)
-	for ; n < len(plan); n++ {
-		if live += plan[n].live; n >= least && (live > batchParts*c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
+	live, read := int64(0), int64(0)
+	for ; n < len(plan) && plan[n].wholly() == plan[0].wholly(); n++ {
+		live += plan[n].live
+		for _, s := range plan[n].seconds {
+			read += s.RawLen
+		}
+		if n >= least && (max(live, read) > batchParts*c.repo.PartSize || c.options.Limit > 0 && c.copied+live > c.options.Limit) {
 			break
 		}
 	}

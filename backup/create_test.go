@@ -421,7 +421,7 @@ func TestLengthOfLink(t *testing.T) {
 	if err := os.Symlink(target, dir+"/link"); err != nil {
 		t.Fatal(err)
 	}
-	for _, size := range []int64{4095, 0, 10, 4094, maxTarget, maxTarget + 1, 1 << 62, math.MaxInt64, -1} {
+	for _, size := range []int64{4095, 0, 10, 4094, archive.MaxTarget, archive.MaxTarget + 1, 1 << 62, math.MaxInt64, -1} {
 		if got, err := readLink(int(f.Fd()), "link", size); got != target || err != nil {
 			t.Errorf("said to have %d bytes: %d, %v", size, len(got), err)
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
@@ -73,17 +72,9 @@ func (c *compaction) secure(list []second) error {
 // readable reads a content where it lies in a part, which is damaged where it cannot be
 // read. buffer is scratch.
 func (c *compaction) readable(r *archive.Reader, p *partUse, content archive.Content, buffer *[]byte) (bool, error) {
-	b := slices.Grow((*buffer)[:0], int(content.RawLen))[:content.RawLen]
-	*buffer = b
-	err := r.ReadAt(p.Part, b, content.RawOffset)
-	if archive.IsInconclusive(err) {
-		return false, err
-	}
-	if err == nil && archive.HashOf(b) != content.Hash {
-		err = fmt.Errorf("part %s: at raw offset %d are other bytes than the content %s, of which the log says that it is there", p.Name, content.RawOffset, content.Hash)
-	}
-	if err == nil {
-		return true, nil
+	err := readContent(r, p.Part, content, buffer)
+	if err == nil || archive.IsInconclusive(err) {
+		return err == nil, err
 	}
 	if !c.damaged[p.Name] {
 		c.keepDamaged(p.Name, err)

@@ -277,16 +277,12 @@ func sortedNames(names []string) []string {
 	return slices.Compact(names)
 }
 
-// maxTarget is the most bytes of a symlink's target that the log may hold. The kernel's
-// limit is lower.
-const maxTarget = 64 << 10
-
-var errLongTarget = fmt.Errorf("a symlink with a target of more than %d bytes", maxTarget)
+var errLongTarget = fmt.Errorf("a symlink with a target of more than %d bytes", archive.MaxTarget)
 
 // readLink returns the target of a symlink. size is what its file system says of its length,
 // which may be anything.
 func readLink(dir int, name string, size int64) (string, error) {
-	for length := min(max(size, 255), maxTarget) + 1; ; length = min(2*length, maxTarget+1) {
+	for length := min(max(size, 255), archive.MaxTarget) + 1; ; length = min(2*length, archive.MaxTarget+1) {
 		target := make([]byte, length)
 		n, err := unix.Readlinkat(dir, name, target)
 		switch {
@@ -296,7 +292,7 @@ func readLink(dir int, name string, size int64) (string, error) {
 			return "", err
 		case int64(n) < length:
 			return string(target[:n]), nil
-		case length > maxTarget:
+		case length > archive.MaxTarget:
 			return "", errLongTarget
 		}
 	}

@@ -235,7 +235,8 @@ func split(frames []archive.PartFrame, spans []span) (live, dead int64) {
 
 // plan returns the parts to compact, in the order in which it is worth most, so
 // that at most the share maxDead of what is left is dead: the parts of which
-// nothing is needed first. Small parts to merge come last.
+// nothing is needed first, those that need not be compared with others before all. Small
+// parts to merge come last.
 func (u *usage) plan(maxDead float64) []*partUse {
 	var list []*partUse
 	for _, p := range u.parts {
@@ -262,7 +263,10 @@ func (u *usage) plan(maxDead float64) []*partUse {
 // of writing them again (Rosenblum and Ousterhout, The Design and Implementation
 // of a Log-Structured File System, 1992; reading is not what costs here).
 func (p *partUse) gain() float64 {
-	if p.wholly() {
+	switch {
+	case p.wholly() && len(p.seconds) == 0:
+		return 2e300
+	case p.wholly():
 		return 1e300
 	}
 	return float64(p.dead) * float64(p.age) / float64(p.live)

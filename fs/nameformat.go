@@ -101,8 +101,8 @@ func (f NameFormat) findNumbered(gens []index.Generation, name string) (index.Ge
 // formats: most of those that cannot be read back, as %s, make names of one length only,
 // so that none is the beginning of another.
 func (f NameFormat) makes(name string) bool {
-	_, err := strftime.Parse(string(f), name)
-	return err == nil && f != ""
+	t, err := strftime.Parse(string(f), name)
+	return err == nil && f != "" && strftime.Format(string(f), t) == name // it reads 3 for 03, too
 }
 
 // findPrefix finds the last generation whose name begins with a part of a time, which is

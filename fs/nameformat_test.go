@@ -55,9 +55,9 @@ func TestWholeNamesAreNoPrefixes(t *testing.T) {
 	t.Cleanup(func() { time.Local = zone })
 	gens := []index.Generation{gen(1, "", "2026-11-22T23-30-00Z")} // the 23rd, in local time
 	for format, names := range map[NameFormat]map[string]bool{
-		"%Y-%m-%d":               {"2026-11-23": true, "2026-11": true, "2026-11-22T23": true, "2026-11-22": false},
+		"%Y-%m-%d":               {"2026-11-23": true, "2026-11": true, "2026-11-2": true, "2026-11-22T23": true, "2026-11-22": false},
 		"%B %-d":                 {"November 23": true, "Nove": true, "2026-11-22": true, "November 2": false},
-		"@GMT-%Y.%m.%d-%H.%M.%S": {"@GMT-2026.11.22": true, "2026-11-22": true, "@GMT-2026.11.22-23.30.01": false},
+		"@GMT-%Y.%m.%d-%H.%M.%S": {"@GMT-2026.11.22": true, "@GMT-2026.11.22-23.3": true, "@GMT-2026.11.22-23.30.0": true, "2026-11-22": true, "@GMT-2026.11.22-23.30.01": false},
 	} {
 		c, err := newCatalog(gens, "", format, 9)
 		if err != nil {
