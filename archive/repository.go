@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -323,14 +322,11 @@ func ReadConfig(open func(name string) (*os.File, error)) (Config, error) {
 		return Config{}, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = oddFile("not a regular file")
-	}
+	stored, err := regularSize(f)
 	if err != nil {
 		return Config{}, err
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig))
+	text, err := readSmall(f, stored, maxConfig)
 	if err != nil {
 		return Config{}, err
 	}

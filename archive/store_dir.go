@@ -155,15 +155,24 @@ func openRegular(name string) (*os.File, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: name, Err: oddFile("not a regular file")}
-	}
+	stored, err := regularSize(f)
 	if err != nil {
 		f.Close()
 		return nil, 0, err
 	}
-	return f, info.Size(), nil
+	return f, stored, nil
+}
+
+// regularSize returns the length of an open file. What is no regular file is an error.
+func regularSize(f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, &fs.PathError{Op: "open", Path: f.Name(), Err: oddFile("not a regular file")}
+	}
+	return info.Size(), nil
 }
 
 // ReadSmallFile is os.ReadFile for a regular file that has no more than limit bytes; anything
@@ -174,8 +183,13 @@ func ReadSmallFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return readSmall(f, stored, limit)
+}
+
+// readSmall reads an open file of stored bytes, of no more than limit.
+func readSmall(f *os.File, stored, limit int64) ([]byte, error) {
 	if stored > limit {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: oddFile(fmt.Sprintf("it has %d bytes, want at most %d", stored, limit))}
+		return nil, &fs.PathError{Op: "read", Path: f.Name(), Err: oddFile(fmt.Sprintf("it has %d bytes, want at most %d", stored, limit))}
 	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }

@@ -1124,37 +1124,44 @@ var harms = map[string]func(path string) error{
 	},
 }
 
-// TestContentTwice: a content that lies in two parts is read from the one that is whole;
-// the other one is damaged all the same.
-func TestContentTwice(t *testing.T) {
-	content := randomBytes(3, 100_000)
+// harmed runs a test with each harm to the part that counts, of two that have a content.
+func harmed(t *testing.T, content []byte, test func(t *testing.T, r *archive.Repository, parts []string)) {
 	for name, harm := range harms {
 		t.Run(name, func(t *testing.T) {
 			r, parts := twice(t, content)
 			if err := harm(parts[1]); err != nil {
 				t.Fatal(err)
 			}
-			wantContents(t, r, 2, map[string]string{"file": string(content)})
-			c := check(t, r, CheckOptions{ReadData: true})
-			if len(c.DamagedParts) != 1 || c.DamagedFiles != 0 || c.HitGenerations != 0 {
-				t.Fatalf("%+v, %q", c.CheckResult, c.damages)
-			}
-			if p := c.DamagedParts[0]; !strings.HasSuffix(parts[1], archive.PartStoreName(p.Part)) || p.Contents != 0 || p.Elsewhere != 1 || p.Needless {
-				t.Errorf("%+v", p)
-			}
-			notes := exported(t, r, content)
-			if len(notes) != 1 || !strings.HasSuffix(notes[0], ": read from another part, which has the same content") {
-				t.Errorf("%q", notes)
-			}
-			if err := os.Remove(parts[0]); err != nil {
-				t.Fatal(err)
-			}
-			c = check(t, r, CheckOptions{ReadData: true})
-			if c.DamagedFiles != 3 || c.HitGenerations != 2 {
-				t.Errorf("both are lost: %+v, %q", c.CheckResult, c.damages)
-			}
+			test(t, r, parts)
 		})
 	}
+}
+
+// TestContentTwice: a content that lies in two parts is read from the one that is whole;
+// the other one is damaged all the same.
+func TestContentTwice(t *testing.T) {
+	content := randomBytes(3, 100_000)
+	harmed(t, content, func(t *testing.T, r *archive.Repository, parts []string) {
+		wantContents(t, r, 2, map[string]string{"file": string(content)})
+		c := check(t, r, CheckOptions{ReadData: true})
+		if len(c.DamagedParts) != 1 || c.DamagedFiles != 0 || c.HitGenerations != 0 {
+			t.Fatalf("%+v, %q", c.CheckResult, c.damages)
+		}
+		if p := c.DamagedParts[0]; !strings.HasSuffix(parts[1], archive.PartStoreName(p.Part)) || p.Contents != 0 || p.Elsewhere != 1 || p.Needless {
+			t.Errorf("%+v", p)
+		}
+		notes := exported(t, r, content)
+		if len(notes) != 1 || !strings.HasSuffix(notes[0], ": read from another part, which has the same content") {
+			t.Errorf("%q", notes)
+		}
+		if err := os.Remove(parts[0]); err != nil {
+			t.Fatal(err)
+		}
+		c = check(t, r, CheckOptions{ReadData: true})
+		if c.DamagedFiles != 3 || c.HitGenerations != 2 {
+			t.Errorf("both are lost: %+v, %q", c.CheckResult, c.damages)
+		}
+	})
 }
 
 // TestCompactContentTwice: of a content that lies in two parts, the place that is not read
@@ -1174,27 +1181,21 @@ func TestCompactContentTwice(t *testing.T) {
 		}
 		wantBoth(t, r)
 	})
-	for name, harm := range harms {
-		t.Run(name, func(t *testing.T) {
-			r, parts := twice(t, content)
-			if err := harm(parts[1]); err != nil {
-				t.Fatal(err)
-			}
-			var problems []string
-			s := compact(t, r, CompactOptions{Problem: func(err error) { problems = append(problems, err.Error()) }})
-			if s.Damaged != 1 || len(problems) != 1 || s.Removed != 0 {
-				t.Errorf("%+v, %q", s, problems)
-			}
-			wantBoth(t, r)
-			if s := compact(t, r, CompactOptions{}); s.Damaged != 0 || s.WholeParts != 1 || s.Removed != 1 {
-				t.Errorf("the second time: %+v", s)
-			}
-			wantBoth(t, r)
-			if c := check(t, r, CheckOptions{ReadData: true}); c.Damages != 0 {
-				t.Errorf("%q", c.damages)
-			}
-		})
-	}
+	harmed(t, content, func(t *testing.T, r *archive.Repository, _ []string) {
+		var problems []string
+		s := compact(t, r, CompactOptions{Problem: func(err error) { problems = append(problems, err.Error()) }})
+		if s.Damaged != 1 || len(problems) != 1 || s.Removed != 0 {
+			t.Errorf("%+v, %q", s, problems)
+		}
+		wantBoth(t, r)
+		if s := compact(t, r, CompactOptions{}); s.Damaged != 0 || s.WholeParts != 1 || s.Removed != 1 {
+			t.Errorf("the second time: %+v", s)
+		}
+		wantBoth(t, r)
+		if c := check(t, r, CheckOptions{ReadData: true}); c.Damages != 0 {
+			t.Errorf("%q", c.damages)
+		}
+	})
 	t.Run("no time to read the other place", func(t *testing.T) {
 		r, _ := twice(t, content)
 		forget(t, r, 1) // after that nothing of the older part is needed
@@ -1223,22 +1224,16 @@ func TestCompactContentTwice(t *testing.T) {
 // counts, also one that repairs the log.
 func TestCheckpointContentTwice(t *testing.T) {
 	content := randomBytes(3, 100_000)
-	for name, harm := range harms {
-		t.Run(name, func(t *testing.T) {
-			r, parts := twice(t, content)
-			if err := harm(parts[1]); err != nil {
-				t.Fatal(err)
-			}
-			damage(t, filepath.Join(r.Dir(), archive.RecordStoreName(1)))
-			if c := check(t, r, CheckOptions{Repair: true}); !c.Repaired {
-				t.Fatalf("%+v, %q", c.CheckResult, c.damages)
-			}
-			wantContents(t, r, 2, map[string]string{"file": string(content)})
-			if c := check(t, r, CheckOptions{ReadData: true}); c.DamagedFiles != 0 || c.DamagedRecords != 0 {
-				t.Errorf("%+v, %q", c.CheckResult, c.damages)
-			}
-		})
-	}
+	harmed(t, content, func(t *testing.T, r *archive.Repository, _ []string) {
+		damage(t, filepath.Join(r.Dir(), archive.RecordStoreName(1)))
+		if c := check(t, r, CheckOptions{Repair: true}); !c.Repaired {
+			t.Fatalf("%+v, %q", c.CheckResult, c.damages)
+		}
+		wantContents(t, r, 2, map[string]string{"file": string(content)})
+		if c := check(t, r, CheckOptions{ReadData: true}); c.DamagedFiles != 0 || c.DamagedRecords != 0 {
+			t.Errorf("%+v, %q", c.CheckResult, c.damages)
+		}
+	})
 }
 
 // exported exports the generation 2, which must have a file of that content, and returns what

@@ -37,6 +37,9 @@ func (u *usage) doubtful() []second {
 // one cannot be read there, but in the second place, the log is told that it lies in that.
 // What cannot be read is damaged, and stays. If anything comes of this, changed is set.
 func (c *compaction) secure(list []second) error {
+	if len(list) == 0 {
+		return nil
+	}
 	slices.SortFunc(list, func(a, b second) int {
 		return cmp.Or(bytes.Compare(a.first.Name[:], b.first.Name[:]), cmp.Compare(a.at, b.at))
 	})

@@ -176,21 +176,18 @@ func (p *partUse) measure(store archive.Store) error {
 			liveRaw += s.end() - s.rawOffset + tarBlock
 		}
 	}
-	switch {
-	case !live:
+	if !live {
 		p.dead = p.Stored
 		return nil
-	case liveRaw == p.Raw && !p.relied:
-		p.live = p.Stored
+	}
+	p.live = p.Stored
+	all := liveRaw == p.Raw
+	if all && !p.relied {
 		return nil
 	}
 	frames, err := archive.Frames(store, p.Part)
-	if err != nil {
+	if err != nil || all {
 		return err
-	}
-	if liveRaw == p.Raw {
-		p.live = p.Stored
-		return nil
 	}
 	p.live, p.dead = split(frames, p.spans)
 	p.live = max(p.live, 1) // shares of frames are rounded down
